@@ -1,0 +1,44 @@
+"""The one definition of a ternary group: its scale and its trits.
+
+Absmean quantisation (BitNet b1.58) per group of consecutive inputs, with the scale rounded to
+float16 *before* the trits are chosen, so that what the trainer's forward pass uses is exactly
+what an exported file holds. The trainer (PyTorch) and the exporter both follow this module; a
+test compares them on every group of a trained model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+MIN_SCALE = 2.0**-14
+"""Smallest group scale: the smallest normal float16, so that no scale is subnormal or zero."""
+
+
+def ternarise(weight: NDArray[np.float32], group_size: int) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Split a matrix into trits and group scales.
+
+    Parameters: weight float32 [rows, columns], columns a multiple of `group_size`.
+    Returns: trits int8 [rows, columns] in {-1, 0, 1}; scales float16 [rows, columns / group_size].
+    The scale is mean |w| of the group accumulated in float64, rounded to float16, at least 2^-14;
+    a trit is w / scale rounded half to even in float32 and clipped.
+    Raises ValueError if the columns do not divide or a weight is not finite.
+    """
+    rows, columns = weight.shape
+    if columns % group_size:
+        raise ValueError(f"{columns} columns are not a multiple of the group size {group_size}")
+    groups = weight.astype(np.float32, copy=False).reshape(rows, columns // group_size, group_size)
+    mean = np.abs(groups).mean(axis=-1, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        raise ValueError("a weight is not finite")
+    scales = np.maximum(mean, MIN_SCALE).astype(np.float16)
+    ratio = groups / scales.astype(np.float32)[..., None]
+    trits = np.clip(np.rint(ratio), -1, 1).astype(np.int8)
+    return trits.reshape(rows, columns), scales
+
+
+def dequantise(trits: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Return trits times scales as float32 [rows, columns]."""
+    rows, columns = trits.shape
+    groups = trits.reshape(rows, scales.shape[1], -1).astype(np.float32)
+    return (groups * scales.astype(np.float32)[..., None]).reshape(rows, columns)
