@@ -20,7 +20,7 @@ def ternarise(weight: NDArray[np.float32], group_size: int) -> tuple[NDArray[np.
 
     Parameters: weight float32 [rows, columns], columns a multiple of `group_size`.
     Returns: trits int8 [rows, columns] in {-1, 0, 1}; scales float16 [rows, columns / group_size].
-    The scale is mean |w| of the group accumulated in float64, rounded to float16, at least 2^-14;
+    The scale is mean |w| of the group accumulated in float64, rounded to float32, then float16, at least 2^-14;
     a trit is w / scale rounded half to even in float32 and clipped.
     Raises ValueError if the columns do not divide or a weight is not finite.
     """
@@ -31,7 +31,8 @@ def ternarise(weight: NDArray[np.float32], group_size: int) -> tuple[NDArray[np.
     mean = np.abs(groups).mean(axis=-1, dtype=np.float64)
     if not np.isfinite(mean).all():
         raise ValueError("a weight is not finite")
-    scales = np.maximum(mean, MIN_SCALE).astype(np.float16)
+    # by way of float32, because PyTorch converts float64 to float16 in those two steps
+    scales = np.maximum(mean, MIN_SCALE).astype(np.float32).astype(np.float16)
     ratio = groups / scales.astype(np.float32)[..., None]
     trits = np.clip(np.rint(ratio), -1, 1).astype(np.int8)
     return trits.reshape(rows, columns), scales
