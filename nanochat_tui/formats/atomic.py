@@ -1,0 +1,65 @@
+"""Files that appear whole or not at all: written beside their place, synced, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from nanochat_tui.errors import display_safe
+from nanochat_tui.formats.errors import WriteError
+
+
+def _sync_folder(folder: Path) -> None:
+    # the rename itself is only durable once the folder is; Windows cannot open folders and needs no such call
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a new binary file that takes the place of `path` when the block ends without an exception.
+
+    A reader sees the old file or the whole new one, never a part, even after a crash. A symbolic link is
+    followed, so that its target is replaced and the link stays.
+    Raises WriteError if the system refuses; any exception leaves `path` as it was and no temporary file behind.
+    """
+    target = Path(path)
+    try:
+        if target.is_symlink():
+            target = target.resolve()
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        # mode "x" keeps the user's umask, which tempfile would override with 0600
+        with temporary.open("xb") as handle:
+            try:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            except BaseException:
+                handle.close()
+                temporary.unlink(missing_ok=True)
+                raise
+        try:
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise WriteError(
+            f"{display_safe(str(path))} could not be written ({reason}); check the folder and the free space"
+        ) from error
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace `path` by `text` in UTF-8, atomically. Raises WriteError."""
+    with atomic_write(path) as handle:
+        handle.write(text.encode())

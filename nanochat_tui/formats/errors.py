@@ -1,0 +1,21 @@
+"""What goes wrong with files, said in one sentence."""
+
+from __future__ import annotations
+
+from nanochat_tui.errors import UserError, display_safe
+
+
+class FormatError(UserError):
+    """A file, or what should become one, is not what its format demands. Exit code 2."""
+
+
+class WriteError(UserError):
+    """The system refused to write a file (disk full, no permission, no such folder). Exit code 1."""
+
+    exit_code = 1
+
+
+def unreadable(path: object, error: OSError) -> FormatError:
+    """Return the FormatError for a file that the system would not open or read."""
+    reason = error.strerror or type(error).__name__
+    return FormatError(f"{display_safe(str(path))} cannot be read ({reason}); check the path and its permissions")

@@ -1,0 +1,265 @@
+"""The one table of tensor types: id, name, block size, and how its blocks become numbers and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat_tui.formats import plain_blocks as plain
+from nanochat_tui.formats import ternary_blocks as ternary
+from nanochat_tui.formats.errors import FormatError
+from nanochat_tui.formats.plain_blocks import Blocks, Values
+from nanochat_tui.formats.ternary_blocks import Codes, Scales
+
+
+Element = TypeVar("Element", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """One way to store numbers in blocks that run along a tensor's last axis.
+
+    `block_elements` numbers take `block_bytes` bytes; both are 0 for a type whose layout is not known (such a tensor
+    can be described but not decoded). `decoder` and `encoder` are None where the project has none. `split` and
+    `join` exist for ternary types only.
+    """
+
+    id: int
+    name: str
+    block_elements: int
+    block_bytes: int
+    decoder: Callable[[Blocks], Values] | None = None
+    encoder: Callable[[Values], Blocks] | None = None
+    split: Callable[[Blocks], tuple[Codes, Scales]] | None = None
+    join: Callable[[Codes, Scales], Blocks] | None = None
+    max_code: int = 3
+    """Largest ternary code that the layout can hold."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the layout is known, so that a tensor's size follows from its shape."""
+        return self.block_elements > 0
+
+    @property
+    def is_ternary(self) -> bool:
+        """Whether blocks are trits and one float16 scale."""
+        return self.split is not None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits on disk per element; 0.0 if the layout is not known."""
+        return 8 * self.block_bytes / self.block_elements if self.is_known else 0.0
+
+    def nbytes(self, elements: int) -> int:
+        """Return the bytes that `elements` numbers take. Raises FormatError if they do not fill whole blocks."""
+        if not self.is_known or elements % self.block_elements:
+            raise FormatError(f"{elements} elements are not a whole number of {self.name} blocks")
+        return elements // self.block_elements * self.block_bytes
+
+    def decode(self, blocks: Blocks) -> Values:
+        """Turn uint8 [n_blocks, block_bytes] into float32 [n_blocks, block_elements].
+
+        Raises FormatError if the project cannot decode this type, or the shape is wrong.
+        """
+        if self.decoder is None:
+            raise FormatError(
+                f"tensor type {self.name} (id {self.id}) cannot be decoded; "
+                "use a file of this model in a type that `nanochat-tui inspect` lists as known"
+            )
+        return self.decoder(_checked(blocks, self.block_bytes, self.name))
+
+    def encode(self, values: Values) -> Blocks:
+        """Turn float32 [n_blocks, block_elements] into uint8 [n_blocks, block_bytes].
+
+        Raises FormatError if the project cannot write this type, the shape is wrong or a value does not fit.
+        """
+        if self.encoder is None:
+            raise FormatError(f"tensor type {self.name} (id {self.id}) cannot be written; choose Q8_0, F16 or F32")
+        return self.encoder(_checked(values, self.block_elements, self.name))
+
+
+def _checked(blocks: NDArray[Element], width: int, name: str) -> NDArray[Element]:
+    if blocks.ndim != 2 or blocks.shape[1] != width:
+        raise FormatError(f"blocks of {name} have shape [n, {width}], not {list(blocks.shape)}")
+    return blocks
+
+
+def _reference(type_id: int, name: str) -> Callable[[Blocks], Values]:
+    """Return a decoder by the gguf package, for types that are met but that nothing here computes with."""
+
+    def decode(blocks: Blocks) -> Values:
+        from gguf import GGMLQuantizationType, quants
+
+        try:
+            values: Values = quants.dequantize(np.ascontiguousarray(blocks), GGMLQuantizationType(type_id))
+        except (ValueError, NotImplementedError) as error:  # an older release of the package
+            raise FormatError(f"the installed gguf package cannot decode {name}; update it") from error
+        return values
+
+    return decode
+
+
+def _plain(type_id: int, name: str, dtype: str) -> TensorType:
+    return TensorType(type_id, name, 1, np.dtype(dtype).itemsize, plain.decode_as(dtype))
+
+
+def _foreign(type_id: int, name: str, elements: int, size: int) -> TensorType:
+    return TensorType(type_id, name, elements, size, _reference(type_id, name))
+
+
+def _ternary(
+    type_id: int,
+    name: str,
+    elements: int,
+    size: int,
+    split: Callable[[Blocks], tuple[Codes, Scales]],
+    join: Callable[[Codes, Scales], Blocks],
+    max_code: int = 3,
+) -> TensorType:
+    return TensorType(
+        type_id,
+        name,
+        elements,
+        size,
+        decoder=lambda blocks: ternary.weigh(*split(blocks)),
+        encoder=lambda values: join(*ternary.absmax_codes(values)),
+        split=split,
+        join=join,
+        max_code=max_code,
+    )
+
+
+_ALL: Final = (
+    TensorType(0, "F32", 1, 4, plain.decode_as("<f4"), plain.encode_f32),
+    TensorType(1, "F16", 1, 2, plain.decode_as("<f2"), plain.encode_f16),
+    TensorType(30, "BF16", 1, 2, plain.decode_bf16, plain.encode_bf16),
+    TensorType(8, "Q8_0", 32, 34, plain.decode_q8_0, plain.encode_q8_0),
+    _ternary(34, "TQ1_0", 256, 54, ternary.split_tq1_0, ternary.join_tq1_0, max_code=2),
+    _ternary(35, "TQ2_0", 256, 66, ternary.split_tq2_0, ternary.join_tq2_0),
+    _ternary(42, "Q2_0", 64, 18, ternary.split_q2, ternary.join_q2),
+    _ternary(42, "Q2_0_g128", 128, 34, ternary.split_q2, ternary.join_q2),
+    _ternary(142, "PQ2_0", 128, 34, ternary.split_q2, ternary.join_q2),
+    _plain(24, "I8", "i1"),
+    _plain(25, "I16", "<i2"),
+    _plain(26, "I32", "<i4"),
+    _plain(27, "I64", "<i8"),
+    _plain(28, "F64", "<f8"),
+    _foreign(2, "Q4_0", 32, 18),
+    _foreign(3, "Q4_1", 32, 20),
+    _foreign(6, "Q5_0", 32, 22),
+    _foreign(7, "Q5_1", 32, 24),
+    _foreign(10, "Q2_K", 256, 84),
+    _foreign(11, "Q3_K", 256, 110),
+    _foreign(12, "Q4_K", 256, 144),
+    _foreign(13, "Q5_K", 256, 176),
+    _foreign(14, "Q6_K", 256, 210),
+    _foreign(16, "IQ2_XXS", 256, 66),
+    _foreign(17, "IQ2_XS", 256, 74),
+    _foreign(18, "IQ3_XXS", 256, 98),
+    _foreign(19, "IQ1_S", 256, 50),
+    _foreign(20, "IQ4_NL", 32, 18),
+    _foreign(21, "IQ3_S", 256, 110),
+    _foreign(22, "IQ2_S", 256, 82),
+    _foreign(23, "IQ4_XS", 256, 136),
+    _foreign(29, "IQ1_M", 256, 56),
+)
+
+TENSOR_TYPES: Final = MappingProxyType({kind.name: kind for kind in _ALL})
+"""Every known type by name. Id 42 appears twice: `Q2_0` is mainline's (groups of 64), `Q2_0_g128` the older fork's."""
+
+_BY_ID: Final = {kind.id: kind for kind in reversed(_ALL)}  # reversed: mainline's meaning of id 42 wins
+
+Q2_0_MEANINGS: Final = (TENSOR_TYPES["Q2_0"], TENSOR_TYPES["Q2_0_g128"])
+"""What id 42 can mean; the reader tells them apart by bytes per element."""
+
+_FOREIGN_NAMES: Final = {
+    9: "Q8_1",
+    15: "Q8_K",
+    36: "I2_S",
+    37: "I8_S",
+    38: "TL1",
+    39: "MXFP4 or TL2",
+    40: "NVFP4 or Q1_0 in groups of 32",
+    41: "Q1_0",
+    43: "STQ1_0",
+    100: "Q1_58",
+    143: "PTQ1_0",
+    144: "PQ1_0",
+}
+"""Types that are met and not decoded here, for a refusal by name; several ids have more than one meaning."""
+
+
+def type_by_id(type_id: int) -> TensorType:
+    """Return the type of this id; one that is not known gets an entry that can be described but not decoded."""
+    known = _BY_ID.get(type_id)
+    if known is not None:
+        return known
+    return TensorType(type_id, _FOREIGN_NAMES.get(type_id, f"type {type_id}"), 0, 0)
+
+
+def ternary_codes(kind: TensorType, blocks: Blocks) -> tuple[Codes, Scales]:
+    """Split ternary blocks without going through floats.
+
+    Parameters: kind, one of TQ1_0, TQ2_0, Q2_0, Q2_0_g128, PQ2_0; blocks uint8 [n_blocks, block_bytes].
+    Returns: codes uint8 [n_blocks, block_elements] of 0 to 3, meaning code − 1; scales float16 [n_blocks].
+    Raises FormatError if the type is not ternary or the shape is wrong.
+    """
+    if kind.split is None:
+        raise FormatError(f"tensor type {kind.name} is not ternary")
+    return kind.split(_checked(blocks, kind.block_bytes, kind.name))
+
+
+def encode_ternary(kind: TensorType, codes: Codes, scales: Scales) -> Blocks:
+    """Put codes and scales together exactly; the inverse of `ternary_codes`.
+
+    Parameters: codes uint8 [n_blocks, block_elements] of 0 to 3 (0 to 2 for TQ1_0); scales float16 [n_blocks].
+    Returns uint8 [n_blocks, block_bytes]. Raises FormatError for another type, shape, dtype or code.
+    """
+    if kind.join is None:
+        raise FormatError(f"tensor type {kind.name} is not ternary")
+    _checked(codes, kind.block_elements, kind.name)
+    if scales.shape != (len(codes),) or scales.dtype != np.float16 or codes.dtype != np.uint8:
+        raise FormatError(f"{kind.name} takes uint8 codes and one float16 scale per block")
+    if codes.size and int(codes.max()) > kind.max_code:
+        raise FormatError(f"{kind.name} holds codes 0 to {kind.max_code}, not {int(codes.max())}")
+    return kind.join(codes, scales)
+
+
+def encode_ternary_matrix(kind: TensorType, trits: NDArray[np.int8], scales: Scales) -> Blocks:
+    """Store a matrix of trits with group scales, exactly or not at all.
+
+    Parameters: trits int8 [..., columns] in −1 to 1; scales float16 [..., columns / group]. A type with smaller
+    blocks than the group repeats the scale; one with larger blocks needs the groups of each block to agree.
+    Returns uint8 [n_blocks, block_bytes]. Raises FormatError if the type cannot hold the matrix exactly.
+    """
+    groups = scales.shape[-1] if scales.ndim else 0
+    if trits.shape[:-1] != scales.shape[:-1] or not groups or trits.shape[-1] % groups:
+        raise FormatError(f"scales of shape {list(scales.shape)} do not divide trits of shape {list(trits.shape)}")
+    columns, group, block = trits.shape[-1], trits.shape[-1] // groups, kind.block_elements
+    if trits.size and (int(trits.min()) < -1 or int(trits.max()) > 1):
+        raise FormatError("a trit is outside −1 to 1")
+    if block == 0 or columns % block or (block % group and group % block):
+        raise FormatError(f"{kind.name} cannot hold {columns} columns in groups of {group}")
+    if group >= block:
+        per_block = np.repeat(scales.reshape(-1), group // block)
+    else:
+        grouped = scales.reshape(-1, block // group)
+        if (grouped != grouped[:, :1]).any():
+            raise FormatError(f"{kind.name} has one scale per {block} weights, and groups of {group} differ")
+        per_block = np.ascontiguousarray(grouped[:, 0])
+    return encode_ternary(kind, (trits.reshape(-1, block) + 1).astype(np.uint8), per_block)
+
+
+def ternary_matrix(kind: TensorType, blocks: Blocks, shape: tuple[int, ...]) -> tuple[NDArray[np.int8], Scales]:
+    """Return what `encode_ternary_matrix` stored: values −1 to 2 int8 of `shape`, one scale per block.
+
+    scales is float16 [..., columns / block_elements]. Raises FormatError if the type is not ternary.
+    """
+    codes, scales = ternary_codes(kind, blocks)
+    trits = codes.astype(np.int8) - np.int8(1)
+    return trits.reshape(shape), scales.reshape(*shape[:-1], shape[-1] // kind.block_elements)
