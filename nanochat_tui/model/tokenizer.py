@@ -36,18 +36,18 @@ def byte_level_bpe(
     """
     missing = [token for token in special if token not in vocabulary]
     if missing:
-        raise TokenizerError(f"The special token {display_safe(missing[0])!r} is not in the vocabulary.")
+        raise TokenizerError(f"the special token {display_safe(missing[0])!r} is not in the vocabulary")
     try:
         model = BPE(dict(vocabulary), list(merges), fuse_unk=False, byte_fallback=False)
     except Exception as exc:  # tokenizers raises bare Exception
         raise TokenizerError(
-            f"The tokenizer's merges do not fit its vocabulary: {display_safe(str(exc))}."
+            f"the tokenizer's merges do not fit its vocabulary: {display_safe(str(exc))}"
         ) from exc
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
         add_prefix_space=False, trim_offsets=True, use_regex=True
     )
-    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=True, trim_offsets=True, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer
 
