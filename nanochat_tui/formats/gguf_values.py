@@ -150,7 +150,9 @@ def string(value: str) -> GGUFValue:
     return GGUFValue(ValueType.STRING, value)
 
 
-def array(values: Sequence[str] | Sequence[int] | NDArray[Any], element: ValueType | None = None) -> GGUFValue:
+def array(
+    values: Sequence[str] | Sequence[int] | NDArray[Any], element: ValueType | None = None
+) -> GGUFValue:
     """Make an array: of strings, of a NumPy array's own dtype, or of numbers with `element` given.
 
     Raises FormatError if the element type cannot be told or a number does not fit it.
@@ -186,7 +188,9 @@ _REQUIRED: Final = object()
 def _find(metadata: Mapping[str, GGUFValue], key: str, default: object, wanted: str) -> GGUFValue | None:
     found = metadata.get(key)
     if found is None and default is _REQUIRED:
-        raise FormatError(f"the file has no {wanted} {display_safe(key)}, which this model needs; export it again")
+        raise FormatError(
+            f"the file has no {wanted} {display_safe(key)}, which this model needs; export it again"
+        )
     return found
 
 

@@ -54,7 +54,9 @@ def read_mhc(source: str | os.PathLike[str] | bytes) -> MhcFile:
     except OSError as error:
         raise unreadable(source, error) from error
     if len(data) > limit:
-        raise FormatError(f"{label} is not an .mhc file: it is larger than any can be; check which file was given")
+        raise FormatError(
+            f"{label} is not an .mhc file: it is larger than any can be; check which file was given"
+        )
     return _parse(data, label)
 
 
@@ -96,7 +98,9 @@ def write_mhc(path: str | os.PathLike[str], n_streams: int, records: ArrayLike) 
         rows = np.asarray(records, dtype=np.float64).astype("<f4")
     floats = RECORD_FLOATS.get(n_streams)
     if floats is None:
-        raise FormatError(f"an .mhc file holds 2 or 4 streams, not {n_streams}; a plain residual needs no file")
+        raise FormatError(
+            f"an .mhc file holds 2 or 4 streams, not {n_streams}; a plain residual needs no file"
+        )
     if rows.ndim != 2 or rows.shape[1] != floats or not 1 <= rows.shape[0] <= MAX_RECORDS:
         raise FormatError(
             f"mHC records of {n_streams} streams have shape [1 to {MAX_RECORDS}, {floats}], not {list(rows.shape)}"

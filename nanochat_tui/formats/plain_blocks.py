@@ -26,7 +26,9 @@ def view(blocks: Blocks, dtype: str) -> NDArray[Any]:
 def demand_finite(values: Values) -> None:
     """Raise FormatError if a value is NaN or infinite: no quantised type can hold it."""
     if not np.isfinite(values).all():
-        raise FormatError("a weight is NaN or infinite, which this tensor type cannot hold; the model has diverged")
+        raise FormatError(
+            "a weight is NaN or infinite, which this tensor type cannot hold; the model has diverged"
+        )
 
 
 def decode_as(dtype: str) -> Callable[[Blocks], Values]:

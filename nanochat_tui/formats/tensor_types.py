@@ -79,7 +79,9 @@ class TensorType:
         Raises FormatError if the project cannot write this type, the shape is wrong or a value does not fit.
         """
         if self.encoder is None:
-            raise FormatError(f"tensor type {self.name} (id {self.id}) cannot be written; choose Q8_0, F16 or F32")
+            raise FormatError(
+                f"tensor type {self.name} (id {self.id}) cannot be written; choose Q8_0, F16 or F32"
+            )
         return self.encoder(_checked(values, self.block_elements, self.name))
 
 
@@ -239,7 +241,9 @@ def encode_ternary_matrix(kind: TensorType, trits: NDArray[np.int8], scales: Sca
     """
     groups = scales.shape[-1] if scales.ndim else 0
     if trits.shape[:-1] != scales.shape[:-1] or not groups or trits.shape[-1] % groups:
-        raise FormatError(f"scales of shape {list(scales.shape)} do not divide trits of shape {list(trits.shape)}")
+        raise FormatError(
+            f"scales of shape {list(scales.shape)} do not divide trits of shape {list(trits.shape)}"
+        )
     columns, group, block = trits.shape[-1], trits.shape[-1] // groups, kind.block_elements
     if trits.size and (int(trits.min()) < -1 or int(trits.max()) > 1):
         raise FormatError("a trit is outside −1 to 1")
@@ -255,7 +259,9 @@ def encode_ternary_matrix(kind: TensorType, trits: NDArray[np.int8], scales: Sca
     return encode_ternary(kind, (trits.reshape(-1, block) + 1).astype(np.uint8), per_block)
 
 
-def ternary_matrix(kind: TensorType, blocks: Blocks, shape: tuple[int, ...]) -> tuple[NDArray[np.int8], Scales]:
+def ternary_matrix(
+    kind: TensorType, blocks: Blocks, shape: tuple[int, ...]
+) -> tuple[NDArray[np.int8], Scales]:
     """Return what `encode_ternary_matrix` stored: values −1 to 2 int8 of `shape`, one scale per block.
 
     scales is float16 [..., columns / block_elements]. Raises FormatError if the type is not ternary.
