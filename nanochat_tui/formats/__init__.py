@@ -1,1 +1,1 @@
-"""Bytes on disk to and from NumPy arrays: GGUF, tensor types, `.mhc`, token files. Knows files, not models."""
+"""Bytes on disk to and from NumPy arrays: GGUF, tensor types, `.mhc`, tokens. Knows files, not models."""

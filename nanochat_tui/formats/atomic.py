@@ -29,7 +29,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     A reader sees the old file or the whole new one, never a part, even after a crash. A symbolic link is
     followed, so that its target is replaced and the link stays.
-    Raises WriteError if the system refuses; any exception leaves `path` as it was and no temporary file behind.
+    Raises WriteError if the system refuses. Any exception leaves `path` as it was and no temporary file.
     """
     target = Path(path)
     try:

@@ -1,8 +1,8 @@
 """Where the tensors of a GGUF file lie, and whether that can be true.
 
-A tensor's *span*, from its offset to the next one's, is the only witness independent of the type id. It must hold
-the tensor's bytes and less than one alignment of padding, as every known writer makes it; ids that different
-programs use for different types are told apart by it.
+A tensor's *span*, from its offset to the next one's, is the only witness independent of the type id. It must
+hold the tensor's bytes and less than one alignment of padding, as every known writer makes it; ids that
+different programs use for different types are told apart by it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class LayoutError(Exception):
 class TensorInfo:
     """One tensor of a file.
 
-    `shape` is in NumPy's order, rows first (the reverse of the file's); `offset` is from the start of the file.
-    `nbytes` is what the tensor takes; where the type's layout is not known it is the whole span with its padding.
+    `shape` is in NumPy's order, rows first (the reverse of the file's); `offset` counts from the start of the
+    file. `nbytes` is what the tensor takes; for a type of unknown layout it is the whole span with its
+    padding.
     """
 
     name: str
@@ -84,13 +85,13 @@ def resolve(
         if kind.is_known:
             if item.raw.dims[0] % kind.block_elements:
                 raise LayoutError(
-                    f"rows of tensor {name} have {item.raw.dims[0]} elements, not a multiple of {kind.block_elements} "
-                    f"as its type {kind.name} needs"
+                    f"rows of tensor {name} have {item.raw.dims[0]} elements, and its type {kind.name} needs "
+                    f"a multiple of {kind.block_elements}"
                 )
             nbytes = kind.nbytes(item.elements)
             if not item.fits(kind, alignment):
                 raise LayoutError(
-                    f"tensor {name} of type {kind.name} takes {nbytes} bytes and the file gives it {item.span}"
+                    f"tensor {name} of type {kind.name} takes {nbytes} bytes and has {item.span}"
                 )
         elif item.elements > item.span * _MAX_ELEMENTS_PER_BYTE:
             raise LayoutError(f"tensor {name} claims {item.elements} elements in {item.span} bytes")
@@ -122,10 +123,11 @@ def _place(raws: Sequence[RawInfo], room: int, alignment: int) -> list[_Placed]:
 
 
 def _meaning_of_42(tensors: Sequence[_Placed], alignment: int) -> TensorType:
-    """Return the one meaning of type id 42 that fits all tensors of a file, or an unknown type that says what it is.
+    """Return the one meaning of type id 42 that fits all tensors of a file.
 
-    Mainline's groups of 64 take 18 bytes, an older fork's groups of 128 take 34, Sherry's STQ1_0 42 per 256. Where
-    tensors are so small that padding hides the difference, mainline's meaning holds. Raises LayoutError for a mix.
+    Mainline's groups of 64 take 18 bytes, an older fork's groups of 128 take 34, and Sherry's STQ1_0, which
+    is named and not decoded, 42 per 256. Where tensors are so small that padding hides the difference,
+    mainline's meaning holds. Raises LayoutError for a mix, and for tensors that are none of these.
     """
     fitting = [kind for kind in Q2_0_MEANINGS if all(item.fits(kind, alignment) for item in tensors)]
     if len(fitting) > 1:
@@ -145,6 +147,6 @@ def _meaning_of_42(tensors: Sequence[_Placed], alignment: int) -> TensorType:
         raise LayoutError("its Q2_0 tensors (type id 42) are partly in groups of 64 and partly of 128")
     misfit = next(item for item in tensors if not any(item.fits(kind, alignment) for kind in Q2_0_MEANINGS))
     raise LayoutError(
-        f"tensor {display_safe(misfit.raw.name)} of type id 42 has {misfit.span} bytes for {misfit.elements} elements, "
-        "which is neither Q2_0 in groups of 64 nor of 128"
+        f"tensor {display_safe(misfit.raw.name)} of type id 42 has {misfit.span} bytes for {misfit.elements} "
+        "elements, which is neither Q2_0 in groups of 64 nor of 128"
     )

@@ -1,7 +1,7 @@
 """A strict GGUF reader that believes nothing the file claims until the file's size bears it out.
 
-Format: ggml's docs/gguf.md, versions 2 and 3, little-endian. The file is mapped, never read whole; counts, lengths
-and offsets are compared with the bytes that are left before anything is allocated for them.
+Format: ggml's docs/gguf.md, versions 2 and 3, little-endian. The file is mapped, never read whole; counts,
+lengths and offsets are compared with the bytes that are left before anything is allocated for them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import mmap
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -177,7 +178,8 @@ def _tensor_table(cursor: _Cursor, count: int) -> list[RawInfo]:
     return raws
 
 
-def _alignment(metadata: dict[str, GGUFValue]) -> int:
+def alignment_of(metadata: Mapping[str, GGUFValue]) -> int:
+    """Return `general.alignment`, or its default of 32. Raises LayoutError for a wrong type or value."""
     found = metadata.get("general.alignment")
     if found is None:
         return DEFAULT_ALIGNMENT
@@ -192,8 +194,8 @@ def _alignment(metadata: dict[str, GGUFValue]) -> int:
 class GGUFFile:
     """An open GGUF file: its metadata and tensor table in memory, its data mapped.
 
-    Use it as a context manager or call `close`. Arrays from `raw` and `blocks` stay valid after closing; they keep
-    the map alive. Cutting a file short while it is mapped makes the system kill the process, as with any map.
+    Use it as a context manager or call `close`. Arrays from `raw` and `blocks` stay valid after closing; they
+    keep the map alive. Cutting a file short while it is mapped kills the process, as with any map.
     """
 
     def __init__(self, data: Buffer, path: Path | None = None) -> None:
@@ -205,8 +207,8 @@ class GGUFFile:
         magic = bytes(data[:4])
         if magic == ORIGINAL_MAGIC:
             raise FormatError(
-                f"{label} begins with GUGF, the mark of the original nanochat-rs-ternary exporter, whose files are not "
-                "valid GGUF; this version cannot read them, so export the model again with `nanochat-train export`"
+                f"{label} begins with GUGF, as files of the original nanochat-rs-ternary exporter do, which are "
+                "not valid GGUF and cannot be read; export the model again with `nanochat-train export`"
             )
         if magic != MAGIC:
             raise FormatError(
@@ -233,13 +235,13 @@ class GGUFFile:
             raise FormatError(f"{label} {reason}")
         n_tensors = cursor.u64("the header")
         n_keys = cursor.u64("the header")
-        # smallest tensor row: name length, a letter, n_dims, one dim, type, offset; smallest key: length, letter, type
+        # the least a tensor takes: a letter of name, n_dims, one dim, type, offset; a key: a letter, type, value
         for what, count, smallest in (("tensors", n_tensors, 33), ("keys", n_keys, 14)):
             if count > (cursor.size - cursor.position) // smallest:
                 raise LayoutError(f"it claims {count} {what}, more than the file can hold")
         self.metadata = _metadata(cursor, n_keys)
         """Values by key, in the file's order."""
-        self.alignment = _alignment(self.metadata)
+        self.alignment = alignment_of(self.metadata)
         raws = _tensor_table(cursor, n_tensors)
         self.data_start = -(-cursor.position // self.alignment) * self.alignment
         self.tensors: dict[str, TensorInfo] = resolve(raws, self.data_start, cursor.size, self.alignment)
@@ -254,7 +256,7 @@ class GGUFFile:
             raise FormatError(f"{where} has no tensor {display_safe(name)}; it is incomplete") from None
 
     def raw(self, name: str) -> NDArray[np.uint8]:
-        """Return a tensor's bytes, uint8 [nbytes]: a read-only view of the map. Raises FormatError without it."""
+        """Return a tensor's bytes, uint8 [nbytes], a view of the map. Raises FormatError if it is absent."""
         info = self.tensor(name)
         if self._data is None:
             raise RuntimeError("this GGUF file was closed")
@@ -263,13 +265,13 @@ class GGUFFile:
     def blocks(self, name: str) -> NDArray[np.uint8]:
         """Return a tensor's blocks, uint8 [n_blocks, block_bytes]: a read-only view of the map.
 
-        Blocks of a row are consecutive. Raises FormatError if there is no such tensor or its layout is not known.
+        Blocks of a row are consecutive. Raises FormatError if it is absent or its type's layout is not known.
         """
         info = self.tensor(name)
         if not info.type.is_known:
             raise FormatError(
-                f"tensor {display_safe(name)} is of type {info.type.name} (id {info.type.id}), which cannot be decoded; "
-                "use a file of this model in another type"
+                f"tensor {display_safe(name)} is of type {info.type.name} (id {info.type.id}), which cannot "
+                "be decoded; use a file of this model in another type"
             )
         return self.raw(name).reshape(-1, info.type.block_bytes)
 
@@ -302,7 +304,7 @@ class GGUFFile:
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
-    """Map and parse a GGUF file, version 2 or 3. Raises FormatError: unreadable, not GGUF, damaged or lying."""
+    """Map and parse a GGUF file, version 2 or 3. Raises FormatError if it is unreadable, damaged or lying."""
     place = Path(path)
     try:
         # asked before opening: opening a pipe would wait for a writer for ever

@@ -53,15 +53,16 @@ FIXED: Final[dict[ValueType, np.dtype[Any]]] = {
 """Value types of fixed width and their layout on disk."""
 
 _FLOATS = (ValueType.F32, ValueType.F64)
-_INTEGERS = tuple(t for t in FIXED if t not in (*_FLOATS, ValueType.BOOL))
+_INTEGERS = tuple(t for t in FIXED if t not in _FLOATS and t is not ValueType.BOOL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GGUFValue:
     """One metadata value with its type on disk.
 
-    `value` is bool, int, float or str; for an array (`type` ARRAY) it is a list of str when `element` is STRING,
-    else a 1-D array of the element's dtype (bool for BOOL). Raises FormatError if value and type disagree.
+    `value` is bool, int, float or str; for an array (`type` ARRAY) it is a list of str when `element` is
+    STRING, else a 1-D array of the element's dtype (bool for BOOL). Raises FormatError if value and type
+    disagree.
     """
 
     type: ValueType
@@ -167,7 +168,7 @@ def array(
             raise FormatError("a GGUF array of numbers needs its element type")
         values = np.array(items)
     if element is None:
-        fits = [kind for kind, dtype in FIXED.items() if dtype == values.dtype and kind is not ValueType.BOOL]
+        fits = [kind for kind, dtype in FIXED.items() if dtype == values.dtype]
         if values.dtype == np.dtype(bool):
             fits = [ValueType.BOOL]
         if not fits:
@@ -225,7 +226,7 @@ def metadata_int(
 
 
 def metadata_float(metadata: Mapping[str, GGUFValue], key: str, default: float | object = _REQUIRED) -> float:
-    """Return a finite float. Raises FormatError if it is absent without a default, of another type or not finite."""
+    """Return a finite float. Raises FormatError if absent without default, of another type or not finite."""
     found = _find(metadata, key, default, "number")
     if found is None:
         return cast("float", default)

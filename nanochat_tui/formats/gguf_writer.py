@@ -20,7 +20,7 @@ from nanochat_tui.formats.gguf_reader import (
     MAX_DIMS,
     MAX_KEY_BYTES,
     MAX_NAME_BYTES,
-    _alignment,
+    alignment_of,
 )
 from nanochat_tui.formats.gguf_values import FIXED, GGUFValue, ValueType
 from nanochat_tui.formats.tensor_types import TensorType
@@ -40,7 +40,7 @@ def tensor_from_array(name: str, values: NDArray[np.floating[Any]], kind: Tensor
     """Encode an array (rows first, last axis a multiple of the block) as a tensor. Raises FormatError."""
     if values.ndim == 0 or values.shape[-1] % max(1, kind.block_elements):
         raise FormatError(
-            f"tensor {display_safe(name)} of shape {list(values.shape)} does not divide into blocks of {kind.name}"
+            f"tensor {display_safe(name)} of shape {list(values.shape)} is not made of {kind.name} blocks"
         )
     rows = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, max(1, kind.block_elements))
     return TensorData(name, tuple(values.shape), kind, kind.encode(rows))
@@ -98,11 +98,11 @@ def write_gguf(
 
     `general.alignment` in the metadata is obeyed. Every tensor, the last too, is padded to the alignment, as
     mainline's reader expects.
-    Raises FormatError if something cannot be written so that `read_gguf` reads it back; WriteError from the system.
+    Raises FormatError if `read_gguf` would not read it back as given; WriteError if the system refuses.
     """
     contents = _checked(tensors)
     try:
-        alignment = _alignment(dict(metadata))
+        alignment = alignment_of(metadata)
     except LayoutError as error:
         raise FormatError(f"the file cannot be written: {error}") from None
     head = [MAGIC, struct.pack("<IQQ", 3, len(contents), len(metadata))]
@@ -132,7 +132,7 @@ def write_gguf(
 def _check_types_survive(
     contents: Sequence[TensorData], raws: Sequence[RawInfo], size: int, alignment: int
 ) -> None:
-    """Refuse a file whose type ids a reader would take for other types (Q2_0 in two group sizes, or too small)."""
+    """Refuse a file whose type id 42 a reader would take for another type than was meant."""
     try:
         read_back = resolve(raws, 0, size, alignment)
     except LayoutError as error:
@@ -141,6 +141,6 @@ def _check_types_survive(
         taken_for = read_back[tensor.name].type
         if taken_for != tensor.type:
             raise FormatError(
-                f"tensor {display_safe(tensor.name)} of type {tensor.type.name} would be read back as {taken_for.name}; "
-                "choose PQ2_0 or Q2_0"
+                f"tensor {display_safe(tensor.name)} of type {tensor.type.name} would be read back as "
+                f"{taken_for.name}; choose PQ2_0 or Q2_0"
             )

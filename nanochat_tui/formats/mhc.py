@@ -2,10 +2,11 @@
 
 Little-endian, no padding, no checksum: u32 magic 0x6D484321 (the bytes `!CHm`), u32 version, u32 number of
 records, u32 number of streams, then the records as float32. A record is, for N = 2 streams, 9 floats:
-alpha_logit, pre_logits[2], pre_bias[2], post_logits[2], post_bias[2]; for N = 4 it is 40 floats: res_logits[24],
-pre_logits[4], pre_bias[4], post_logits[4], post_bias[4]. Records run block 0 attention, block 0 feed-forward,
-block 1 attention and so on. Versions 1 and 2 have the same bytes and differ in meaning for N = 4 (whether the
-write is mixed too, and the factor of q), which is the model's affair. Source: nanochat-rs-ternary.
+alpha_logit, pre_logits[2], pre_bias[2], post_logits[2], post_bias[2]; for N = 4 it is 40 floats:
+res_logits[24], pre_logits[4], pre_bias[4], post_logits[4], post_bias[4]. Records run block 0 attention,
+block 0 feed-forward, block 1 attention and so on. Versions 1 and 2 have the same bytes and differ in
+meaning for N = 4 (whether the write is mixed too, and the factor of q), which is the model's affair.
+Source: nanochat-rs-ternary.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class MhcFile:
 def read_mhc(source: str | os.PathLike[str] | bytes) -> MhcFile:
     """Read a `.mhc` file from a path or from its bytes.
 
-    Raises FormatError if it is not one: wrong magic, version, stream count, record count or size, NaN, infinity.
+    Raises FormatError if it is not one: wrong magic, version, stream or record count, size, NaN, infinity.
     """
     if isinstance(source, bytes):
         return _parse(source, "the mHC data")
@@ -103,7 +104,8 @@ def write_mhc(path: str | os.PathLike[str], n_streams: int, records: ArrayLike) 
         )
     if rows.ndim != 2 or rows.shape[1] != floats or not 1 <= rows.shape[0] <= MAX_RECORDS:
         raise FormatError(
-            f"mHC records of {n_streams} streams have shape [1 to {MAX_RECORDS}, {floats}], not {list(rows.shape)}"
+            f"mHC records of {n_streams} streams are 1 to {MAX_RECORDS} rows of {floats} floats, "
+            f"not {list(rows.shape)}"
         )
     if not np.isfinite(rows).all():
         raise FormatError("an mHC record holds NaN or infinity; the training run it comes from has diverged")

@@ -1,6 +1,7 @@
 """Decoding and encoding of the tensor types that are plain numbers, and Q8_0.
 
-Every function works on blocks: uint8 [n_blocks, block_bytes] on disk, float32 [n_blocks, block_elements] decoded.
+Every function works on blocks: uint8 [n_blocks, block_bytes] on disk, float32 [n_blocks, block_elements] in
+memory.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from nanochat_tui.formats.errors import FormatError
 from nanochat_tui.formats.plain_blocks import Blocks, Values
 from nanochat_tui.formats.ternary_blocks import Codes, Scales
 
-
 Element = TypeVar("Element", bound=np.generic)
 
 
@@ -24,9 +23,9 @@ Element = TypeVar("Element", bound=np.generic)
 class TensorType:
     """One way to store numbers in blocks that run along a tensor's last axis.
 
-    `block_elements` numbers take `block_bytes` bytes; both are 0 for a type whose layout is not known (such a tensor
-    can be described but not decoded). `decoder` and `encoder` are None where the project has none. `split` and
-    `join` exist for ternary types only.
+    `block_elements` numbers take `block_bytes` bytes; both are 0 for a type whose layout is not known (such a
+    tensor can be described but not decoded). `decoder` and `encoder` are None where the project has none.
+    `split` and `join` exist for ternary types only.
     """
 
     id: int
@@ -56,7 +55,7 @@ class TensorType:
         return 8 * self.block_bytes / self.block_elements if self.is_known else 0.0
 
     def nbytes(self, elements: int) -> int:
-        """Return the bytes that `elements` numbers take. Raises FormatError if they do not fill whole blocks."""
+        """Return the bytes that `elements` numbers take. Raises FormatError unless they fill whole blocks."""
         if not self.is_known or elements % self.block_elements:
             raise FormatError(f"{elements} elements are not a whole number of {self.name} blocks")
         return elements // self.block_elements * self.block_bytes
@@ -119,6 +118,7 @@ def _ternary(
     name: str,
     elements: int,
     size: int,
+    *,
     split: Callable[[Blocks], tuple[Codes, Scales]],
     join: Callable[[Codes, Scales], Blocks],
     max_code: int = 3,
@@ -141,11 +141,11 @@ _ALL: Final = (
     TensorType(1, "F16", 1, 2, plain.decode_as("<f2"), plain.encode_f16),
     TensorType(30, "BF16", 1, 2, plain.decode_bf16, plain.encode_bf16),
     TensorType(8, "Q8_0", 32, 34, plain.decode_q8_0, plain.encode_q8_0),
-    _ternary(34, "TQ1_0", 256, 54, ternary.split_tq1_0, ternary.join_tq1_0, max_code=2),
-    _ternary(35, "TQ2_0", 256, 66, ternary.split_tq2_0, ternary.join_tq2_0),
-    _ternary(42, "Q2_0", 64, 18, ternary.split_q2, ternary.join_q2),
-    _ternary(42, "Q2_0_g128", 128, 34, ternary.split_q2, ternary.join_q2),
-    _ternary(142, "PQ2_0", 128, 34, ternary.split_q2, ternary.join_q2),
+    _ternary(34, "TQ1_0", 256, 54, split=ternary.split_tq1_0, join=ternary.join_tq1_0, max_code=2),
+    _ternary(35, "TQ2_0", 256, 66, split=ternary.split_tq2_0, join=ternary.join_tq2_0),
+    _ternary(42, "Q2_0", 64, 18, split=ternary.split_q2, join=ternary.join_q2),
+    _ternary(42, "Q2_0_g128", 128, 34, split=ternary.split_q2, join=ternary.join_q2),
+    _ternary(142, "PQ2_0", 128, 34, split=ternary.split_q2, join=ternary.join_q2),
     _plain(24, "I8", "i1"),
     _plain(25, "I16", "<i2"),
     _plain(26, "I32", "<i4"),
@@ -172,7 +172,7 @@ _ALL: Final = (
 )
 
 TENSOR_TYPES: Final = MappingProxyType({kind.name: kind for kind in _ALL})
-"""Every known type by name. Id 42 appears twice: `Q2_0` is mainline's (groups of 64), `Q2_0_g128` the older fork's."""
+"""Known types by name. Id 42 appears twice: `Q2_0` is mainline's groups of 64, `Q2_0_g128` an older fork's."""
 
 _BY_ID: Final = {kind.id: kind for kind in reversed(_ALL)}  # reversed: mainline's meaning of id 42 wins
 
@@ -197,7 +197,7 @@ _FOREIGN_NAMES: Final = {
 
 
 def type_by_id(type_id: int) -> TensorType:
-    """Return the type of this id; one that is not known gets an entry that can be described but not decoded."""
+    """Return the type of this id; an unknown one gets an entry that can be described but not decoded."""
     known = _BY_ID.get(type_id)
     if known is not None:
         return known
@@ -219,7 +219,7 @@ def ternary_codes(kind: TensorType, blocks: Blocks) -> tuple[Codes, Scales]:
 def encode_ternary(kind: TensorType, codes: Codes, scales: Scales) -> Blocks:
     """Put codes and scales together exactly; the inverse of `ternary_codes`.
 
-    Parameters: codes uint8 [n_blocks, block_elements] of 0 to 3 (0 to 2 for TQ1_0); scales float16 [n_blocks].
+    Parameters: codes uint8 [n_blocks, block_elements], 0 to 3 (TQ1_0: 0 to 2); scales float16 [n_blocks].
     Returns uint8 [n_blocks, block_bytes]. Raises FormatError for another type, shape, dtype or code.
     """
     if kind.join is None:
@@ -235,8 +235,8 @@ def encode_ternary(kind: TensorType, codes: Codes, scales: Scales) -> Blocks:
 def encode_ternary_matrix(kind: TensorType, trits: NDArray[np.int8], scales: Scales) -> Blocks:
     """Store a matrix of trits with group scales, exactly or not at all.
 
-    Parameters: trits int8 [..., columns] in −1 to 1; scales float16 [..., columns / group]. A type with smaller
-    blocks than the group repeats the scale; one with larger blocks needs the groups of each block to agree.
+    Parameters: trits int8 [..., columns] in −1 to 1; scales float16 [..., columns / group]. A type with
+    smaller blocks than the group repeats the scale; one with larger needs the groups of each block to agree.
     Returns uint8 [n_blocks, block_bytes]. Raises FormatError if the type cannot hold the matrix exactly.
     """
     groups = scales.shape[-1] if scales.ndim else 0

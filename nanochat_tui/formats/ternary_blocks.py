@@ -1,7 +1,8 @@
 """Splitting ternary blocks into codes and scales without passing through floats, and putting them together.
 
-A code is 0, 1, 2 (or 3, which 2-bit types can hold) and means code − 1; a weight is that times the block's float16
-scale. Layouts: ggml-common.h for TQ1_0, TQ2_0 and Q2_0; PrismML's fork for Q2_0 in groups of 128 and PQ2_0.
+A code is 0, 1, 2 (or 3, which 2-bit types can hold) and means code − 1; a weight is that times the block's
+float16 scale. Layouts: ggml-common.h for TQ1_0, TQ2_0 and Q2_0; PrismML's fork for Q2_0 in groups of 128
+and PQ2_0.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ Codes = NDArray[np.uint8]
 Scales = NDArray[np.float16]
 
 _SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)
+_LOW_BITS = np.uint8(3)
 
 
 def split_q2(blocks: Blocks) -> tuple[Codes, Scales]:
     """Split Q2_0 or PQ2_0: f16 d, then elements in order, four to a byte, the lowest bits first."""
-    codes = (blocks[:, 2:, None] >> _SHIFTS) & 3
+    codes = (blocks[:, 2:, None] >> _SHIFTS) & _LOW_BITS
     return codes.reshape(len(blocks), -1), view(blocks[:, :2], "<f2")[:, 0]
 
 
@@ -33,9 +35,9 @@ def join_q2(codes: Codes, scales: Scales) -> Blocks:
 
 
 def split_tq2_0(blocks: Blocks) -> tuple[Codes, Scales]:
-    """Split TQ2_0: two halves of 32 bytes, bit pair l of byte m is element 128·half + 32·l + m; then f16 d."""
+    """Split TQ2_0: two halves of 32 bytes, bit pair l of byte m being element 128·half + 32·l + m; f16 d."""
     quants = blocks[:, :64].reshape(-1, 2, 1, 32)
-    codes = (quants >> _SHIFTS[:, None]) & 3
+    codes = (quants >> _SHIFTS[:, None]) & _LOW_BITS
     return codes.reshape(len(blocks), 256), view(blocks[:, 64:], "<f2")[:, 0]
 
 
@@ -48,10 +50,10 @@ def join_tq2_0(codes: Codes, scales: Scales) -> Blocks:
 
 @cache
 def _base3() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return what the bytes of base-3 packing mean: trits uint8 [256, 5] of a byte, byte uint8 [243] of a number.
+    """Return the tables of base-3 packing: trits uint8 [256, 5] of a byte, byte uint8 [243] of a number.
 
-    Five trits, the first most significant, make q < 243, stored as ceil(q·256 / 243); trit n of a byte is the top
-    of (byte·3ⁿ mod 256)·3. Every byte decodes, also those that no encoder writes.
+    Five trits, the first most significant, make q < 243, stored as ceil(q·256 / 243); trit n of a byte is the
+    top of (byte·3ⁿ mod 256)·3. Every byte decodes, also those that no encoder writes.
     """
     byte = np.arange(256)[:, None]
     trits = ((byte * 3 ** np.arange(5)) % 256 * 3) >> 8
@@ -60,7 +62,7 @@ def _base3() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def split_tq1_0(blocks: Blocks) -> tuple[Codes, Scales]:
-    """Split TQ1_0: 32 then 16 bytes of five trits, 4 bytes of four, each a stride of its part apart; then f16 d."""
+    """Split TQ1_0: 32 and 16 bytes of five trits, 4 of four, each a stride of its part apart; f16 d."""
     trits, _ = _base3()
     n = len(blocks)
     parts = [

@@ -87,7 +87,7 @@ class TokenWriter:
         return self
 
     def write(self, ids: ArrayLike) -> None:
-        """Append ids: 1-D, any integer type. Raises FormatError if one does not fit the type or the vocabulary."""
+        """Append ids: 1-D, any integer type. Raises FormatError if one does not fit."""
         values = np.asarray(ids)
         if values.size == 0:
             return
