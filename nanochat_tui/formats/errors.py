@@ -18,6 +18,4 @@ class WriteError(UserError):
 def unreadable(path: object, error: OSError) -> FormatError:
     """Return the FormatError for a file that the system would not open or read."""
     reason = error.strerror or type(error).__name__
-    return FormatError(
-        f"{display_safe(str(path))} cannot be read ({reason}); check the path and its permissions"
-    )
+    return FormatError(f"{display_safe(str(path))} cannot be read ({reason}); check the path and its permissions")

@@ -68,9 +68,7 @@ class _Placed:
         return slack >= 0 and (slack < alignment or self.is_last)
 
 
-def resolve(
-    raws: Sequence[RawInfo], data_start: int, file_size: int, alignment: int
-) -> dict[str, TensorInfo]:
+def resolve(raws: Sequence[RawInfo], data_start: int, file_size: int, alignment: int) -> dict[str, TensorInfo]:
     """Check the tensor table against the size of the file and give every tensor its type, shape and place.
 
     Returns tensors by name in the order of the table. Raises LayoutError.
@@ -90,9 +88,7 @@ def resolve(
                 )
             nbytes = kind.nbytes(item.elements)
             if not item.fits(kind, alignment):
-                raise LayoutError(
-                    f"tensor {name} of type {kind.name} takes {nbytes} bytes and has {item.span}"
-                )
+                raise LayoutError(f"tensor {name} of type {kind.name} takes {nbytes} bytes and has {item.span}")
         elif item.elements > item.span * _MAX_ELEMENTS_PER_BYTE:
             raise LayoutError(f"tensor {name} claims {item.elements} elements in {item.span} bytes")
         shape = tuple(reversed(item.raw.dims))
@@ -104,9 +100,7 @@ def _place(raws: Sequence[RawInfo], room: int, alignment: int) -> list[_Placed]:
     """Return the tensors by offset, each with its span. Raises LayoutError."""
     ordered = sorted(raws, key=lambda raw: raw.offset)
     if ordered and ordered[0].offset != 0:
-        raise LayoutError(
-            f"its first tensor begins {ordered[0].offset} bytes into the data and should begin at 0"
-        )
+        raise LayoutError(f"its first tensor begins {ordered[0].offset} bytes into the data and should begin at 0")
     placed = []
     for index, raw in enumerate(ordered):
         name = display_safe(raw.name)
@@ -133,9 +127,7 @@ def _meaning_of_42(tensors: Sequence[_Placed], alignment: int) -> TensorType:
     if len(fitting) > 1:
         # bytes behind the last tensor would let it fit anything, so prefer what leaves none
         tight = [
-            kind
-            for kind in fitting
-            if all(item.span - kind.nbytes(item.elements) < alignment for item in tensors)
+            kind for kind in fitting if all(item.span - kind.nbytes(item.elements) < alignment for item in tensors)
         ]
         return (tight or fitting)[0]
     if fitting:

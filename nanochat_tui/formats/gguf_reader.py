@@ -163,9 +163,7 @@ def _tensor_table(cursor: _Cursor, count: int) -> list[RawInfo]:
     for index in range(count):
         name = cursor.text(f"the name of tensor {index}", MAX_NAME_BYTES)
         if not name or name in names:
-            raise LayoutError(
-                f"the tensor {display_safe(name)!r} {'appears twice' if name else 'has no name'}"
-            )
+            raise LayoutError(f"the tensor {display_safe(name)!r} {'appears twice' if name else 'has no name'}")
         names.add(name)
         what = f"tensor {display_safe(name)}"
         n_dims = cursor.u32(what)
@@ -207,19 +205,15 @@ class GGUFFile:
         magic = bytes(data[:4])
         if magic == ORIGINAL_MAGIC:
             raise FormatError(
-                f"{label} begins with GUGF, as files of the original nanochat-rs-ternary exporter do, which are "
-                "not valid GGUF and cannot be read; export the model again with `nanochat-train export`"
+                f"{label} begins with GUGF, as files of the original nanochat-rs-ternary do; they are "
+                "not valid GGUF and cannot be read, so export the model again with `nanochat-train export`"
             )
         if magic != MAGIC:
-            raise FormatError(
-                f"{label} is not a GGUF file (it begins with {magic!r}); check which file was given"
-            )
+            raise FormatError(f"{label} is not a GGUF file (it begins with {magic!r}); check which file was given")
         try:
             self._parse(_Cursor(data), label)
         except LayoutError as error:
-            raise FormatError(
-                f"{label} is not a sound GGUF file: {error}; fetch or export the file again"
-            ) from None
+            raise FormatError(f"{label} is not a sound GGUF file: {error}; fetch or export the file again") from None
         self._data: Buffer | None = data
 
     def _parse(self, cursor: _Cursor, label: str) -> None:
@@ -235,7 +229,7 @@ class GGUFFile:
             raise FormatError(f"{label} {reason}")
         n_tensors = cursor.u64("the header")
         n_keys = cursor.u64("the header")
-        # the least a tensor takes: a letter of name, n_dims, one dim, type, offset; a key: a letter, type, value
+        # the least of a tensor: a letter of name, n_dims, one dim, type, offset; of a key: a letter, type, value
         for what, count, smallest in (("tensors", n_tensors, 33), ("keys", n_keys, 14)):
             if count > (cursor.size - cursor.position) // smallest:
                 raise LayoutError(f"it claims {count} {what}, more than the file can hold")

@@ -6,8 +6,8 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, Final, cast
+from enum import Enum, IntEnum
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +111,10 @@ def _problem(kind: ValueType, value: Scalar | ArrayValue, element: ValueType | N
     if kind is ValueType.BOOL:
         return None if isinstance(value, bool) else "it is not true or false"
     if kind in _FLOATS:
-        return None if isinstance(value, float) else "it is not a float"
+        if not isinstance(value, float):
+            return "it is not a float"
+        too_large = kind is ValueType.F32 and math.isfinite(value) and abs(value) > np.finfo(np.float32).max
+        return f"{value} is beyond float32" if too_large else None
     if not isinstance(value, int) or isinstance(value, bool):
         return "it is not an integer"
     limits = np.iinfo(FIXED[kind])
@@ -151,9 +154,7 @@ def string(value: str) -> GGUFValue:
     return GGUFValue(ValueType.STRING, value)
 
 
-def array(
-    values: Sequence[str] | Sequence[int] | NDArray[Any], element: ValueType | None = None
-) -> GGUFValue:
+def array(values: Sequence[str] | Sequence[int] | NDArray[Any], element: ValueType | None = None) -> GGUFValue:
     """Make an array: of strings, of a NumPy array's own dtype, or of numbers with `element` given.
 
     Raises FormatError if the element type cannot be told or a number does not fit it.
@@ -177,21 +178,31 @@ def array(
     if element not in FIXED:
         raise FormatError("a GGUF array holds strings or values of fixed width")
     dtype = np.dtype(bool) if element is ValueType.BOOL else FIXED[element]
-    stored = values.astype(dtype)
+    try:
+        stored = values.astype(dtype)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise FormatError(f"these values do not fit a GGUF array of {element.name}") from error
     if element not in _FLOATS and values.size and not np.array_equal(stored, values):
         raise FormatError(f"a number does not fit a GGUF array of {element.name}")
     return GGUFValue(ValueType.ARRAY, stored, element)
 
 
-_REQUIRED: Final = object()
+Default = TypeVar("Default")
+
+
+class _Required(Enum):
+    """The mark of a key without which a file is of no use."""
+
+    KEY = 0
+
+
+_REQUIRED: Final = _Required.KEY
 
 
 def _find(metadata: Mapping[str, GGUFValue], key: str, default: object, wanted: str) -> GGUFValue | None:
     found = metadata.get(key)
     if found is None and default is _REQUIRED:
-        raise FormatError(
-            f"the file has no {wanted} {display_safe(key)}, which this model needs; export it again"
-        )
+        raise FormatError(f"the file has no {wanted} {display_safe(key)}, which this model needs; export it again")
     return found
 
 
@@ -204,18 +215,18 @@ def _mistyped(key: str, found: GGUFValue, wanted: str) -> FormatError:
 def metadata_int(
     metadata: Mapping[str, GGUFValue],
     key: str,
-    default: int | object = _REQUIRED,
+    default: Default | _Required = _REQUIRED,
     *,
     minimum: int = 0,
     maximum: int = 2**31 - 1,
-) -> int:
+) -> int | Default:
     """Return an integer of any width within limits, or `default` if the key is absent.
 
     Raises FormatError if it is absent without a default, of another type, or outside the limits.
     """
     found = _find(metadata, key, default, "integer")
     if found is None:
-        return cast("int", default)
+        return cast("Default", default)
     if found.type not in _INTEGERS or not isinstance(found.value, int):
         raise _mistyped(key, found, "an integer")
     if not minimum <= found.value <= maximum:
@@ -225,11 +236,13 @@ def metadata_int(
     return found.value
 
 
-def metadata_float(metadata: Mapping[str, GGUFValue], key: str, default: float | object = _REQUIRED) -> float:
+def metadata_float(
+    metadata: Mapping[str, GGUFValue], key: str, default: Default | _Required = _REQUIRED
+) -> float | Default:
     """Return a finite float. Raises FormatError if absent without default, of another type or not finite."""
     found = _find(metadata, key, default, "number")
     if found is None:
-        return cast("float", default)
+        return cast("Default", default)
     if found.type not in _FLOATS or not isinstance(found.value, float):
         raise _mistyped(key, found, "a float")
     if not math.isfinite(found.value):
@@ -237,21 +250,25 @@ def metadata_float(metadata: Mapping[str, GGUFValue], key: str, default: float |
     return found.value
 
 
-def metadata_bool(metadata: Mapping[str, GGUFValue], key: str, default: bool | object = _REQUIRED) -> bool:
+def metadata_bool(
+    metadata: Mapping[str, GGUFValue], key: str, default: Default | _Required = _REQUIRED
+) -> bool | Default:
     """Return a truth value. Raises FormatError if it is absent without a default or of another type."""
     found = _find(metadata, key, default, "switch")
     if found is None:
-        return cast("bool", default)
+        return cast("Default", default)
     if not isinstance(found.value, bool):
         raise _mistyped(key, found, "true or false")
     return found.value
 
 
-def metadata_string(metadata: Mapping[str, GGUFValue], key: str, default: str | object = _REQUIRED) -> str:
+def metadata_string(
+    metadata: Mapping[str, GGUFValue], key: str, default: Default | _Required = _REQUIRED
+) -> str | Default:
     """Return a text. Raises FormatError if it is absent without a default or of another type."""
     found = _find(metadata, key, default, "text")
     if found is None:
-        return cast("str", default)
+        return cast("Default", default)
     if not isinstance(found.value, str):
         raise _mistyped(key, found, "text")
     return found.value

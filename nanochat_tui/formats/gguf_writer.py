@@ -65,6 +65,8 @@ def _payload(value: GGUFValue, what: str) -> bytes:
     items = cast("Sequence[Any]", value.value)
     head = struct.pack("<IQ", element, len(items))
     if element is ValueType.STRING:
+        if not all(isinstance(item, str) for item in items):
+            raise FormatError(f"{what} is a list of strings and holds something else")
         return head + b"".join(_text(item, what) for item in items)
     return head + np.asarray(items).astype(FIXED[element]).tobytes()
 
@@ -80,20 +82,14 @@ def _checked(tensors: Iterable[TensorData]) -> list[TensorData]:
         if not 1 <= len(tensor.shape) <= MAX_DIMS or min(tensor.shape) < 1:
             raise FormatError(f"{what} has the impossible shape {list(tensor.shape)}")
         if not tensor.type.is_known or tensor.shape[-1] % tensor.type.block_elements:
-            raise FormatError(
-                f"{what} of shape {list(tensor.shape)} does not divide into blocks of {tensor.type.name}"
-            )
+            raise FormatError(f"{what} of shape {list(tensor.shape)} does not divide into blocks of {tensor.type.name}")
         expected = tensor.type.nbytes(int(np.prod(tensor.shape, dtype=object)))
         if tensor.data.dtype != np.uint8 or tensor.data.nbytes != expected:
-            raise FormatError(
-                f"{what} takes {expected} bytes of {tensor.type.name}, not {tensor.data.nbytes}"
-            )
+            raise FormatError(f"{what} takes {expected} bytes of {tensor.type.name}, not {tensor.data.nbytes}")
     return found
 
 
-def write_gguf(
-    path: str | os.PathLike[str], metadata: Mapping[str, GGUFValue], tensors: Iterable[TensorData]
-) -> None:
+def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, GGUFValue], tensors: Iterable[TensorData]) -> None:
     """Write a GGUF file, atomically: the keys and tensors in the order given, data aligned to 32 bytes.
 
     `general.alignment` in the metadata is obeyed. Every tensor, the last too, is padded to the alignment, as
@@ -129,9 +125,7 @@ def write_gguf(
             handle.write(bytes(-tensor.data.nbytes % alignment))
 
 
-def _check_types_survive(
-    contents: Sequence[TensorData], raws: Sequence[RawInfo], size: int, alignment: int
-) -> None:
+def _check_types_survive(contents: Sequence[TensorData], raws: Sequence[RawInfo], size: int, alignment: int) -> None:
     """Refuse a file whose type id 42 a reader would take for another type than was meant."""
     try:
         read_back = resolve(raws, 0, size, alignment)

@@ -55,9 +55,7 @@ def read_mhc(source: str | os.PathLike[str] | bytes) -> MhcFile:
     except OSError as error:
         raise unreadable(source, error) from error
     if len(data) > limit:
-        raise FormatError(
-            f"{label} is not an .mhc file: it is larger than any can be; check which file was given"
-        )
+        raise FormatError(f"{label} is not an .mhc file: it is larger than any can be; check which file was given")
     return _parse(data, label)
 
 
@@ -79,9 +77,7 @@ def _parse(data: bytes, label: str) -> MhcFile:
     floats = RECORD_FLOATS[n_streams]
     expected = HEADER.size + 4 * floats * n_records
     if len(data) != expected:
-        raise refuse(
-            f"{n_records} records of {n_streams} streams take {expected} bytes and the file has {len(data)}"
-        )
+        raise refuse(f"{n_records} records of {n_streams} streams take {expected} bytes and the file has {len(data)}")
     records = np.frombuffer(data, "<f4", offset=HEADER.size).reshape(n_records, floats).astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(records).all(axis=1))
     if bad.size:
@@ -99,13 +95,10 @@ def write_mhc(path: str | os.PathLike[str], n_streams: int, records: ArrayLike) 
         rows = np.asarray(records, dtype=np.float64).astype("<f4")
     floats = RECORD_FLOATS.get(n_streams)
     if floats is None:
-        raise FormatError(
-            f"an .mhc file holds 2 or 4 streams, not {n_streams}; a plain residual needs no file"
-        )
+        raise FormatError(f"an .mhc file holds 2 or 4 streams, not {n_streams}; a plain residual needs no file")
     if rows.ndim != 2 or rows.shape[1] != floats or not 1 <= rows.shape[0] <= MAX_RECORDS:
         raise FormatError(
-            f"mHC records of {n_streams} streams are 1 to {MAX_RECORDS} rows of {floats} floats, "
-            f"not {list(rows.shape)}"
+            f"mHC records of {n_streams} streams are 1 to {MAX_RECORDS} rows of {floats} floats, not {list(rows.shape)}"
         )
     if not np.isfinite(rows).all():
         raise FormatError("an mHC record holds NaN or infinity; the training run it comes from has diverged")

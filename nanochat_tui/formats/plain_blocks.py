@@ -27,9 +27,7 @@ def view(blocks: Blocks, dtype: str) -> NDArray[Any]:
 def demand_finite(values: Values) -> None:
     """Raise FormatError if a value is NaN or infinite: no quantised type can hold it."""
     if not np.isfinite(values).all():
-        raise FormatError(
-            "a weight is NaN or infinite, which this tensor type cannot hold; the model has diverged"
-        )
+        raise FormatError("a weight is NaN or infinite, which this tensor type cannot hold; the model has diverged")
 
 
 def decode_as(dtype: str) -> Callable[[Blocks], Values]:
@@ -44,13 +42,13 @@ def decode_as(dtype: str) -> Callable[[Blocks], Values]:
 
 def encode_f32(values: Values) -> Blocks:
     """Store float32 unchanged."""
-    return np.ascontiguousarray(values, dtype="<f4").view(np.uint8)
+    return values.astype("<f4", copy=False).view(np.uint8)
 
 
 def encode_f16(values: Values) -> Blocks:
     """Round to float16. Raises FormatError if a finite value is beyond its range."""
     with np.errstate(over="ignore"):
-        halves = np.ascontiguousarray(values, dtype=np.float32).astype("<f2")
+        halves = values.astype("<f2")
     if (np.isinf(halves) & np.isfinite(values)).any():
         raise FormatError("a weight is beyond the range of F16 (65504); choose F32 or BF16")
     return halves.view(np.uint8)
@@ -63,7 +61,7 @@ def decode_bf16(blocks: Blocks) -> Values:
 
 def encode_bf16(values: Values) -> Blocks:
     """Round to bfloat16, half to even; NaN stays NaN."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    bits = values.view(np.uint32)
     rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
     quiet = ((bits >> 16) | 0x40).astype("<u2")  # rounding could turn a NaN into infinity
     return np.where(np.isnan(values), quiet, rounded).astype("<u2").view(np.uint8)
@@ -82,7 +80,6 @@ def encode_q8_0(values: Values) -> Blocks:
     Raises FormatError if a value is not finite or d is beyond float16.
     """
     demand_finite(values)
-    values = values.astype(np.float32, copy=False)
     with np.errstate(over="ignore"):
         scales = (np.abs(values).max(axis=1, keepdims=True) / np.float32(127)).astype("<f2")
     if np.isinf(scales).any():

@@ -70,6 +70,8 @@ class TensorType:
                 f"tensor type {self.name} (id {self.id}) cannot be decoded; "
                 "use a file of this model in a type that `nanochat-tui inspect` lists as known"
             )
+        if blocks.dtype != np.uint8:
+            raise FormatError(f"blocks of {self.name} are bytes, not {blocks.dtype}")
         return self.decoder(_checked(blocks, self.block_bytes, self.name))
 
     def encode(self, values: Values) -> Blocks:
@@ -78,10 +80,9 @@ class TensorType:
         Raises FormatError if the project cannot write this type, the shape is wrong or a value does not fit.
         """
         if self.encoder is None:
-            raise FormatError(
-                f"tensor type {self.name} (id {self.id}) cannot be written; choose Q8_0, F16 or F32"
-            )
-        return self.encoder(_checked(values, self.block_elements, self.name))
+            raise FormatError(f"tensor type {self.name} (id {self.id}) cannot be written; choose Q8_0, F16 or F32")
+        numbers = np.ascontiguousarray(values, dtype=np.float32)
+        return self.encoder(_checked(numbers, self.block_elements, self.name))
 
 
 def _checked(blocks: NDArray[Element], width: int, name: str) -> NDArray[Element]:
@@ -172,7 +173,7 @@ _ALL: Final = (
 )
 
 TENSOR_TYPES: Final = MappingProxyType({kind.name: kind for kind in _ALL})
-"""Known types by name. Id 42 appears twice: `Q2_0` is mainline's groups of 64, `Q2_0_g128` an older fork's."""
+"""Known types by name. Id 42 is there twice: `Q2_0` is mainline's groups of 64, `Q2_0_g128` an older fork's."""
 
 _BY_ID: Final = {kind.id: kind for kind in reversed(_ALL)}  # reversed: mainline's meaning of id 42 wins
 
@@ -241,9 +242,7 @@ def encode_ternary_matrix(kind: TensorType, trits: NDArray[np.int8], scales: Sca
     """
     groups = scales.shape[-1] if scales.ndim else 0
     if trits.shape[:-1] != scales.shape[:-1] or not groups or trits.shape[-1] % groups:
-        raise FormatError(
-            f"scales of shape {list(scales.shape)} do not divide trits of shape {list(trits.shape)}"
-        )
+        raise FormatError(f"scales of shape {list(scales.shape)} do not divide trits of shape {list(trits.shape)}")
     columns, group, block = trits.shape[-1], trits.shape[-1] // groups, kind.block_elements
     if trits.size and (int(trits.min()) < -1 or int(trits.max()) > 1):
         raise FormatError("a trit is outside −1 to 1")
@@ -259,9 +258,7 @@ def encode_ternary_matrix(kind: TensorType, trits: NDArray[np.int8], scales: Sca
     return encode_ternary(kind, (trits.reshape(-1, block) + 1).astype(np.uint8), per_block)
 
 
-def ternary_matrix(
-    kind: TensorType, blocks: Blocks, shape: tuple[int, ...]
-) -> tuple[NDArray[np.int8], Scales]:
+def ternary_matrix(kind: TensorType, blocks: Blocks, shape: tuple[int, ...]) -> tuple[NDArray[np.int8], Scales]:
     """Return what `encode_ternary_matrix` stored: values −1 to 2 int8 of `shape`, one scale per block.
 
     scales is float16 [..., columns / block_elements]. Raises FormatError if the type is not ternary.

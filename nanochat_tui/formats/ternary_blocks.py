@@ -25,12 +25,12 @@ _LOW_BITS = np.uint8(3)
 def split_q2(blocks: Blocks) -> tuple[Codes, Scales]:
     """Split Q2_0 or PQ2_0: f16 d, then elements in order, four to a byte, the lowest bits first."""
     codes = (blocks[:, 2:, None] >> _SHIFTS) & _LOW_BITS
-    return codes.reshape(len(blocks), -1), view(blocks[:, :2], "<f2")[:, 0]
+    return codes.reshape(len(blocks), 4 * (blocks.shape[1] - 2)), view(blocks[:, :2], "<f2")[:, 0]
 
 
 def join_q2(codes: Codes, scales: Scales) -> Blocks:
     """Inverse of `split_q2`."""
-    packed = np.bitwise_or.reduce(codes.reshape(len(codes), -1, 4) << _SHIFTS, axis=2)
+    packed = np.bitwise_or.reduce(codes.reshape(len(codes), codes.shape[1] // 4, 4) << _SHIFTS, axis=2)
     return np.concatenate([_scale_bytes(scales), packed], axis=1)
 
 
@@ -66,7 +66,7 @@ def split_tq1_0(blocks: Blocks) -> tuple[Codes, Scales]:
     trits, _ = _base3()
     n = len(blocks)
     parts = [
-        trits[blocks[:, start:stop]][..., :count].swapaxes(1, 2).reshape(n, -1)
+        trits[blocks[:, start:stop]][..., :count].swapaxes(1, 2).reshape(n, count * (stop - start))
         for start, stop, count in ((0, 32, 5), (32, 48, 5), (48, 52, 4))
     ]
     return np.concatenate(parts, axis=1), view(blocks[:, 52:], "<f2")[:, 0]
@@ -78,7 +78,7 @@ def join_tq1_0(codes: Codes, scales: Scales) -> Blocks:
     powers = np.array([81, 27, 9, 3, 1])
     parts = []
     for start, stop, count in ((0, 160, 5), (160, 240, 5), (240, 256, 4)):
-        lanes = codes[:, start:stop].reshape(len(codes), count, -1).astype(np.int64)
+        lanes = codes[:, start:stop].reshape(len(codes), count, (stop - start) // count).astype(np.int64)
         number = (lanes * powers[:count, None]).sum(axis=1)
         parts.append(packed[number])
     return np.concatenate([*parts, _scale_bytes(scales)], axis=1)

@@ -71,9 +71,7 @@ class TokenWriter:
     Example: `with TokenWriter("train.bin", "u16") as out: out.write(ids)`.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], dtype: TokenDtype, *, vocab_size: int | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], dtype: TokenDtype, *, vocab_size: int | None = None) -> None:
         self._dtype = _dtype(dtype)
         self._limit = min(vocab_size or 1 << 32, 1 << (8 * self._dtype.itemsize))
         self._file = atomic_write(path)
@@ -92,15 +90,11 @@ class TokenWriter:
         if values.size == 0:
             return
         if values.dtype.kind not in "iu" or values.ndim != 1:
-            raise FormatError(
-                f"token ids are a row of integers, not {values.dtype} of shape {list(values.shape)}"
-            )
+            raise FormatError(f"token ids are a row of integers, not {values.dtype} of shape {list(values.shape)}")
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= self._limit:
             wrong = low if low < 0 else high
-            raise FormatError(
-                f"token id {wrong} lies outside 0 to {self._limit - 1}; use u32 or another tokenizer"
-            )
+            raise FormatError(f"token id {wrong} lies outside 0 to {self._limit - 1}; use u32 or another tokenizer")
         self._handle.write(np.ascontiguousarray(values.astype(self._dtype)).data)
         self.count += values.size
 
