@@ -1,0 +1,82 @@
+"""Exact and near duplicates, by hashes alone: no text is kept in memory.
+
+A near duplicate is a file whose windows of five successive code lines (blank and comment lines left out, indentation
+ignored) are for the most part in the corpus already. The order of the files decides who wins: the first one stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+WINDOW = 5
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+_HASH_COMMENTS = frozenset({".py", ".pyi", ".sh", ".rb", ".pl", ".r", ".jl", ".toml", ".yaml", ".yml", ".nim", ".ex"})
+
+
+def content_digest(text: str) -> bytes:
+    """Return 16 bytes that are equal for texts which differ in white space only."""
+    return hashlib.blake2b(re.sub(r"\s+", " ", text).strip().encode(), digest_size=16).digest()
+
+
+def _line_hash(line: str) -> int:
+    return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "little")
+
+
+def line_windows(text: str, suffix: str = ".rs") -> npt.NDArray[np.uint64]:
+    """Hash every window of five successive code lines of `text`.
+
+    Returns uint64 [max(1, code lines - 4)], in order, repeats included. Comment lines (`//`, or `#` where `suffix` is
+    of a language that writes them so) do not count, unless the file has no other lines.
+    """
+    lines = [line for raw in text.split("\n") if (line := raw.strip())]
+    comment = "#" if suffix.lower() in _HASH_COMMENTS else "//"
+    code = [line for line in lines if not line.startswith(comment)] or lines or [""]
+    known: dict[str, int] = {}
+    hashes = np.array(
+        [known[line] if line in known else known.setdefault(line, _line_hash(line)) for line in code], np.uint64
+    )
+    count = max(1, len(code) - WINDOW + 1)
+    windows = np.zeros(count, np.uint64)
+    for offset in range(min(WINDOW, len(code))):
+        windows = windows * _MULTIPLIER + hashes[offset : offset + count]
+        windows ^= windows >> np.uint64(29)
+    return windows
+
+
+class WindowIndex:
+    """The windows of a list of files, renumbered densely so that sets of them are plain boolean arrays.
+
+    `ids[f]` is int64 [windows of file f], values in 0..size-1.
+    """
+
+    def __init__(self, windows: list[npt.NDArray[np.uint64]]) -> None:
+        borders = np.cumsum([len(w) for w in windows])[:-1] if windows else []
+        unique, inverse = np.unique(
+            np.concatenate(windows) if windows else np.zeros(0, np.uint64), return_inverse=True
+        )
+        self.size = len(unique)
+        self.ids: list[npt.NDArray[np.int64]] = np.split(inverse, borders) if windows else []
+
+    def near_duplicates(self, limit: float) -> list[bool]:
+        """Say of every file, in order, whether more than `limit` of its windows are in files kept before it."""
+        seen = np.zeros(self.size, bool)
+        dropped: list[bool] = []
+        for ids in self.ids:
+            duplicate = bool(seen[ids].mean() > limit)
+            dropped.append(duplicate)
+            if not duplicate:
+                seen[ids] = True
+        return dropped
+
+    def shared(self, files: list[int]) -> dict[int, float]:
+        """Return for each of `files` the share of its distinct windows that another of `files` holds, too."""
+        holders = np.zeros(self.size, np.int32)
+        distinct = {f: np.unique(self.ids[f]) for f in files}
+        for ids in distinct.values():
+            holders[ids] += 1
+        return {f: float((holders[ids] > 1).mean()) for f, ids in distinct.items()}

@@ -1,0 +1,188 @@
+"""The two parallel steps, file -> verdict and hashes, file -> tokens, and the pool that runs them.
+
+Processes are spawned, not forked: the caller may hold threads (a progress bar, PyTorch, the tokenizer's own).
+Results come back in the order of the jobs, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.model.text import spaces_to_tabs
+from nanochat_tui.train.data_preparation import filters
+from nanochat_tui.train.data_preparation.dedup import content_digest, line_windows
+from nanochat_tui.train.data_preparation.filters import Reason, TextRules
+from nanochat_tui.train.data_preparation.licences import UNKNOWN, file_licence
+from nanochat_tui.train.data_preparation.sources import FileRef, Source, in_skipped_folder
+
+CHUNK = 64
+_SPDX_HEAD = 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every process needs to know; sent once."""
+
+    sources: tuple[Source, ...]
+    rules: TextRules
+    skip_folders: tuple[str, ...]
+    require_licence: bool
+    any_licence: bool
+    tokenizer: Path
+    indentation: int
+    eot_id: int
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """Verdict on one file; the text's hashes if it passed every filter that looks at it alone."""
+
+    reason: Reason | None
+    licence: str = UNKNOWN
+    bytes: int = 0
+    """UTF-8 bytes of the text."""
+    digest: bytes = b""
+    windows: npt.NDArray[np.uint64] | None = None
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Token ids (uint32, without the end-of-text token), or None if decoding them does not give the text back."""
+
+    ids: npt.NDArray[np.uint32] | None
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json for whole documents: no truncation, no padding.
+
+    Raises:
+        UserError: the file is not a tokenizer.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{display_safe(str(path))} is not a tokenizer.json: {display_safe(str(error))}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {display_safe(str(path))}: {error.strerror}") from error
+
+
+def scan_file(ref: FileRef, settings: Settings) -> Scanned:
+    """Run the filters that need one file only, in the order of the report."""
+    source = settings.sources[ref.source]
+    if in_skipped_folder(ref.path, settings.skip_folders):
+        return Scanned(Reason.FOLDER)
+    if (reason := filters.check_size(ref.size, settings.rules)) is not None:
+        return Scanned(reason)
+    data = _read(source.folder / ref.path)
+    head = data[:_SPDX_HEAD].decode("utf-8", "replace")
+    licence = file_licence(source.folder, ref.path, head, source.copyright)
+    if not settings.any_licence:
+        if licence.known and not licence.permissive:
+            return Scanned(Reason.LICENCE, licence.name)
+        if not licence.known and settings.require_licence:
+            return Scanned(Reason.NO_LICENCE)
+    text = filters.decode(data)
+    if text is None:
+        return Scanned(Reason.ENCODING, licence.name)
+    if (reason := filters.check_text(text, settings.rules)) is not None:
+        return Scanned(reason, licence.name)
+    suffix = os.path.splitext(ref.path)[1]  # noqa: PTH122
+    return Scanned(None, licence.name, len(text.encode()), content_digest(text), line_windows(text, suffix))
+
+
+def tokenise_file(job: tuple[FileRef, bytes], settings: Settings, tokenizer: Tokenizer) -> Tokenised:
+    """Encode a file that `scan_file` let pass; `job` carries the digest it had then.
+
+    Raises:
+        UserError: the file has changed in between.
+    """
+    ref, digest = job
+    path = settings.sources[ref.source].folder / ref.path
+    text = filters.decode(_read(path))
+    if text is None or content_digest(text) != digest:
+        raise UserError(f"{display_safe(str(path))} changed while it was being prepared; start again")
+    text = spaces_to_tabs(text, settings.indentation)
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    if settings.eot_id in ids or tokenizer.decode(ids, skip_special_tokens=False) != text:
+        return Tokenised(None)
+    return Tokenised(np.array(ids, np.uint32))
+
+
+class _Process:
+    """State of one worker process, set by its initialiser."""
+
+    settings: Settings
+    tokenizer: Tokenizer | None = None
+
+
+def _initialise(settings: Settings) -> None:
+    # One thread per process: the processes are the parallelism.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _Process.settings = settings
+
+
+def _scan_chunk(refs: list[FileRef]) -> list[Scanned]:
+    return [scan_file(ref, _Process.settings) for ref in refs]
+
+
+def _tokenise_chunk(jobs: list[tuple[FileRef, bytes]]) -> list[Tokenised]:
+    if _Process.tokenizer is None:
+        _Process.tokenizer = load_tokenizer(_Process.settings.tokenizer)
+    return [tokenise_file(job, _Process.settings, _Process.tokenizer) for job in jobs]
+
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """A pool of processes for both steps, or none at all for `count` 1. A context manager."""
+
+    def __init__(self, settings: Settings, count: int) -> None:
+        self.settings = settings
+        context = multiprocessing.get_context("spawn")
+        self.pool = context.Pool(count, _initialise, (settings,)) if count > 1 else None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.terminate()
+            self.pool.join()
+
+    def _map(self, work: Callable[[list[Job]], list[Result]], jobs: Sequence[Job]) -> Iterator[Result]:
+        chunks = (list(jobs[at : at + CHUNK]) for at in range(0, len(jobs), CHUNK))
+        if self.pool is not None:
+            results = self.pool.imap(work, chunks)
+        else:
+            _Process.settings, _Process.tokenizer = self.settings, None
+            results = map(work, chunks)  # type: ignore[assignment]
+        for chunk in results:
+            yield from chunk
+
+    def scan(self, refs: Sequence[FileRef]) -> Iterator[Scanned]:
+        """Yield the verdict on each file, in order."""
+        return self._map(_scan_chunk, refs)
+
+    def tokenise(self, jobs: Sequence[tuple[FileRef, bytes]]) -> Iterator[Tokenised]:
+        """Yield the tokens of each file, in order."""
+        return self._map(_tokenise_chunk, jobs)
