@@ -89,9 +89,7 @@ def stream_matrices(records: ArrayLike, n_streams: int, version: int = CURRENT_V
     values = np.asarray(records, dtype=np.float64)
     width = MHC_RECORD_FLOATS[n_streams]
     if values.ndim != 2 or values.shape[1] != width:
-        raise MhcError(
-            f"mHC records of {n_streams} streams have shape [n, {width}], not {list(values.shape)}"
-        )
+        raise MhcError(f"mHC records of {n_streams} streams have shape [n, {width}], not {list(values.shape)}")
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if bad.size:
         raise MhcError(f"mHC record {bad[0]} holds a value that is not finite; the file is damaged")

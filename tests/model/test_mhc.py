@@ -176,9 +176,7 @@ def test_gain_is_not_a_tautology() -> None:
     quiet, loud = np.zeros((1, 9), dtype=np.float32), np.zeros((1, 9), dtype=np.float32)
     quiet[0, 5:7], loud[0, 5:7] = -20.0, 20.0
     assert verify(quiet, 2).gains[0] == pytest.approx(1.0, abs=1e-6)
-    assert verify(loud, 2).gains[0] == pytest.approx(
-        3.0, abs=1e-6
-    )  # equal streams: 1 + sum p · q = 1 + 1 · 2
+    assert verify(loud, 2).gains[0] == pytest.approx(3.0, abs=1e-6)  # equal streams: 1 + sum p · q = 1 + 1 · 2
 
 
 def test_deep_total_gain_does_not_overflow() -> None:

@@ -15,9 +15,7 @@ LINES = st.lists(
 
 
 def test_only_whole_groups_at_line_starts_change() -> None:
-    assert (
-        spaces_to_tabs("fn a() {\n    if b {\n          c    d\n", 4) == "fn a() {\n\tif b {\n\t\t  c    d\n"
-    )
+    assert spaces_to_tabs("fn a() {\n    if b {\n          c    d\n", 4) == "fn a() {\n\tif b {\n\t\t  c    d\n"
     assert spaces_to_tabs("        x", 4) == "\t\tx"
     assert spaces_to_tabs("   x\r\n    y", 4) == "   x\r\n\ty"
 

@@ -1,0 +1,223 @@
+"""The tokenizer against known encodings, its way through GGUF, and streaming."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from nanochat_tui.formats.gguf_values import GGUFValue, array, boolean, string, u32
+from nanochat_tui.model.shipped import shipped_tokenizer
+from nanochat_tui.model.tokenizer import (
+    TextCodec,
+    TokenizerError,
+    byte_level_bpe,
+    codec_from_gguf,
+    from_gguf_metadata,
+    load_tokenizer,
+    to_gguf_metadata,
+)
+
+REFERENCE = json.loads((Path(__file__).parent / "gpt2_reference.json").read_text())
+"""Texts and ids by the encoder of the npm package gpt-3-encoder 1.1.4, an implementation of its own."""
+
+
+def shipped() -> Tokenizer:
+    path = shipped_tokenizer()
+    assert path is not None
+    return load_tokenizer(path)
+
+
+GPT2 = shipped()
+METADATA = to_gguf_metadata(GPT2, bos=50256, eos=50256)
+CODEC = TextCodec(GPT2, bos=50256, eos=50256, add_bos=True, indentation=4)
+NO_LEADING_TABS = st.text(max_size=60).filter(lambda text: not re.search(r"(?m)^ *\t", text))
+
+
+def test_size_and_end_of_text() -> None:
+    assert GPT2.get_vocab_size() == 50_257
+    assert GPT2.token_to_id("<|endoftext|>") == 50_256
+    assert GPT2.encode("a<|endoftext|>b").ids == [64, 50_256, 65]
+
+
+@pytest.mark.parametrize("case", REFERENCE, ids=range(len(REFERENCE)))
+def test_known_encodings(case: dict[str, object]) -> None:
+    assert GPT2.encode(case["text"]).ids == case["ids"]
+
+
+def test_rebuilt_from_gguf_it_is_identical() -> None:
+    assert from_gguf_metadata(METADATA).to_str() == GPT2.to_str()
+
+
+@given(st.text())
+def test_any_text_round_trips(text: str) -> None:
+    assert GPT2.decode(GPT2.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_bos_only_where_the_model_wants_it() -> None:
+    assert CODEC.encode("Hello world") == [50_256, 15_496, 995]
+    assert CODEC.encode("Hello world", bos=False) == [15_496, 995]
+    assert CODEC.encode("") == [50_256]
+    without = TextCodec(GPT2, bos=50_256, eos=50_256, add_bos=False)
+    assert without.encode("Hello world") == [15_496, 995]
+    assert TextCodec(GPT2, bos=None, eos=None, add_bos=True).encode("a") == [64]
+
+
+def test_indentation_is_tabs_inside() -> None:
+    ids = CODEC.encode("fn a() {\n        b()\n", bos=False)
+    assert GPT2.decode(ids) == "fn a() {\n\t\tb()\n"
+    assert CODEC.decode(ids) == "fn a() {\n        b()\n"
+
+
+@given(NO_LEADING_TABS)
+def test_codec_round_trips(text: str) -> None:
+    assert CODEC.decode(CODEC.encode(text)) == text
+
+
+@given(st.lists(st.integers(0, 50_256), max_size=30))
+def test_streaming_equals_decoding_whole(ids: list[int]) -> None:
+    stream = CODEC.stream()
+    pieces = [stream.feed(token) for token in ids]
+    assert "".join(pieces) + stream.flush() == CODEC.decode(ids)
+    plain = TextCodec(GPT2, bos=None, eos=None, add_bos=False)
+    assert plain.decode(ids) == GPT2.decode(ids, skip_special_tokens=True)
+
+
+@given(st.text(alphabet="é漢🙂ab", min_size=1, max_size=20))
+def test_streamed_characters_are_whole(text: str) -> None:
+    stream = CODEC.stream()
+    pieces = [stream.feed(token) for token in CODEC.encode(text)]
+    assert not any("�" in piece for piece in pieces)
+    assert "".join(pieces) == text
+    assert stream.flush() == ""
+
+
+def test_broken_utf8_is_shown_at_the_end() -> None:
+    first, *rest = GPT2.encode("漢").ids
+    assert rest
+    stream = CODEC.stream()
+    assert stream.feed(first) == ""
+    assert stream.flush() == "�"
+
+
+def test_a_reply_knows_whether_its_prompt_left_it_in_indentation() -> None:
+    tab = GPT2.encode("\t").ids[0]
+    for prompt, expected in [
+        ("", "    "),
+        ("x\n", "    "),
+        ("x\n    ", "    "),
+        ("let x =", "\t"),
+        ("x\n    y", "\t"),
+    ]:
+        assert CODEC.stream(after=CODEC.encode(prompt)).feed(tab) == expected, prompt
+
+
+def test_unnamed_ids_are_silent() -> None:
+    assert CODEC.decode([60_000, -1, 64]) == "a"
+
+
+def test_special_tokens_are_shown_on_demand() -> None:
+    assert CODEC.decode([50_256, 64]) == "a"
+    assert CODEC.decode([50_256, 64], special=True) == "<|endoftext|>a"
+    assert CODEC.end_ids == {50_256}
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(TokenizerError, match="Unicode"):
+        CODEC.encode("a\ud800")
+
+
+def small(special: tuple[str, ...] = ("<|endoftext|>",), user: tuple[str, ...] = ()) -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*alphabet, "ab", "abc", *special, *user])}
+    return byte_level_bpe(vocabulary, [("a", "b"), ("ab", "c")], special, user)
+
+
+def test_added_tokens_keep_their_kind() -> None:
+    tokenizer = small(("<s>", "<|im_end|>"), ("<tool>",))
+    metadata = to_gguf_metadata(tokenizer, bos=258, eos=259)
+    assert from_gguf_metadata(metadata).to_str() == tokenizer.to_str()
+    codec = codec_from_gguf(metadata)
+    assert codec.decode(codec.encode("abc<tool>é<|im_end|>")) == "abc<tool>é"
+    assert codec.end_ids == {259}
+
+
+@settings(max_examples=40)
+@given(st.text(max_size=20))
+def test_small_tokenizer_round_trips(text: str) -> None:
+    codec = codec_from_gguf(to_gguf_metadata(small(), bos=258, eos=258))
+    assert codec.decode(codec.encode(text)) == text
+
+
+def changed(key: str, value: GGUFValue | None) -> dict[str, GGUFValue]:
+    metadata = dict(to_gguf_metadata(small(), bos=258, eos=258))
+    if value is None:
+        del metadata[f"tokenizer.ggml.{key}"]
+    else:
+        metadata[f"tokenizer.ggml.{key}"] = value
+    return metadata
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model", None, "no tokenizer inside"),
+        ("model", string("llama"), "SentencePiece"),
+        ("model", string("\x1b[31m"), r"\\x1b"),
+        ("pre", None, "'default'"),
+        ("pre", string("qwen2"), "'qwen2'"),
+        ("tokens", array(["a", "a"]), "twice"),
+        ("tokens", array(["a", "b"]), "token types"),
+        ("merges", array(["ab"]), "impossible merge"),
+        ("merges", array(["a zz"]), "do not fit"),
+        ("bos_token_id", u32(70_000), "outside its vocabulary"),
+        ("token_type", array(np.ones(3, np.int32)), "token types"),
+    ],
+)
+def test_damaged_metadata_is_refused(key: str, value: GGUFValue | None, message: str) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        codec_from_gguf(changed(key, value))
+
+
+def test_a_given_tokenizer_must_be_the_models() -> None:
+    metadata = to_gguf_metadata(small(), bos=258, eos=258)
+    assert codec_from_gguf(metadata, small()).encode("abc") == [258, 257]
+    with pytest.raises(TokenizerError, match="other tokens"):
+        codec_from_gguf(metadata, GPT2)
+
+
+def test_a_file_without_a_tokenizer_takes_the_given_one() -> None:
+    codec = codec_from_gguf({"tokenizer.ggml.add_bos_token": boolean(True)}, GPT2)
+    assert codec.encode("a") == [50_256, 64]
+    assert codec.end_ids == {50_256}
+
+
+def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="cannot be read"):
+        load_tokenizer(tmp_path / "absent.json")
+    for content in (b"{}", b"\xff\xfe", b"null"):
+        (tmp_path / "t.json").write_bytes(content)
+        with pytest.raises(TokenizerError, match=r"not a tokenizer\.json"):
+            load_tokenizer(tmp_path / "t.json")
+
+
+def test_other_kinds_cannot_be_exported() -> None:
+    normalised = small()
+    normalised.normalizer = normalizers.NFC()
+    whitespace = small()
+    whitespace.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # noqa: S106
+    words.decoder = decoders.ByteLevel()
+    for tokenizer in (normalised, whitespace, words):
+        with pytest.raises(TokenizerError, match="exported"):
+            to_gguf_metadata(tokenizer, bos=0, eos=0)
+    with pytest.raises(TokenizerError, match="outside the vocabulary"):
+        to_gguf_metadata(small(), bos=0, eos=259)
+    with pytest.raises(TokenizerError, match="spell bytes"):
+        TextCodec(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), None, None, False)  # noqa: S106
