@@ -125,11 +125,15 @@ def _meaning_of_42(tensors: Sequence[_Placed], alignment: int) -> TensorType:
     """
     fitting = [kind for kind in Q2_0_MEANINGS if all(item.fits(kind, alignment) for item in tensors)]
     if len(fitting) > 1:
-        # bytes behind the last tensor would let it fit anything, so prefer what leaves none
+        # a file may go on behind its last tensor, which then fits anything: prefer what leaves nothing over
         tight = [
             kind for kind in fitting if all(item.span - kind.nbytes(item.elements) < alignment for item in tensors)
         ]
-        return (tight or fitting)[0]
+        if not tight:
+            raise LayoutError(
+                "its one tensor of type id 42 is the last and bytes follow it, so its group size cannot be told"
+            )
+        return tight[0]
     if fitting:
         return fitting[0]
     sherry = TensorType(42, "STQ1_0", 0, 0)

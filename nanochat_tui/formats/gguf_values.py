@@ -53,6 +53,7 @@ FIXED: Final[dict[ValueType, np.dtype[Any]]] = {
 """Value types of fixed width and their layout on disk."""
 
 _FLOATS = (ValueType.F32, ValueType.F64)
+_F32_MAX = float(np.finfo(np.float32).max)
 _INTEGERS = tuple(t for t in FIXED if t not in _FLOATS and t is not ValueType.BOOL)
 
 
@@ -113,7 +114,7 @@ def _problem(kind: ValueType, value: Scalar | ArrayValue, element: ValueType | N
     if kind in _FLOATS:
         if not isinstance(value, float):
             return "it is not a float"
-        too_large = kind is ValueType.F32 and math.isfinite(value) and abs(value) > np.finfo(np.float32).max
+        too_large = kind is ValueType.F32 and math.isfinite(value) and abs(value) > _F32_MAX
         return f"{value} is beyond float32" if too_large else None
     if not isinstance(value, int) or isinstance(value, bool):
         return "it is not an integer"
