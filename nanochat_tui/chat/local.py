@@ -1,0 +1,201 @@
+"""A backend that computes here, on the engine.
+
+Nothing is imported or read before `load`: constructing one costs nothing, so that the application can paint first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from threading import Event as CancelEvent
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from nanochat_tui.chat.backend import (
+    BackendError,
+    Event,
+    Finished,
+    Message,
+    Progress,
+    Request,
+    Started,
+    Stats,
+    Token,
+)
+from nanochat_tui.chat.context import Fitted, fit_messages, fit_text, reply_room
+from nanochat_tui.errors import UserError, display_safe
+
+if TYPE_CHECKING:
+    from nanochat_tui.engine.model import Model
+    from nanochat_tui.engine.session import Session
+
+STATS_INTERVAL = 0.25
+"""Seconds between two `Stats` while a reply is being written; nobody reads faster."""
+
+
+class LocalBackend:
+    """One model file in this process, with its key-value cache kept from request to request."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        mhc: Path | None = None,
+        tokenizer: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.path = path
+        self._mhc = mhc
+        self._tokenizer = tokenizer
+        self._threads = threads
+        self._loaded: tuple[Model, Session] | None = None
+        self._lock = Lock()
+
+    @property
+    def model(self) -> Model:
+        """The loaded model; loads it first if need be."""
+        return self._ready()[0]
+
+    def _ready(self) -> tuple[Model, Session]:
+        if self._loaded is None:
+            self.load()
+        if self._loaded is None:
+            raise BackendError("The model was not loaded; try again.")
+        return self._loaded
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self.path.stem
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel chosen for this processor."""
+        return self.model.kernel
+
+    @property
+    def threads(self) -> int:
+        """Threads the engine computes with."""
+        return self.model.threads
+
+    @property
+    def context_size(self) -> int:
+        """Tokens the model was made for, prompt and reply together."""
+        return self.model.config.context_length
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the file brings a chat template."""
+        return self.model.chat_template is not None
+
+    def load(self, progress: Progress | None = None) -> None:
+        """Map the file and make the kernels ready; the second call does nothing. Raises `UserError`."""
+        with self._lock:
+            if self._loaded is not None:
+                return
+            from nanochat_tui.engine.model import load
+            from nanochat_tui.engine.session import Session
+
+            try:
+                model = load(
+                    self.path,
+                    mhc=self._mhc,
+                    tokenizer=self._tokenizer,
+                    threads=self._threads,
+                    progress=progress,
+                )
+                self._loaded = model, Session(model)
+            except MemoryError as exc:
+                raise BackendError(
+                    f"There is not enough memory to load {display_safe(self.path.name)}; use a smaller model."
+                ) from exc
+            except OSError as exc:
+                raise BackendError(f"Cannot read {display_safe(str(self.path))}: {exc.strerror or exc}.") from exc
+
+    def chat(self, request: Request, cancel: CancelEvent) -> Iterator[Event]:
+        """Answer a request; see `Backend.chat`. A second request waits until the first is over."""
+        model, session = self._ready()
+        with self._lock:
+            fitted = self._fit(model, request)
+            yield Started(len(fitted.ids), fitted.dropped_messages, fitted.dropped_tokens)
+            yield from self._generate(session, fitted.ids, request, cancel)
+
+    def _fit(self, model: Model, request: Request) -> Fitted:
+        size = self.context_size
+        room = reply_room(size, request.max_tokens)
+        if request.messages and model.chat_template is not None:
+            return fit_messages(request.messages, partial(_render, model, model.chat_template), size, room)
+        if any(m.role == "system" for m in request.messages):
+            raise UserError("This model has no chat template, so it cannot take a system message; leave it out.")
+        text = request.prompt if request.prompt is not None else "".join(m.content for m in request.messages)
+        ids = model.encode(text)
+        if not ids:
+            raise UserError("The prompt is empty and this model has no begin-of-text token; write something.")
+        codec = model.codec
+        keep_first = codec.bos is not None and ids[0] == codec.bos
+        return fit_text(ids, size, room, keep_first=keep_first, ends_line=lambda i: codec.decode([i]).endswith("\n"))
+
+    def _generate(self, session: Session, ids: list[int], request: Request, cancel: CancelEvent) -> Iterator[Event]:
+        sampling = request.sampling
+        started = time.perf_counter()
+        first: float | None = None
+        shown = started
+        count = 0
+
+        def stats() -> Stats:
+            s = session.stats
+            return Stats(
+                prompt_tps=s.prompt_tokens / s.prompt_seconds if s.prompt_seconds > 0 else None,
+                decode_tps=s.generated_tokens / s.decode_seconds if s.decode_seconds > 0 else None,
+                context_used=session.position,
+                context_size=self.context_size,
+                generated=count,
+                seconds_to_first_token=None if first is None else first - started,
+            )
+
+        stream = session.generate(
+            ids,
+            max_tokens=request.max_tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repeat_penalty=sampling.repeat_penalty,
+            seed=sampling.seed,
+            stop=request.stop,
+            top_logprobs=request.top_logprobs,
+            cancel=cancel,
+        )
+        for token in stream:
+            now = time.perf_counter()
+            count += 1
+            if first is None:
+                first = now
+            yield Token(token.text, token.id, token.logprob, tuple(token.top))
+            if now - shown >= STATS_INTERVAL:
+                shown = now
+                yield stats()
+        yield stats()
+        yield Finished(session.finish_reason)
+
+
+def _render(model: Model, template: str, messages: Sequence[Message]) -> list[int]:
+    from nanochat_tui.model.chat_template import render
+
+    codec = model.codec
+
+    def special(token: int | None) -> str:
+        return "" if token is None else codec.tokenizer.id_to_token(token) or ""
+
+    bos = special(codec.bos)
+    text = render(
+        template,
+        [{"role": m.role, "content": m.content} for m in messages],
+        bos_token=bos,
+        eos_token=special(codec.eos),
+        add_generation_prompt=True,
+    )
+    # Many templates write the begin-of-text mark themselves; a second one would confuse the model.
+    return codec.encode(text, bos=not (bos and text.startswith(bos)))

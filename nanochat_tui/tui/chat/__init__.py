@@ -1,0 +1,1 @@
+"""The chat mode: a transcript, an input, and the reply being written."""

@@ -1,0 +1,156 @@
+"""Threads that load a model and write replies, reporting to a widget by messages.
+
+They are daemon threads and not Textual workers, because the application waits for its workers at exit and a compilation
+cannot be interrupted. Tokens are sent in batches: a model writes hundreds per second, a terminal shows thirty frames.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from textual.message import Message
+
+from nanochat_tui.chat.backend import Backend, Event, Finished, Request, Started, Stats, Token
+from nanochat_tui.errors import UserError
+from nanochat_tui.tui.messages import (
+    BackendFailed,
+    BackendProgress,
+    BackendReady,
+    ReplyEnded,
+    ReplyStarted,
+    ReplyStats,
+    ReplyText,
+)
+
+BATCH_SECONDS = 0.04
+"""Least time between two pieces of text: 25 a second, which reads as continuous and leaves the event loop its time."""
+
+Post = Callable[[Message], object]
+
+
+class LoadingStopped(Exception):  # noqa: N818 - a request, not an error
+    """The application is closing; raised inside `load` at its next report."""
+
+
+def batched(
+    events: Iterable[Event], interval: float = BATCH_SECONDS, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Event]:
+    """Join the text of tokens that arrive within `interval` seconds; every other event keeps its place.
+
+    The first token goes out at once, because it is waited for; and so does everything pending at the end.
+    """
+    pending: list[str] = []
+    sent = -float("inf")
+    for event in events:
+        if isinstance(event, Token):
+            if event.text:
+                pending.append(event.text)
+            now = clock()
+            if pending and now - sent >= interval:
+                yield Token("".join(pending))
+                pending.clear()
+                sent = now
+            continue
+        if pending and isinstance(event, Finished):
+            yield Token("".join(pending))
+            pending.clear()
+        yield event
+    if pending:
+        yield Token("".join(pending))
+
+
+def explain(exc: Exception) -> str:
+    """Put a failure into words for the person at the keyboard."""
+    if isinstance(exc, UserError):
+        return str(exc)
+    if isinstance(exc, MemoryError):
+        return "There is not enough memory; use a smaller model."
+    return f"Something went wrong inside ({type(exc).__name__}: {exc}); please report it."
+
+
+def _thread(target: Callable[[], None], name: str) -> threading.Thread:
+    """Return a daemon thread that sees the caller's context variables, by which Textual finds the application."""
+    context = contextvars.copy_context()
+    return threading.Thread(target=lambda: context.run(target), name=name, daemon=True)
+
+
+class Loader:
+    """Loads a backend in the background."""
+
+    def __init__(self, backend: Backend, post: Post) -> None:
+        self._backend = backend
+        self._post = post
+        self._stop = threading.Event()
+        self._thread = _thread(self._run, "load")
+
+    def start(self) -> None:
+        """Begin; messages follow."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give up at the next report of progress."""
+        self._stop.set()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        def progress(step: str) -> None:
+            if self._stop.is_set():
+                raise LoadingStopped
+            self._post(BackendProgress(step))
+
+        try:
+            self._backend.load(progress)
+        except LoadingStopped:
+            return
+        except Exception as exc:
+            self._post(BackendFailed(explain(exc)))
+        else:
+            self._post(BackendReady())
+
+
+class Generation:
+    """Writes one reply in the background."""
+
+    def __init__(self, run: int, backend: Backend, request: Request, post: Post) -> None:
+        self.run = run
+        self._backend = backend
+        self._request = request
+        self._post = post
+        self._cancel = threading.Event()
+        self._thread = _thread(self._run, f"reply-{run}")
+
+    def start(self) -> None:
+        """Begin; messages follow, the last one being `ReplyEnded`."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the reply at the next token."""
+        self._cancel.set()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the thread to end; returns whether it did."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        run, post = self.run, self._post
+        try:
+            for event in batched(self._backend.chat(self._request, self._cancel)):
+                match event:
+                    case Started():
+                        post(ReplyStarted(run, event.prompt_tokens, event.note))
+                    case Token():
+                        post(ReplyText(run, event.text))
+                    case Stats():
+                        post(ReplyStats(run, event))
+                    case Finished():
+                        post(ReplyEnded(run, event.reason))
+        except Exception as exc:
+            post(ReplyEnded(run, None, explain(exc)))

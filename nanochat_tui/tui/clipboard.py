@@ -1,0 +1,42 @@
+"""The system's own clipboard, for terminals that ignore the escape sequence Textual writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+
+def clipboard_command() -> list[str] | None:
+    """Return the command that fills the clipboard of the desktop in use, or None; over SSH there is none to fill."""
+    if os.environ.get("SSH_CONNECTION"):
+        return None
+    candidates: list[list[str]] = []
+    if sys.platform == "darwin":
+        candidates = [["pbcopy"]]
+    elif sys.platform == "win32":
+        candidates = [["clip"]]
+    elif os.environ.get("WAYLAND_DISPLAY"):
+        candidates = [["wl-copy"]]
+    elif os.environ.get("DISPLAY"):
+        candidates = [["xclip", "-selection", "clipboard"], ["xsel", "--clipboard", "--input"]]
+    return next((command for command in candidates if shutil.which(command[0])), None)
+
+
+def copy_natively(text: str) -> None:
+    """Hand `text` to the desktop's clipboard in the background; where there is none, do nothing."""
+    command = clipboard_command()
+    if command is not None:
+        threading.Thread(target=_feed, args=(command, text), daemon=True).start()
+
+
+def _feed(command: list[str], text: str) -> None:
+    # Best effort: the escape sequence was sent as well, and a failure here has no remedy worth interrupting for.
+    try:
+        subprocess.run(
+            command, input=text.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return

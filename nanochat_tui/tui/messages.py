@@ -1,0 +1,85 @@
+"""Every message that travels between threads and widgets, in one place.
+
+Messages about a reply carry the number of the run they belong to, so that what a cancelled run still says is not taken
+for the words of the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.message import Message
+
+from nanochat_tui.chat.backend import FinishReason, SamplingSettings, Stats
+
+
+@dataclass
+class BackendProgress(Message):
+    """The loading thread says what it is doing."""
+
+    step: str
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest step is worth showing."""
+        return isinstance(message, BackendProgress)
+
+
+@dataclass
+class BackendReady(Message):
+    """The model can answer."""
+
+
+@dataclass
+class BackendFailed(Message):
+    """The model cannot be used; `text` says why and what to do."""
+
+    text: str
+
+
+@dataclass
+class ReplyStarted(Message):
+    """The model is reading the prompt."""
+
+    run: int
+    prompt_tokens: int
+    note: str | None
+
+
+@dataclass
+class ReplyText(Message):
+    """More of the reply: the text of all tokens since the last such message."""
+
+    run: int
+    text: str
+
+
+@dataclass
+class ReplyStats(Message):
+    """Speeds and context of the reply being written."""
+
+    run: int
+    stats: Stats
+
+
+@dataclass
+class ReplyEnded(Message):
+    """The reply is over; `error` is set when something went wrong, `reason` otherwise."""
+
+    run: int
+    reason: FinishReason | None
+    error: str | None = None
+
+
+@dataclass
+class PromptSubmitted(Message):
+    """Enter was pressed in the input."""
+
+    text: str
+
+
+@dataclass
+class SettingsChanged(Message):
+    """The sampling panel holds a new, valid set of values."""
+
+    sampling: SamplingSettings
+    max_tokens: int | None

@@ -1,0 +1,113 @@
+"""The status line: which model on what, how fast, how full, doing what. One row of fixed size, so that a change of
+numbers never moves anything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.content import Content
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from nanochat_tui.chat.backend import Stats
+from nanochat_tui.chat.printable import printable
+
+GAUGE_CELLS = 8
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything the line may show."""
+
+    model: str
+    state: str = "starting"
+    kernel: str = ""
+    threads: int = 0
+    stats: Stats | None = None
+    context_size: int = 0
+
+
+def gauge(used: int, size: int, cells: int = GAUGE_CELLS) -> str:
+    """Return a bar `cells` wide, filled in eighths of a cell by `used / size`."""
+    eighths = 0 if size <= 0 else min(cells * 8, round(used / size * cells * 8))
+    if used > 0 and size > 0:
+        eighths = max(1, eighths)
+    full, rest = divmod(eighths, 8)
+    bar = "█" * full + (_EIGHTHS[rest] if rest else "")
+    return bar.ljust(cells)
+
+
+def speed(tps: float | None) -> str:
+    """Return tokens per second with three digits at most, six cells wide at least: "  84.2", "   412", " 12.3k"."""
+    if tps is None:
+        text = "–"
+    elif tps < 99.95:
+        text = f"{tps:.1f}"
+    elif tps < 9999.5:
+        text = f"{tps:.0f}"
+    else:
+        text = f"{tps / 1000:.1f}k"
+    return text.rjust(5)
+
+
+def status_content(status: Status, width: int) -> Content:
+    """Lay the line out for `width` cells: what matters less goes first when there is little room.
+
+    The state stands left, the model beside it; speeds and context stand right.
+    """
+    stats = status.stats
+    used = stats.context_used if stats else 0
+    size = (stats.context_size if stats else 0) or status.context_size
+    decode = speed(stats.decode_tps if stats else None)
+    prompt = speed(stats.prompt_tps if stats else None)
+    share = used / size if size else 0
+    level = "$text-error" if share > 0.9 else "$text-warning" if share > 0.75 else "$text-success"
+    digits = len(str(size))
+
+    state = Content.styled(f" {printable(status.state):<8} ", "bold $primary on $primary-muted")
+    name = Content.styled(f" {printable(status.model)}", "bold $text")
+    machine = " · ".join(
+        part for part in (status.kernel, f"{status.threads} threads" if status.threads > 1 else "") if part
+    )
+    context = Content.assemble(("ctx ", "$text 60%"), (f"{used:>{digits}}/{size}" if size else "–", "$text"))
+    bar = Content.assemble(" ", (gauge(used, size), f"{level} on $surface-lighten-2"))
+    writing = Content.assemble((decode, "bold $text"), (" tok/s", "$text 60%"))
+    reading = Content.assemble(("prompt ", "$text 60%"), (prompt, "$text"), (" tok/s", "$text 60%"))
+
+    gap = Content.styled("  ", "")
+    # Optional parts in the order in which they are given up.
+    wanted = {"machine", "reading", "bar", "name"}
+    for given_up in ("", "reading", "machine", "bar", "name"):
+        wanted.discard(given_up)
+        left = state
+        if "name" in wanted:
+            left += name
+        if "machine" in wanted and machine:
+            left += Content.styled(f"  {machine}", "$text 60%")
+        right = Content("")
+        if "reading" in wanted:
+            right += reading + gap
+        right += writing + gap + context
+        if "bar" in wanted:
+            right += bar
+        right += Content(" ")
+        space = width - left.cell_length - right.cell_length
+        if space >= 1:
+            return left + Content(" " * space) + right
+    return (state + writing + gap + context).truncate(width)
+
+
+class StatusLine(Widget):
+    """Shows a `Status`; assign `status` to change it."""
+
+    DEFAULT_CSS = """
+    StatusLine { height: 1; background: $surface-lighten-1; }
+    """
+
+    status: reactive[Status] = reactive(Status(""), layout=False)
+
+    def render(self) -> Content:
+        """Draw the one row there is."""
+        return status_content(self.status, self.size.width)
