@@ -1,0 +1,1 @@
+"""One file per GGUF architecture: its metadata keys and tensor names."""

@@ -1,0 +1,116 @@
+"""The GGUF architecture `nanochat`: how a `ModelConfig` is written in metadata keys and tensor names.
+
+Written by export, read by engine and inspection; the names are llama.cpp's wherever it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from nanochat_tui.errors import UserError
+from nanochat_tui.formats.gguf_values import GGUFValue, f32, metadata_float, metadata_int, string, u32
+from nanochat_tui.model.config import MHC_RECORD_FLOATS, ModelConfig
+
+NAME = "nanochat"
+MAX_LAYERS = 1024
+"""More blocks than any model has: a damaged count is refused before tensors are looked for."""
+MAX_WIDTH = 1 << 24
+
+Role = Literal["table", "norm", "ternary", "mhc"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of the model: its shape in NumPy's order, rows (outputs) first, and what it is for."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+
+
+def to_metadata(config: ModelConfig) -> dict[str, GGUFValue]:
+    """Return the keys that describe the model's shape; the inverse of `from_metadata`."""
+    return {
+        "general.architecture": string(NAME),
+        f"{NAME}.block_count": u32(config.n_layers),
+        f"{NAME}.context_length": u32(config.context_length),
+        f"{NAME}.embedding_length": u32(config.dim),
+        f"{NAME}.feed_forward_length": u32(config.hidden_dim),
+        f"{NAME}.attention.head_count": u32(config.n_heads),
+        f"{NAME}.attention.head_count_kv": u32(config.n_kv_heads),
+        f"{NAME}.attention.layer_norm_rms_epsilon": f32(config.norm_eps),
+        f"{NAME}.rope.freq_base": f32(config.rope_theta),
+        f"{NAME}.vocab_size": u32(config.vocab_size),
+        f"{NAME}.mhc.stream_count": u32(config.n_streams),
+        f"{NAME}.mhc.version": u32(config.mhc_version),
+        f"{NAME}.ternary.group_size": u32(config.group_size),
+        f"{NAME}.text.indentation": u32(config.indentation),
+    }
+
+
+def from_metadata(metadata: Mapping[str, GGUFValue], tensors: Collection[str]) -> ModelConfig:
+    """Return the shape that a file describes; `tensors` are its tensor names (a head of its own means untied).
+
+    Raises UserError if a key is missing, of the wrong type or describes an impossible model.
+    """
+
+    def count(key: str, maximum: int, minimum: int = 1) -> int:
+        return metadata_int(metadata, f"{NAME}.{key}", minimum=minimum, maximum=maximum)
+
+    heads = count("attention.head_count", MAX_WIDTH)
+    streams = metadata_int(metadata, f"{NAME}.mhc.stream_count", 1)
+    try:
+        return ModelConfig(
+            dim=count("embedding_length", MAX_WIDTH),
+            n_layers=count("block_count", MAX_LAYERS),
+            n_heads=heads,
+            n_kv_heads=metadata_int(metadata, f"{NAME}.attention.head_count_kv", heads, minimum=1, maximum=heads),
+            hidden_dim=count("feed_forward_length", MAX_WIDTH),
+            vocab_size=count("vocab_size", MAX_WIDTH),
+            context_length=count("context_length", 2**31 - 1),
+            group_size=metadata_int(metadata, f"{NAME}.ternary.group_size", 128, minimum=1, maximum=MAX_WIDTH),
+            n_streams=streams,
+            tied="output.weight" not in tensors,
+            rope_theta=_positive(metadata, "rope.freq_base", 10_000.0),
+            norm_eps=_positive(metadata, "attention.layer_norm_rms_epsilon", 1e-6),
+            mhc_version=2 if metadata_int(metadata, f"{NAME}.mhc.version", 2, minimum=1, maximum=2) == 2 else 1,
+            indentation=metadata_int(metadata, f"{NAME}.text.indentation", 0, maximum=16),
+        )
+    except ValueError as error:
+        raise UserError(f"the file describes an impossible model ({error}); export it again") from error
+
+
+def _positive(metadata: Mapping[str, GGUFValue], key: str, default: float) -> float:
+    value = metadata_float(metadata, f"{NAME}.{key}", default)
+    if value <= 0:
+        raise UserError(f"the file's {NAME}.{key} is {value:g} and must be above 0; export it again")
+    # float32 on disk: 1e-6 comes back as the float32 nearest to it, and is meant as 1e-6
+    return default if abs(value - default) <= 1e-7 * default else value
+
+
+def parts(config: ModelConfig) -> dict[str, Part]:
+    """Return every tensor of a model, by name, in the order of the file."""
+    dim, kv, hidden = config.dim, config.kv_dim, config.hidden_dim
+    table = (config.vocab_size, dim)
+    found = [Part("token_embd.weight", table, "table"), Part("output_norm.weight", (dim,), "norm")]
+    if not config.tied:
+        found.append(Part("output.weight", table, "table"))
+    for layer in range(config.n_layers):
+        block = f"blk.{layer}."
+        found += [
+            Part(f"{block}attn_norm.weight", (dim,), "norm"),
+            Part(f"{block}attn_q.weight", (dim, dim), "ternary"),
+            Part(f"{block}attn_k.weight", (kv, dim), "ternary"),
+            Part(f"{block}attn_v.weight", (kv, dim), "ternary"),
+            Part(f"{block}attn_output.weight", (dim, dim), "ternary"),
+            Part(f"{block}ffn_norm.weight", (dim,), "norm"),
+            Part(f"{block}ffn_gate.weight", (hidden, dim), "ternary"),
+            Part(f"{block}ffn_up.weight", (hidden, dim), "ternary"),
+            Part(f"{block}ffn_down.weight", (dim, hidden), "ternary"),
+        ]
+        if config.n_streams > 1:
+            record = (MHC_RECORD_FLOATS[config.n_streams],)
+            found += [Part(f"{block}attn_mhc", record, "mhc"), Part(f"{block}ffn_mhc", record, "mhc")]
+    return {part.name: part for part in found}
