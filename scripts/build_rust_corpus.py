@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from nanochat_tui.errors import UserError
@@ -66,7 +66,8 @@ def unpack(packages: list[str], archives: Path, folder: Path) -> None:
         temporary = folder / f".{package}.unpacking"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        subprocess.run(["dpkg", "-x", str(archive), str(temporary)], check=True)
+        if subprocess.run(["dpkg", "-x", str(archive), str(temporary)], check=False).returncode:
+            raise UserError(f"dpkg could not unpack {archive}; delete it and start again")
         temporary.rename(target)
 
 
@@ -135,10 +136,12 @@ def main() -> int:
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as bars:
-            tasks = {name: bars.add_task(name, total=None) for name in ("scanning", "tokenising")}
+            tasks: dict[str, TaskID] = {}
 
             def show(step: Step) -> None:
-                bars.update(tasks[step.stage], completed=step.done, total=step.total)
+                if step.stage not in tasks:
+                    tasks[step.stage] = bars.add_task(step.stage, total=step.total)
+                bars.update(tasks[step.stage], completed=step.done)
 
             report = prepare_data(options, show)
     except UserError as error:

@@ -55,10 +55,8 @@ class WindowIndex:
     """
 
     def __init__(self, windows: list[npt.NDArray[np.uint64]]) -> None:
-        borders = np.cumsum([len(w) for w in windows])[:-1] if windows else []
-        unique, inverse = np.unique(
-            np.concatenate(windows) if windows else np.zeros(0, np.uint64), return_inverse=True
-        )
+        borders = np.cumsum([len(w) for w in windows])[:-1]
+        unique, inverse = np.unique(np.concatenate(windows) if windows else np.zeros(0, np.uint64), return_inverse=True)
         self.size = len(unique)
         self.ids: list[npt.NDArray[np.int64]] = np.split(inverse, borders) if windows else []
 

@@ -21,7 +21,7 @@ class Reason(StrEnum):
     LETTERS = "too few letters"
     MARKER = "marked as generated"
     TABS = "indented with tabs"
-    SPECIAL_TOKEN = "holds a special token"
+    SPECIAL_TOKEN = "holds a special token"  # noqa: S105
     ROUND_TRIP = "tokenizer does not reproduce it"
     EXACT_DUPLICATE = "exact duplicate"
     NEAR_DUPLICATE = "near duplicate"

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nanochat_tui.errors import UserError
+from nanochat_tui.formats.tokens import TokenDtype
 from nanochat_tui.train.data_preparation.sources import Source
 
 
@@ -49,6 +51,21 @@ class PrepareOptions:
     overwrite: bool = False
     """Replace an earlier data set in `output`."""
 
+    def check(self) -> None:
+        """Raise UserError if a number makes no sense."""
+        for name in ("min_letters", "max_duplicate", "validation_fraction", "validation_max_shared"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise UserError(f"{name} is a share between 0 and 1, not {share}")
+        for name in ("indentation", "tabs_filter"):
+            if not 0 <= (width := getattr(self, name) or 0) <= 16:
+                raise UserError(f"{name} is 0 to 16 spaces, not {width}")
+        if not 0 <= self.min_bytes <= self.max_bytes:
+            raise UserError(f"min_bytes {self.min_bytes} and max_bytes {self.max_bytes} leave no file; mend them")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"at least 1 worker is needed, not {self.workers}")
+        if not self.extensions or not all(self.extensions):
+            raise UserError("no file name extension given; name at least one, like .rs")
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -82,7 +99,7 @@ class PrepareReport:
     """What was written. Bytes are those of the text as the tokenizer gives it back: UTF-8, LF, no byte order mark."""
 
     output: Path
-    dtype: str = "u16"
+    dtype: TokenDtype = "u16"
     found: Count = field(default_factory=Count)
     left_out: dict[str, Count] = field(default_factory=dict)
     """By reason, in the order of the filters; bytes are sizes on disk."""

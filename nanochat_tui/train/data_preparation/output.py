@@ -9,14 +9,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.formats.tokens import DTYPES, TokenDtype, TokenWriter
 
 DESCRIPTION = "dataset.json"
 SPLITS = ("train", "val")
@@ -56,8 +58,13 @@ def atomic_folder(output: Path) -> Iterator[Path]:
             # A folder cannot be replaced in one step where it has contents: move the old one aside first.
             old = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
             output.rename(old / output.name)
-            temporary.rename(output)
-            shutil.rmtree(old)
+            try:
+                temporary.rename(output)
+            except BaseException:
+                (old / output.name).rename(output)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(output)
     except BaseException:
@@ -71,41 +78,43 @@ class DatasetWriter:
     Token files are headerless and little-endian, `dtype` u16 or u32. files.tsv has one line per document; control
     characters and bytes outside UTF-8 in paths are written as escapes. val_documents.json lists the validation
     documents in order with their first token's position, tokens (the end-of-text token included) and original bytes,
-    so that bits per byte can be computed on any number of whole documents.
+    so that bits per byte can be computed on any number of whole documents. A context manager.
     """
 
-    def __init__(self, folder: Path, dtype: str, eot_id: int) -> None:
+    def __init__(self, folder: Path, dtype: TokenDtype, vocabulary: int, eot_id: int) -> None:
         self.folder = folder
-        self.dtype = np.dtype({"u16": "<u2", "u32": "<u4"}[dtype])
-        self.eot = np.array([eot_id], self.dtype).tobytes()
-        self.tokens = dict.fromkeys(SPLITS, 0)
+        self.dtype = DTYPES[dtype]
+        self.eot_id = eot_id
         self.hashes = {split: hashlib.sha256() for split in SPLITS}
-        self.files = {split: (folder / f"{split}.bin").open("wb") for split in SPLITS}
-        self.table = (folder / "files.tsv").open("w", encoding="utf-8", newline="\n")
-        self.table.write("split\tsource\tpath\tlicence\tbytes\ttokens\n")
+        self.writers = {split: TokenWriter(folder / f"{split}.bin", dtype, vocab_size=vocabulary) for split in SPLITS}
         self.validation: list[dict[str, Any]] = []
+        self._open_files = ExitStack()
 
-    def __enter__(self) -> DatasetWriter:
+    def __enter__(self) -> Self:
+        for writer in self.writers.values():
+            self._open_files.enter_context(writer)
+        table = (self.folder / "files.tsv").open("w", encoding="utf-8", newline="\n")
+        self.table = self._open_files.enter_context(table)
+        self.table.write("split\tsource\tpath\tlicence\tbytes\ttokens\n")
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for file in (*self.files.values(), self.table):
-            file.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open_files.__exit__(kind, error, trace)
 
-    def add(
-        self, split: str, source: str, path: str, licence: str, size: int, ids: npt.NDArray[np.uint32]
-    ) -> int:
+    def add(self, split: str, source: str, path: str, licence: str, size: int, ids: npt.NDArray[np.uint32]) -> int:
         """Append one document; return the number of tokens written."""
-        data = self.eot + ids.astype(self.dtype).tobytes()
-        self.files[split].write(data)
-        self.hashes[split].update(data)
-        count = len(ids) + 1
+        document = np.concatenate(([np.uint32(self.eot_id)], ids))
+        start = self.writers[split].count
+        self.writers[split].write(document)
+        self.hashes[split].update(document.astype(self.dtype).tobytes())
+        count = len(document)
         path = _plain(path)
         if split == "val":
             self.validation.append(
-                {"start": self.tokens[split], "tokens": count, "bytes": size, "source": source, "path": path}
+                {"start": start, "tokens": count, "bytes": size, "source": _plain(source), "path": path}
             )
-        self.tokens[split] += count
         self.table.write(f"{split}\t{_plain(source)}\t{path}\t{_plain(licence)}\t{size}\t{count}\n")
         return count
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.formats.tokens import TokenDtype
 from nanochat_tui.train.data_preparation.dedup import WindowIndex
 from nanochat_tui.train.data_preparation.filters import Reason, TextRules
 from nanochat_tui.train.data_preparation.options import (
@@ -28,7 +30,7 @@ from nanochat_tui.train.data_preparation.output import (
 )
 from nanochat_tui.train.data_preparation.sources import FileRef, Source, folder_source, list_files
 from nanochat_tui.train.data_preparation.split import path_fraction, validation_files
-from nanochat_tui.train.data_preparation.workers import Scanned, Settings, Workers, load_tokenizer
+from nanochat_tui.train.data_preparation.workers import CHUNK, Scanned, Settings, Workers, load_tokenizer
 
 
 def prepare_data(options: PrepareOptions, progress: ProgressCallback | None = None) -> PrepareReport:
@@ -42,7 +44,30 @@ def prepare_data(options: PrepareOptions, progress: ProgressCallback | None = No
     Raises:
         UserError: no such folder, not a tokenizer, no file passed the filters, or the output holds something else.
     """
-    report_progress = progress or (lambda _: None)
+    try:
+        return _prepare(options, progress or (lambda _: None))
+    except OSError as error:
+        place = f" ({display_safe(str(error.filename))})" if error.filename else ""
+        raise PrepareError(
+            f"preparing the data failed{place}: {error.strerror or error}; mend it, start again"
+        ) from error
+
+
+class PrepareError(UserError):
+    """The system refused to read or write something on the way."""
+
+    exit_code = 1
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _prepare(options: PrepareOptions, report_progress: ProgressCallback) -> PrepareReport:
+    options.check()
     check_output(options.output, options.overwrite)
     sources = _sources(options)
     settings, dtype, vocabulary = _settings(options, sources)
@@ -53,7 +78,9 @@ def prepare_data(options: PrepareOptions, progress: ProgressCallback | None = No
     report = PrepareReport(options.output, dtype)
     report.left_out = {reason.value: Count() for reason in Reason}
 
-    with Workers(settings, options.workers or os.cpu_count() or 1) as workers:
+    # A process that would get less than one chunk of work costs more than it brings.
+    count = min(options.workers or available_cpus(), math.ceil(len(refs) / CHUNK))
+    with Workers(settings, count) as workers:
         scanned: list[Scanned] = []
         for result in workers.scan(refs):
             ref = refs[len(scanned)]
@@ -62,33 +89,36 @@ def prepare_data(options: PrepareOptions, progress: ProgressCallback | None = No
                 report.left_out[result.reason].add(ref.size)
             scanned.append(result)
             report_progress(Progress("scanning", len(scanned), len(refs)))
-        kept, index = _deduplicate(refs, scanned, options, report)
-        if not kept:
+        shared = _deduplicate(refs, scanned, options, report)
+        if not shared:
             raise UserError("no file passed the filters; their counts: " + _reasons(report))
         keys = [f"{sources[ref.source].name}/{ref.path}" for ref in refs]
-        shared = {kept[i]: share for i, share in index.items()}
         validation, report.validation_moved = validation_files(
             keys, shared, options.validation_fraction, options.validation_max_shared
         )
         report.validation_shared = sum(shared[i] for i in validation) / max(1, len(validation))
-        kept.sort(key=lambda i: (path_fraction(keys[i], f"order-{options.seed}"), keys[i]))
+        order = sorted(shared, key=lambda i: (path_fraction(keys[i], f"order-{options.seed}"), keys[i]))
 
         report.splits = {split: Count() for split in SPLITS}
         report.sources = {source.name: Count() for source in sources}
-        licences: dict[str, Count] = {}
-        with atomic_folder(options.output) as folder, DatasetWriter(folder, dtype, settings.eot_id) as writer:
-            jobs = [(refs[i], scanned[i].digest) for i in kept]
-            for done, (i, document) in enumerate(zip(kept, workers.tokenise(jobs), strict=True), start=1):
-                report_progress(Progress("tokenising", done, len(kept)))
+        with (
+            atomic_folder(options.output) as folder,
+            DatasetWriter(folder, dtype, vocabulary, settings.eot_id) as writer,
+        ):
+            documents = workers.tokenise([(refs[i], scanned[i].digest) for i in order])
+            for done, (i, document) in enumerate(zip(order, documents, strict=True), start=1):
+                report_progress(Progress("tokenising", done, len(order)))
                 if document.ids is None:
                     report.left_out[Reason.ROUND_TRIP].add(refs[i].size)
                     continue
                 split = "val" if i in validation else "train"
-                name, licence, size = sources[refs[i].source].name, scanned[i].licence, scanned[i].bytes
+                name, licence, size = sources[refs[i].source].name, scanned[i].licence, scanned[i].size
                 tokens = writer.add(split, name, refs[i].path, licence, size, document.ids)
-                for count in (report.splits[split], report.sources[name], licences.setdefault(licence, Count())):
-                    count.add(size, tokens)
-            report.licences = dict(sorted(licences.items(), key=lambda item: (-item[1].documents, item[0])))
+                of_licence = report.licences.setdefault(licence, Count())
+                for total in (report.splits[split], report.sources[name], of_licence):
+                    total.add(size, tokens)
+            by_frequency = sorted(report.licences.items(), key=lambda item: (-item[1].documents, item[0]))
+            report.licences = dict(by_frequency)
             writer.finish(_description(options, report, settings, vocabulary))
     return report
 
@@ -105,7 +135,7 @@ def _sources(options: PrepareOptions) -> tuple[Source, ...]:
     return sources
 
 
-def _settings(options: PrepareOptions, sources: tuple[Source, ...]) -> tuple[Settings, str, int]:
+def _settings(options: PrepareOptions, sources: tuple[Source, ...]) -> tuple[Settings, TokenDtype, int]:
     tokenizer = load_tokenizer(options.tokenizer)
     eot_id: int | None = tokenizer.token_to_id(options.eot_token)
     if eot_id is None:
@@ -138,8 +168,8 @@ def _settings(options: PrepareOptions, sources: tuple[Source, ...]) -> tuple[Set
 
 def _deduplicate(
     refs: Sequence[FileRef], scanned: Sequence[Scanned], options: PrepareOptions, report: PrepareReport
-) -> tuple[list[int], dict[int, float]]:
-    """Return the indices kept, and for each position in that list the share of windows found in other kept files."""
+) -> dict[int, float]:
+    """Return the files kept, in order, and for each the share of its windows that other kept files hold, too."""
     seen: set[bytes] = set()
     single: list[int] = []
     for i, result in enumerate(scanned):
@@ -158,7 +188,7 @@ def _deduplicate(
         else:
             positions.append(position)
     shares = index.shared(positions)
-    return [single[p] for p in positions], {n: shares[p] for n, p in enumerate(positions)}
+    return {single[position]: share for position, share in shares.items()}
 
 
 def _reasons(report: PrepareReport) -> str:
@@ -166,9 +196,7 @@ def _reasons(report: PrepareReport) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in counts.items())
 
 
-def _description(
-    options: PrepareOptions, report: PrepareReport, settings: Settings, vocabulary: int
-) -> dict[str, Any]:
+def _description(options: PrepareOptions, report: PrepareReport, settings: Settings, vocabulary: int) -> dict[str, Any]:
     rules = dataclasses.asdict(settings.rules)
     return {
         "format": 1,

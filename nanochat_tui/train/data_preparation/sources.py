@@ -49,10 +49,18 @@ def _skipped_folder(parent: str, name: str) -> bool:
     return name.startswith(".") or os.path.exists(os.path.join(parent, name, "CACHEDIR.TAG"))  # noqa: PTH110, PTH118
 
 
+def _fail(error: OSError) -> None:
+    raise error
+
+
 def list_files(index: int, source: Source, extensions: tuple[str, ...]) -> list[FileRef]:
-    """List the files of a source that end in one of `extensions`, sorted by path; links are not followed."""
+    """List the files of a source that end in one of `extensions`, sorted by path; links are not followed.
+
+    Raises:
+        OSError: a folder cannot be read; a corpus with a silent hole would be worse.
+    """
     found: list[FileRef] = []
-    for parent, folders, names in os.walk(source.folder):
+    for parent, folders, names in os.walk(source.folder, onerror=_fail):
         folders[:] = [name for name in folders if not _skipped_folder(parent, name)]
         for name in names:
             if not name.endswith(extensions):

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -49,7 +52,7 @@ class Scanned:
 
     reason: Reason | None
     licence: str = UNKNOWN
-    bytes: int = 0
+    size: int = 0
     """UTF-8 bytes of the text."""
     digest: bytes = b""
     windows: npt.NDArray[np.uint64] | None = None
@@ -77,9 +80,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int | None = None) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(limit)
     except OSError as error:
         raise UserError(f"cannot read {display_safe(str(path))}: {error.strerror}") from error
 
@@ -87,11 +91,9 @@ def _read(path: Path) -> bytes:
 def scan_file(ref: FileRef, settings: Settings) -> Scanned:
     """Run the filters that need one file only, in the order of the report."""
     source = settings.sources[ref.source]
-    if in_skipped_folder(ref.path, settings.skip_folders):
-        return Scanned(Reason.FOLDER)
-    if (reason := filters.check_size(ref.size, settings.rules)) is not None:
-        return Scanned(reason)
-    data = _read(source.folder / ref.path)
+    too = filters.check_size(ref.size, settings.rules)
+    # What is left out for its size is read no further than its licence line.
+    data = _read(source.folder / ref.path, None if too is None else _SPDX_HEAD)
     head = data[:_SPDX_HEAD].decode("utf-8", "replace")
     licence = file_licence(source.folder, ref.path, head, source.copyright)
     if not settings.any_licence:
@@ -99,6 +101,10 @@ def scan_file(ref: FileRef, settings: Settings) -> Scanned:
             return Scanned(Reason.LICENCE, licence.name)
         if not licence.known and settings.require_licence:
             return Scanned(Reason.NO_LICENCE)
+    if in_skipped_folder(ref.path, settings.skip_folders):
+        return Scanned(Reason.FOLDER, licence.name)
+    if too is not None:
+        return Scanned(too, licence.name)
     text = filters.decode(data)
     if text is None:
         return Scanned(Reason.ENCODING, licence.name)
@@ -133,7 +139,15 @@ class _Process:
     tokenizer: Tokenizer | None = None
 
 
+class WorkerError(UserError):
+    """A process of the pool died."""
+
+    exit_code = 1
+
+
 def _initialise(settings: Settings) -> None:
+    # Ctrl+C reaches the whole group; the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One thread per process: the processes are the parallelism.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _Process.settings = settings
@@ -158,26 +172,34 @@ class Workers:
 
     def __init__(self, settings: Settings, count: int) -> None:
         self.settings = settings
-        context = multiprocessing.get_context("spawn")
-        self.pool = context.Pool(count, _initialise, (settings,)) if count > 1 else None
+        self.pool: ProcessPoolExecutor | None = None
+        if count > 1:
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(count, context, _initialise, (settings,))
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.pool is not None:
-            self.pool.terminate()
-            self.pool.join()
+            self.pool.shutdown(cancel_futures=True)
 
     def _map(self, work: Callable[[list[Job]], list[Result]], jobs: Sequence[Job]) -> Iterator[Result]:
         chunks = (list(jobs[at : at + CHUNK]) for at in range(0, len(jobs), CHUNK))
-        if self.pool is not None:
-            results = self.pool.imap(work, chunks)
-        else:
-            _Process.settings, _Process.tokenizer = self.settings, None
-            results = map(work, chunks)  # type: ignore[assignment]
-        for chunk in results:
-            yield from chunk
+        results: Iterable[list[Result]]
+        try:
+            if self.pool is not None:
+                results = self.pool.map(work, chunks)
+            else:
+                _Process.settings, _Process.tokenizer = self.settings, None
+                results = map(work, chunks)
+            for chunk in results:
+                yield from chunk
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                "a worker process died, perhaps for want of memory; try fewer workers "
+                "(a script calls prepare_data under if __name__ == '__main__')"
+            ) from error
 
     def scan(self, refs: Sequence[FileRef]) -> Iterator[Scanned]:
         """Yield the verdict on each file, in order."""
