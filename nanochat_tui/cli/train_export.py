@@ -1,0 +1,1 @@
+"""`nanochat-train export`: a checkpoint becomes a GGUF, an .mhc and a tokenizer, verified."""

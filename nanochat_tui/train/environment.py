@@ -1,0 +1,101 @@
+"""What a run's figures depend on besides its configuration: device, types, threads, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import nanochat_tui
+from nanochat_tui.errors import UserError
+from nanochat_tui.runs.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Resolved device, product type and whether the trunk is compiled."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compiled: bool
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields an exact resume depends on, and the versions."""
+        return {
+            "device": str(self.device),
+            "device_name": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _cpu_name(),
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "compiled": self.compiled,
+            "threads": self.threads,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "nanochat_tui": nanochat_tui.__version__,
+            "host": socket.gethostname(),
+        }
+
+
+EXACT_KEYS = ("device", "device_name", "instruction_set", "dtype", "compiled", "threads", "torch")
+"""A resumed run repeats the original bit for bit only while these are the same."""
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "cpu")
+    except OSError:
+        return platform.processor() or "cpu"
+
+
+def resolve_environment(config: TrainConfig) -> Environment:
+    """Choose device, type and compilation; raises UserError when the asked device is not there."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("--device cuda: this PyTorch finds no CUDA device; use --device cpu or install a CUDA build")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices")
+    if config.dtype != "auto":
+        dtype = getattr(torch, config.dtype)
+    else:
+        # on a CPU without bfloat16 matrix instructions the type is emulated, several times slower than float32
+        dtype = torch.bfloat16 if device.type == "cuda" or _cpu_has_bf16() else torch.float32
+    threads = config.threads or _cpus_allowed()
+    torch.set_num_threads(threads)
+    compiled = config.compile and (device.type == "cuda" or any(map(shutil.which, ("g++", "clang++", "c++"))))
+    return Environment(device, dtype, bool(compiled), threads)
+
+
+def _cpus_allowed() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_has_bf16() -> bool:
+    check = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(check and check())
+
+
+MALLOC_SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 33),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+"""glibc gives large blocks back to the system at once, and every step faults them in again; with these it
+keeps them. Twice the speed of the products measured on two cores."""
+
+
+def allocator_environment() -> dict[str, str] | None:
+    """Environment to restart the process with so that freed memory is kept; None where it is set or not glibc."""
+    if platform.libc_ver()[0] != "glibc" or any(k in os.environ for k in (*MALLOC_SETTINGS, "LD_PRELOAD")):
+        return None
+    return {**os.environ, **MALLOC_SETTINGS}

@@ -1,0 +1,249 @@
+"""The nanochat decoder in PyTorch, for training.
+
+Parameters carry the names that the exported GGUF uses, so a state dict is a checkpoint.
+Residual streams follow mHC-lite (static): see `nanochat_tui.model.mhc` for the mathematics in NumPy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat_tui.model.config import MHC_RECORD_FLOATS, ModelConfig
+from nanochat_tui.train.quantise import int8_activation, q8_0_table, ternary_weight
+
+
+class BlockWeights(NamedTuple):
+    """Effective (fake-quantised) weights of one block; matrices that share an input are stacked."""
+
+    qkv: Tensor
+    output: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class _Matrix(nn.Module):
+    def __init__(self, rows: int, columns: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, columns) * std)
+
+
+class _Norm(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+
+class Block(nn.Module):
+    """One decoder block: attention and SwiGLU, each with its norm and its mHC record."""
+
+    def __init__(self, config: ModelConfig, index: int, std: float) -> None:
+        super().__init__()
+        self.group_size = config.group_size
+        dim, kv, hidden = config.dim, config.kv_dim, config.hidden_dim
+        self.attn_norm = _Norm(dim)
+        self.attn_q = _Matrix(dim, dim, std)
+        self.attn_k = _Matrix(kv, dim, std)
+        self.attn_v = _Matrix(kv, dim, std)
+        self.attn_output = _Matrix(dim, dim, std)
+        self.ffn_norm = _Norm(dim)
+        self.ffn_gate = _Matrix(hidden, dim, std)
+        self.ffn_up = _Matrix(hidden, dim, std)
+        self.ffn_down = _Matrix(dim, hidden, std)
+        if config.n_streams > 1:
+            self.attn_mhc = nn.Parameter(initial_record(config.n_streams, 2 * index))
+            self.ffn_mhc = nn.Parameter(initial_record(config.n_streams, 2 * index + 1))
+
+    def effective(self, dtype: torch.dtype, quantise: bool) -> BlockWeights:
+        """Return the weights the forward pass uses, as `dtype`."""
+
+        def value(*matrices: _Matrix) -> Tensor:
+            stacked = torch.cat([m.weight for m in matrices]) if len(matrices) > 1 else matrices[0].weight
+            return (ternary_weight(stacked, self.group_size) if quantise else stacked).to(dtype)
+
+        return BlockWeights(
+            value(self.attn_q, self.attn_k, self.attn_v),
+            value(self.attn_output),
+            value(self.ffn_gate, self.ffn_up),
+            value(self.ffn_down),
+        )
+
+
+def initial_record(n_streams: int, index: int) -> Tensor:
+    """Initial mHC record of sub-layer `index`: near-identity mixing, streams told apart from the start.
+
+    Read and write biases are +1 for stream `index mod n` and -1 for the others (mHC-lite's own
+    initialisation), so the streams differ after the first sub-layer and the mixing gets a gradient.
+    """
+    bias = torch.full((n_streams,), -1.0)
+    bias[index % n_streams] = 1.0
+    zeros = torch.zeros(n_streams)
+    if n_streams == 2:
+        residual = torch.tensor([3.0])
+    else:
+        residual = torch.zeros(math.factorial(n_streams))
+        residual[0] = 6.0
+    return torch.cat([residual, zeros, bias, zeros, bias])
+
+
+def permutation_matrices(n: int) -> Tensor:
+    """All permutation matrices in lexicographic order, float32 [n!, n, n]; row i has its one in column perm[i]."""
+    permutations = torch.tensor(list(itertools.permutations(range(n))))
+    return F.one_hot(permutations, n).float()
+
+
+def mix_coefficients(records: Tensor, n_streams: int, version: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Read weights [r, n], doubly stochastic matrices [r, n, n] and write weights [r, n] of float32 records."""
+    n = n_streams
+    n_residual = MHC_RECORD_FLOATS[n] - 4 * n
+    residual, pre, pre_bias, post, post_bias = records.split([n_residual, n, n, n, n], dim=-1)
+    if n == 2:
+        stay = torch.sigmoid(residual)
+        move = 1 - stay
+        matrices = torch.cat([stay, move, move, stay], dim=-1).view(-1, 2, 2)
+    else:
+        table = permutation_matrices(n).to(records.device).view(-1, n * n)
+        matrices = (residual.softmax(dim=-1) @ table).view(-1, n, n)
+    gain = 4.0 if n == 4 and version == 2 else 2.0
+    return torch.sigmoid(pre + pre_bias), matrices, gain * torch.sigmoid(post + post_bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm in float32 over the last axis."""
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, half-split pairing; x [batch, heads, tokens, head_dim]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class NanochatModel(nn.Module):
+    """Decoder with ternary linears; `hidden` gives the final normed state, `logits` the full distribution."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        init_std: float = 0.02,
+        quantise: bool = True,
+        activations: str = "int8",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.quantise = quantise
+        self.round_activations = quantise and activations == "int8"
+        self.compute_dtype = dtype
+        self.token_embd = _Matrix(config.vocab_size, config.dim, 0.02)
+        self.blk = nn.ModuleList(Block(config, i, init_std) for i in range(config.n_layers))
+        self.output_norm = _Norm(config.dim)
+        if not config.tied:
+            self.output = _Matrix(config.vocab_size, config.dim, 0.02)
+        half = config.head_dim // 2
+        frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        angle = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequency)
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """The table the logits are taken with, [vocab, dim]: the embedding when tied."""
+        return self.token_embd.weight if self.config.tied else self.output.weight
+
+    def effective(self) -> list[BlockWeights]:
+        """Fake-quantised weights of all blocks: computed once per step, outside the compiled trunk."""
+        return [block.effective(self.compute_dtype, self.quantise) for block in self.blk]  # type: ignore[operator]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embedding rows as the file will hold them (Q8_0), float32 [batch, tokens, dim]."""
+        rows = F.embedding(tokens, self.token_embd.weight)
+        return q8_0_table(rows) if self.quantise else rows
+
+    def mixing(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """All records' (read, matrix, write) coefficients, or None for a plain residual."""
+        if self.config.n_streams == 1:
+            return None
+        records = torch.stack([r for b in self.blk for r in (b.attn_mhc, b.ffn_mhc)])  # type: ignore[misc]
+        return mix_coefficients(records, self.config.n_streams, self.config.mhc_version)
+
+    def trunk(
+        self,
+        x: Tensor,
+        weights: list[BlockWeights],
+        mixing: tuple[Tensor, Tensor, Tensor] | None,
+        *,
+        keep_streams: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Run all blocks on embedded tokens [batch, tokens, dim]; returns the normed state, float32.
+
+        `keep_streams`, when given, receives the stacked streams [n, batch, tokens, dim] after every sub-layer.
+        """
+        streams = [x] * self.config.n_streams
+        for index, (block, w) in enumerate(zip(self.blk, weights, strict=True)):
+            for sub, run in enumerate((self._attention, self._feed_forward)):
+                if mixing is None:
+                    streams = [streams[0] + run(block, w, streams[0])]
+                else:
+                    read, matrix, write = (c[2 * index + sub] for c in mixing)
+                    streams = self._hyper_connect(block, w, streams, run, read, matrix, write)
+                if keep_streams is not None:
+                    keep_streams.append(torch.stack(streams))
+        mean = sum(streams[1:], streams[0]) / len(streams)
+        return rms_norm(mean, self.output_norm.weight, self.config.norm_eps)
+
+    def _hyper_connect(self, block, w, streams, run, read, matrix, write):  # type: ignore[no-untyped-def]
+        n = range(len(streams))
+        y = run(block, w, sum(read[i] * streams[i] for i in n))
+        before = self.config.n_streams == 4 and self.config.mhc_version == 1
+        source = streams if before else [streams[i] + write[i] * y for i in n]
+        mixed = [sum(matrix[i, j] * source[j] for j in n) for i in n]
+        return [mixed[i] + write[i] * y for i in n] if before else mixed
+
+    def _round(self, x: Tensor) -> Tensor:
+        return int8_activation(x) if self.round_activations else x
+
+    def _attention(self, block: Block, w: BlockWeights, x: Tensor) -> Tensor:
+        c = self.config
+        batch, tokens, _ = x.shape
+        x = self._round(rms_norm(x, block.attn_norm.weight, c.norm_eps)).to(self.compute_dtype)
+        q, k, v = F.linear(x, w.qkv).split([c.dim, c.kv_dim, c.kv_dim], dim=-1)
+        cos, sin = self.cos[:tokens].to(q.dtype), self.sin[:tokens].to(q.dtype)
+        q = rope(q.view(batch, tokens, c.n_heads, -1).transpose(1, 2), cos, sin)
+        k = rope(k.view(batch, tokens, c.n_kv_heads, -1).transpose(1, 2), cos, sin)
+        v = v.view(batch, tokens, c.n_kv_heads, -1).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=c.n_heads != c.n_kv_heads)
+        y = y.transpose(1, 2).reshape(batch, tokens, c.dim)
+        return F.linear(self._round(y), w.output).float()
+
+    def _feed_forward(self, block: Block, w: BlockWeights, x: Tensor) -> Tensor:
+        x = self._round(rms_norm(x, block.ffn_norm.weight, self.config.norm_eps)).to(self.compute_dtype)
+        gate, up = F.linear(x, w.gate_up).chunk(2, dim=-1)
+        return F.linear(self._round(F.silu(gate) * up), w.down).float()
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Final normed state of int64 tokens [batch, tokens], float32 [batch, tokens, dim]."""
+        return self.trunk(self.embed(tokens), self.effective(), self.mixing())
+
+    def head_input(self, hidden: Tensor) -> Tensor:
+        """The state as the head reads it: rounded to int8 like every linear's input."""
+        return self._round(hidden)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Float32 logits [batch, tokens, vocab] with the tables and roundings of the exported file."""
+        table = self.head_weight
+        return F.linear(self.head_input(self.hidden(tokens)), q8_0_table(table) if self.quantise else table)
+
+    @property
+    def parameters_total(self) -> int:
+        """Number of trained parameters."""
+        return sum(p.numel() for p in self.parameters())
