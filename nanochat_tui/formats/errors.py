@@ -15,7 +15,7 @@ class WriteError(UserError):
     exit_code = 1
 
 
-def unreadable(path: object, error: OSError) -> FormatError:
-    """Return the FormatError for a file that the system would not open or read."""
-    reason = error.strerror or type(error).__name__
+def unreadable(path: object, error: OSError | ValueError) -> FormatError:
+    """Return the FormatError for a file that the system would not open or read (ValueError: a NUL in the path)."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return FormatError(f"{display_safe(str(path))} cannot be read ({reason}); check the path and its permissions")

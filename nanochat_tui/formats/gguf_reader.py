@@ -309,7 +309,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
                 data: Buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError:  # nothing to map: the file is empty
                 data = b""
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     try:
         return GGUFFile(data, place)

@@ -52,7 +52,7 @@ def read_mhc(source: str | os.PathLike[str] | bytes) -> MhcFile:
     try:
         with Path(source).open("rb") as handle:
             data = handle.read(limit + 1)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise unreadable(source, error) from error
     if len(data) > limit:
         raise FormatError(f"{label} is not an .mhc file: it is larger than any can be; check which file was given")

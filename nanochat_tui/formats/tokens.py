@@ -51,7 +51,7 @@ def open_tokens(
                 "it is cut short or of the other type"
             )
         tokens = np.memmap(path, dtype=kind, mode="r")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     if vocab_size is not None:
         for start in range(0, tokens.size, _SCAN):

@@ -132,6 +132,8 @@ def test_things_that_are_not_files(tmp_path: Path) -> None:
         read_gguf(tmp_path / "none.gguf")
     with pytest.raises(FormatError, match="is not a file"):
         read_gguf(tmp_path)
+    with pytest.raises(FormatError, match="null byte"):
+        read_gguf("a\0b")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)  # opening it would wait for ever
     with pytest.raises(FormatError, match="is not a file"):
