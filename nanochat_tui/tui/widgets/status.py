@@ -40,15 +40,17 @@ def gauge(used: int, size: int, cells: int = GAUGE_CELLS) -> str:
 
 
 def speed(tps: float | None) -> str:
-    """Return tokens per second with three digits at most, six cells wide at least: "  84.2", "   412", " 12.3k"."""
+    """Return tokens per second, five cells wide below ten million: " 84.2", "  412", "12.3k", " 100k"."""
     if tps is None:
         text = "–"
     elif tps < 99.95:
         text = f"{tps:.1f}"
     elif tps < 9999.5:
         text = f"{tps:.0f}"
-    else:
+    elif tps < 99_950:
         text = f"{tps / 1000:.1f}k"
+    else:
+        text = f"{tps / 1000:.0f}k"
     return text.rjust(5)
 
 

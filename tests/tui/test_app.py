@@ -1,0 +1,343 @@
+"""The application as a person drives it: keys in, screen out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input, Markdown, Static
+
+from nanochat_tui.tui.app import NanochatApp
+from nanochat_tui.tui.chat.turns import CompletionTurn, DialogueTurn
+
+from .scripted import ScriptedBackend
+
+
+async def until(pilot: Pilot[None], predicate: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not predicate():
+        assert time.monotonic() < end, "waited in vain"
+        await pilot.pause()
+        await asyncio.sleep(0.01)
+    await pilot.pause()
+
+
+def state(app: NanochatApp) -> str:
+    return app.chat.status.state.strip()
+
+
+def shown(app: NanochatApp) -> str:
+    """All text of the transcript, as its widgets hold it."""
+    return "\n".join(str(w.render()) for w in app.chat.query("#transcript Static").results(Static))
+
+
+async def test_completion_streams_into_one_highlighted_block() -> None:
+    backend = ScriptedBackend("let x = 1; }")
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await pilot.press(*"fn a() {", "enter")
+        await until(pilot, lambda: app.chat.conversation.last is not None and state(app) == "ready")
+        blocks = list(app.chat.query(CompletionTurn))
+        assert len(blocks) == 1
+        assert "fn a() {let x = 1; }" in shown(app)
+        assert blocks[0].border_title == "rust"
+        assert blocks[0].border_subtitle == "length limit"
+        assert app.chat.prompt.text == ""
+        assert backend.requests[0].prompt == "fn a() {"
+        assert app.chat.status.stats is not None and app.chat.status.stats.decode_tps == 50.0
+
+
+async def say(pilot: Pilot[None], app: NanochatApp, text: str) -> None:
+    """Type and send, and wait until the reply is over."""
+    count = app.chat._runs
+    await pilot.press(*text, "enter")
+    await until(pilot, lambda: app.chat._runs == count + 1 and state(app) == "ready")
+
+
+async def test_first_paint_does_not_wait_for_the_model() -> None:
+    backend = ScriptedBackend("x")
+    backend.load_gate.clear()
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "compiling the paper kernel" in shown(app))
+        assert state(app) == "loading"
+        await pilot.press(*"early", "enter")  # typing is possible, and Enter is not forgotten
+        assert app.chat.prompt.text == "early"
+        assert state(app) == "waiting"
+        backend.load_gate.set()
+        await until(pilot, lambda: app.chat.conversation.last is not None and state(app) == "ready")
+        assert backend.requests[0].prompt == "early"
+
+
+async def test_leaving_while_loading_is_quick_and_stops_the_loader() -> None:
+    backend = ScriptedBackend("x")
+    backend.load_gate.clear()
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: app.chat.loader.is_working)
+        began = time.monotonic()
+        await pilot.press("ctrl+q")
+    assert time.monotonic() - began < 5
+    end = time.monotonic() + 5
+    while app.is_working:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.01)
+
+
+async def test_leaving_while_writing_cancels_the_reply() -> None:
+    backend = ScriptedBackend("one two three")
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        backend.gate.clear()
+        await pilot.press("a", "enter")
+        await until(pilot, lambda: state(app) == "writing")
+        await pilot.press("ctrl+q")
+    assert not app.is_working
+
+
+async def test_failure_to_load_is_explained_and_the_app_lives() -> None:
+    app = NanochatApp(ScriptedBackend("x", fail="The file is [red]damaged[/red]; get it \x1b[31m again."))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "failed")
+        assert "The file is [red]damaged[/red]; get it \\x1b[31m again." in shown(app)
+        assert "Ctrl+Q" in shown(app)
+        assert app.chat.prompt.disabled
+        await pilot.press("f2")
+        await pilot.press("escape")
+        assert app.is_running
+
+
+async def test_escape_stops_and_keeps_what_was_said() -> None:
+    backend = ScriptedBackend("one two three")
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        backend.gate.clear()
+        await pilot.press("a", "enter")
+        await until(pilot, lambda: "one" in shown(app))
+        assert "▌" in shown(app), "a reply being written shows a cursor"
+        await pilot.press(*"typing goes on")
+        assert app.chat.prompt.text == "typing goes on"
+        await pilot.press("enter")  # not sent while a reply is being written, and not lost
+        assert app.chat.prompt.text == "typing goes on"
+        await pilot.press("escape")
+        await until(pilot, lambda: state(app) == "ready")
+        assert app.chat.conversation.last is not None
+        assert app.chat.conversation.last.reply == "one "
+        assert app.chat.conversation.last.reason == "cancelled"
+        assert app.chat.query_one(CompletionTurn).border_subtitle == "stopped"
+        assert "▌" not in shown(app)
+
+
+async def test_empty_enter_goes_on_and_ctrl_r_writes_the_last_part_anew() -> None:
+    backend = ScriptedBackend(" first", " second", " third")
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await pilot.press("enter")  # nothing to continue yet
+        assert backend.requests == []
+        await say(pilot, app, "a")
+        await say(pilot, app, "")
+        assert app.chat.conversation.document == "a first second"
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: app.chat.conversation.document == "a first third" and state(app) == "ready")
+        assert [r.prompt for r in backend.requests] == ["a", "a first", "a first"]
+        assert len(app.chat.query(CompletionTurn)) == 1
+
+
+async def test_new_forgets_and_ignores_what_the_old_reply_still_says() -> None:
+    backend = ScriptedBackend("one two three", "fresh")
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        backend.gate.clear()
+        await pilot.press("a", "enter")
+        await until(pilot, lambda: state(app) == "writing")
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: state(app) == "ready")
+        backend.gate.set()
+        await say(pilot, app, "b")
+        assert app.chat.conversation.document == "bfresh"
+        assert "one" not in shown(app)
+
+
+async def test_history_and_newlines_in_the_input() -> None:
+    app = NanochatApp(ScriptedBackend("x"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "one")
+        await pilot.press("a", "ctrl+j", "b")
+        assert app.chat.prompt.text == "a\nb"
+        assert app.chat.prompt.size.height == 2, "the input grows"
+        await pilot.press("up")
+        assert app.chat.prompt.text == "a\nb", "inside the text the arrow moves the cursor"
+        await pilot.press("up")
+        assert app.chat.prompt.text == "one"
+        await pilot.press("down")
+        assert app.chat.prompt.text == "a\nb"
+
+
+async def test_sampling_panel_applies_at_once_and_refuses_nonsense() -> None:
+    backend = ScriptedBackend("x")
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await pilot.press("f2")
+        assert isinstance(app.focused, Input)
+        app.focused.value = "0.25"
+        await until(pilot, lambda: app.chat.sampling.temperature == 0.25)
+        app.focused.value = "-3"
+        await until(pilot, lambda: app.focused is not None and app.focused.has_class("-invalid"))
+        assert "temperature must be" in str(app.chat.query_one("#hint", Static).render())
+        assert app.chat.sampling.temperature == 0.25
+        app.focused.value = "0.5"
+        await pilot.press("tab")
+        await until(pilot, lambda: app.chat.sampling.temperature == 0.5)
+        await pilot.press("escape")
+        assert app.focused is app.chat.prompt
+        await say(pilot, app, "a")
+        assert backend.requests[0].sampling.temperature == 0.5
+
+
+async def test_defaults_sample() -> None:
+    backend = ScriptedBackend("x")
+    app = NanochatApp(backend)
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "a")
+        sampling = backend.requests[0].sampling
+        assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.8, 40, 0.95)
+
+
+async def test_copy_puts_the_reply_on_the_clipboard() -> None:
+    app = NanochatApp(ScriptedBackend("the reply"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await pilot.press("ctrl+y")  # nothing yet; must not fail
+        await say(pilot, app, "a")
+        await pilot.press("ctrl+y")
+        assert app.clipboard == "the reply"
+        app.chat.action_copy_all()
+        assert app.clipboard == "athe reply"
+
+
+async def test_model_text_is_neither_markup_nor_control() -> None:
+    app = NanochatApp(ScriptedBackend("[red]x[/red] [@click=app.quit]y[/] \x1b]0;owned\x07 [/] \x9b2J"))
+    async with app.run_test(size=(100, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "[b]a[/b]")
+        assert "[b]a[/b][red]x[/red] [@click=app.quit]y[/] \\x1b]0;owned\\x07 [/] \\x9b2J" in shown(app)
+
+
+async def test_failing_reply_is_a_note_and_the_next_one_works() -> None:
+    app = NanochatApp(ScriptedBackend("!The model [tripped].", "fine"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "a")
+        assert "The model [tripped]." in shown(app)
+        await say(pilot, app, "b")
+        assert "fine" in shown(app)
+
+
+async def test_full_context_is_noted_once() -> None:
+    backend = ScriptedBackend("x")
+    backend.note_dropped = 7
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "a")
+        await say(pilot, app, "b")
+        assert shown(app).count("the oldest 7 tokens no longer reach the model") == 1
+
+
+async def test_chat_model_streams_markdown_and_ends_as_one_static() -> None:
+    backend = ScriptedBackend("# Head\n\nSome **bold** text", "again", is_chat=True)
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        backend.gate.clear()
+        await pilot.press("h", "i", "enter")
+        await until(pilot, lambda: len(app.chat.query(Markdown)) == 1 and state(app) == "writing")
+        backend.gate.set()
+        await until(pilot, lambda: state(app) == "ready")
+        assert not app.chat.query(Markdown), "finished answers are no live Markdown"
+        assert len(app.chat.query(DialogueTurn).first().query(Static)) == 2
+        assert "Head\n\nSome bold text" in shown(app)
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: "again" in shown(app) and state(app) == "ready")
+        assert "Some bold" not in shown(app)
+        assert [m.role for m in backend.requests[1].messages] == ["user"]
+        await pilot.press("enter")  # a chat model cannot go on with an empty message
+        assert len(backend.requests) == 2
+
+
+async def test_reader_who_scrolled_up_is_left_in_peace() -> None:
+    backend = ScriptedBackend("\n".join(f"line {i}" for i in range(60)), "more " + "\n".join("z" * 20))
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "a")
+        transcript = app.chat.transcript
+        await until(pilot, lambda: transcript.max_scroll_y > 0 and transcript.scroll_y == transcript.max_scroll_y)
+        backend.gate.clear()
+        await pilot.press("enter")
+        await until(pilot, lambda: state(app) == "writing")
+        transcript.focus()
+        await pilot.press("home")
+        await until(pilot, lambda: transcript.scroll_y == 0)
+        backend.gate.set()
+        await until(pilot, lambda: state(app) == "ready")
+        assert transcript.scroll_y == 0
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (40, 12)])
+async def test_small_terminals_keep_input_status_and_transcript(size: tuple[int, int]) -> None:
+    app = NanochatApp(ScriptedBackend("let x = 1;"))
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await pilot.press(*[k for _ in range(14) for k in ("x", "ctrl+j")])  # a long input must not push all else away
+        screen = app.chat.size
+        for selector in ("#transcript", "#prompt", "#status"):
+            region = app.chat.query_one(selector).region
+            assert region.height >= 1
+            assert region.bottom <= screen.height
+            assert region.right <= screen.width
+        assert app.chat.transcript.region.height >= 2
+        await pilot.press("f2")
+        panel = app.chat.query_one("#sampling").region
+        assert panel.right <= screen.width
+        assert panel.height >= 3
+
+
+async def test_palette_offers_what_makes_sense_and_help_opens() -> None:
+    app = NanochatApp(ScriptedBackend("x"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        titles = {command.title for command in app.get_system_commands(app.chat)}
+        assert {"New conversation", "Sampling settings", "Help", "Theme", "Quit"} <= titles
+        assert "Stop the reply" not in titles
+        assert "Write again" not in titles
+        await say(pilot, app, "a")
+        titles = {command.title for command in app.get_system_commands(app.chat)}
+        assert {"Write again", "Copy the last reply", "Copy everything"} <= titles
+        await pilot.press("f1")
+        await until(pilot, lambda: bool(app.screen.query("HelpPanel")))
+        await pilot.press("f1")
+        await until(pilot, lambda: not app.screen.query("HelpPanel"))
+
+
+async def test_other_themes_draw_too(tmp_path: Path) -> None:
+    app = NanochatApp(ScriptedBackend("let x = 1;"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "fn a() {")
+        for theme in ("textual-light", "ansi-dark" if "ansi-dark" in app.available_themes else "textual-ansi"):
+            app.theme = theme
+            await pilot.pause()
+            assert "let" in Path(app.save_screenshot("s.svg", path=str(tmp_path))).read_text()
