@@ -93,7 +93,7 @@ def values() -> st.SearchStrategy[GGUFValue]:
     )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     metadata=st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20), values(), max_size=6),
     tensors=st.dictionaries(
@@ -235,7 +235,7 @@ def test_a_gpt2_vocabulary_parses_in_no_time(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     write_gguf(path, samples.metadata(tokens=50_257), [])
     best = 1.0
-    for _ in range(5):
+    for _ in range(10):  # the best of them, for the machine may be busy
         start = time.process_time()
         with read_gguf(path) as file:
             assert len(file.metadata["tokenizer.ggml.merges"].value) == 50_256  # type: ignore[arg-type]
