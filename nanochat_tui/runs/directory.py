@@ -121,7 +121,7 @@ class RunDirectory:
         if status.get("host") == socket.gethostname():
             try:
                 process = psutil.Process(int(status["pid"]))
-                return abs(process.create_time() - float(status["process_started"])) < 2
+                return bool(abs(process.create_time() - float(status["process_started"])) < 2)
             except (psutil.Error, KeyError, TypeError, ValueError):
                 return False
         return time.time() - float(status.get("heartbeat", 0)) < stale_after

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +103,7 @@ def mix_coefficients(records: Tensor, n_streams: int, version: int) -> tuple[Ten
     """Read weights [r, n], doubly stochastic matrices [r, n, n] and write weights [r, n] of float32 records."""
     n = n_streams
     n_residual = MHC_RECORD_FLOATS[n] - 4 * n
-    residual, pre, pre_bias, post, post_bias = records.split([n_residual, n, n, n, n], dim=-1)
+    residual, pre, pre_bias, post, post_bias = torch.split(records, [n_residual, n, n, n, n], dim=-1)
     if n == 2:
         stay = torch.sigmoid(residual)
         move = 1 - stay
@@ -122,6 +124,16 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding, half-split pairing; x [batch, heads, tokens, head_dim]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+SubLayer = Callable[[Tensor], Tensor]
+
+
+def _weighted(weights: Tensor, streams: list[Tensor]) -> Tensor:
+    total = weights[0] * streams[0]
+    for i in range(1, len(streams)):
+        total = total + weights[i] * streams[i]
+    return total
 
 
 class NanochatModel(nn.Module):
@@ -156,25 +168,33 @@ class NanochatModel(nn.Module):
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 
     @property
+    def blocks(self) -> list[Block]:
+        """The decoder blocks, first to last."""
+        return cast("list[Block]", list(self.blk))
+
+    @property
     def head_weight(self) -> nn.Parameter:
         """The table the logits are taken with, [vocab, dim]: the embedding when tied."""
         return self.token_embd.weight if self.config.tied else self.output.weight
 
     def effective(self) -> list[BlockWeights]:
         """Fake-quantised weights of all blocks: computed once per step, outside the compiled trunk."""
-        return [block.effective(self.compute_dtype, self.quantise) for block in self.blk]  # type: ignore[operator]
+        return [block.effective(self.compute_dtype, self.quantise) for block in self.blocks]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embedding rows as the file will hold them (Q8_0), float32 [batch, tokens, dim]."""
         rows = F.embedding(tokens, self.token_embd.weight)
         return q8_0_table(rows) if self.quantise else rows
 
+    def records(self) -> Tensor:
+        """The mHC records in file order, float32 [records, 9 or 40]."""
+        return torch.stack([record for block in self.blocks for record in (block.attn_mhc, block.ffn_mhc)])
+
     def mixing(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """All records' (read, matrix, write) coefficients, or None for a plain residual."""
         if self.config.n_streams == 1:
             return None
-        records = torch.stack([r for b in self.blk for r in (b.attn_mhc, b.ffn_mhc)])  # type: ignore[misc]
-        return mix_coefficients(records, self.config.n_streams, self.config.mhc_version)
+        return mix_coefficients(self.records(), self.config.n_streams, self.config.mhc_version)
 
     def trunk(
         self,
@@ -189,24 +209,27 @@ class NanochatModel(nn.Module):
         `keep_streams`, when given, receives the stacked streams [n, batch, tokens, dim] after every sub-layer.
         """
         streams = [x] * self.config.n_streams
-        for index, (block, w) in enumerate(zip(self.blk, weights, strict=True)):
-            for sub, run in enumerate((self._attention, self._feed_forward)):
+        for index, (block, w) in enumerate(zip(self.blocks, weights, strict=True)):
+            for sub, layer in enumerate((self._attention, self._feed_forward)):
+                run = partial(layer, block, w)
                 if mixing is None:
-                    streams = [streams[0] + run(block, w, streams[0])]
+                    streams = [streams[0] + run(streams[0])]
                 else:
-                    read, matrix, write = (c[2 * index + sub] for c in mixing)
-                    streams = self._hyper_connect(block, w, streams, run, read, matrix, write)
+                    read, matrix, write = mixing
+                    record = 2 * index + sub
+                    streams = self._hyper_connect(streams, run, (read[record], matrix[record], write[record]))
                 if keep_streams is not None:
                     keep_streams.append(torch.stack(streams))
         mean = sum(streams[1:], streams[0]) / len(streams)
         return rms_norm(mean, self.output_norm.weight, self.config.norm_eps)
 
-    def _hyper_connect(self, block, w, streams, run, read, matrix, write):  # type: ignore[no-untyped-def]
+    def _hyper_connect(self, streams: list[Tensor], run: SubLayer, mix: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
+        read, matrix, write = mix
         n = range(len(streams))
-        y = run(block, w, sum(read[i] * streams[i] for i in n))
+        y = run(_weighted(read, streams))
         before = self.config.n_streams == 4 and self.config.mhc_version == 1
         source = streams if before else [streams[i] + write[i] * y for i in n]
-        mixed = [sum(matrix[i, j] * source[j] for j in n) for i in n]
+        mixed = [_weighted(matrix[i], source) for i in n]
         return [mixed[i] + write[i] * y for i in n] if before else mixed
 
     def _round(self, x: Tensor) -> Tensor:
@@ -216,7 +239,7 @@ class NanochatModel(nn.Module):
         c = self.config
         batch, tokens, _ = x.shape
         x = self._round(rms_norm(x, block.attn_norm.weight, c.norm_eps)).to(self.compute_dtype)
-        q, k, v = F.linear(x, w.qkv).split([c.dim, c.kv_dim, c.kv_dim], dim=-1)
+        q, k, v = torch.split(F.linear(x, w.qkv), [c.dim, c.kv_dim, c.kv_dim], dim=-1)
         cos, sin = self.cos[:tokens].to(q.dtype), self.sin[:tokens].to(q.dtype)
         q = rope(q.view(batch, tokens, c.n_heads, -1).transpose(1, 2), cos, sin)
         k = rope(k.view(batch, tokens, c.n_kv_heads, -1).transpose(1, 2), cos, sin)

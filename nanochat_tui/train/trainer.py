@@ -311,7 +311,7 @@ class Trainer:
         if config.n_streams == 1:
             return []
         with torch.no_grad():
-            records = torch.stack([r for b in self.model.blk for r in (b.attn_mhc, b.ffn_mhc)]).cpu()  # type: ignore[misc]
+            records = self.model.records().cpu()
             read, matrix, write = mix_coefficients(records, config.n_streams, config.mhc_version)
         return [
             {
@@ -356,6 +356,6 @@ class Trainer:
         }
         save_checkpoint(run.path / name, self.model.state_dict(), self.optimizer.state(), state)
         if self.model.config.n_streams > 1:
-            records = torch.stack([r for b in self.model.blk for r in (b.attn_mhc, b.ffn_mhc)])  # type: ignore[misc]
-            write_mhc(run.path / name / "model.mhc", self.model.config.n_streams, records.detach().cpu().numpy())
+            records = self.model.records().detach().cpu().numpy()
+            write_mhc(run.path / name / "model.mhc", self.model.config.n_streams, records)
         prune(run.checkpoints(), self.config.keep_last)
