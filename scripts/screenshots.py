@@ -2,8 +2,8 @@
 
     python scripts/screenshots.py [MODEL] [--out screenshots]
 
-Writes SVG, and PNG beside it where a Chromium is installed. What the model says is not picked: seed and prompts are fixed
-below, and the pictures show whatever comes.
+Writes SVG, and PNG beside it where a Chromium is installed. What the model says is not picked: seed and prompts are
+fixed below, and the pictures show whatever comes.
 """
 
 from __future__ import annotations

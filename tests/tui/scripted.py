@@ -32,7 +32,7 @@ class ScriptedBackend:
     def load(self, progress: Progress | None = None) -> None:
         if progress is not None:
             progress("compiling the paper kernel")
-        while not self.load_gate.wait(0.02):
+        while not self.load_gate.wait(0.1):
             if progress is not None:
                 progress("compiling the paper kernel")
         if self.fail is not None:

@@ -21,7 +21,6 @@ async def until(pilot: Pilot[None], predicate: Callable[[], bool], seconds: floa
     end = time.monotonic() + seconds
     while not predicate():
         assert time.monotonic() < end, "waited in vain"
-        await pilot.pause()
         await asyncio.sleep(0.01)
     await pilot.pause()
 
@@ -46,7 +45,7 @@ async def test_completion_streams_into_one_highlighted_block() -> None:
         assert len(blocks) == 1
         assert "fn a() {let x = 1; }" in shown(app)
         assert blocks[0].border_title == "rust"
-        assert blocks[0].border_subtitle == "length limit"
+        assert blocks[0].border_subtitle == "5 tokens · 50.0 tok/s · length limit · Enter goes on"
         assert app.chat.prompt.text == ""
         assert backend.requests[0].prompt == "fn a() {"
         assert app.chat.status.stats is not None and app.chat.status.stats.decode_tps == 50.0
@@ -55,7 +54,8 @@ async def test_completion_streams_into_one_highlighted_block() -> None:
 async def say(pilot: Pilot[None], app: NanochatApp, text: str) -> None:
     """Type and send, and wait until the reply is over."""
     count = app.chat._runs
-    await pilot.press(*text, "enter")
+    app.chat.prompt.text = text
+    await pilot.press("enter")
     await until(pilot, lambda: app.chat._runs == count + 1 and state(app) == "ready")
 
 
@@ -122,16 +122,16 @@ async def test_escape_stops_and_keeps_what_was_said() -> None:
         await pilot.press("a", "enter")
         await until(pilot, lambda: "one" in shown(app))
         assert "▌" in shown(app), "a reply being written shows a cursor"
-        await pilot.press(*"typing goes on")
-        assert app.chat.prompt.text == "typing goes on"
+        await pilot.press(*"go")
+        assert app.chat.prompt.text == "go"
         await pilot.press("enter")  # not sent while a reply is being written, and not lost
-        assert app.chat.prompt.text == "typing goes on"
+        assert app.chat.prompt.text == "go"
         await pilot.press("escape")
         await until(pilot, lambda: state(app) == "ready")
         assert app.chat.conversation.last is not None
         assert app.chat.conversation.last.reply == "one "
         assert app.chat.conversation.last.reason == "cancelled"
-        assert app.chat.query_one(CompletionTurn).border_subtitle == "stopped"
+        assert app.chat.query_one(CompletionTurn).border_subtitle == "1 token · 50.0 tok/s · stopped · Enter goes on"
         assert "▌" not in shown(app)
 
 
@@ -165,6 +165,22 @@ async def test_new_forgets_and_ignores_what_the_old_reply_still_says() -> None:
         await say(pilot, app, "b")
         assert app.chat.conversation.document == "bfresh"
         assert "one" not in shown(app)
+
+
+async def test_typing_into_the_transcript_reaches_the_input() -> None:
+    app = NanochatApp(ScriptedBackend("x", "y"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "a")
+        await pilot.click("#transcript")
+        app.chat.transcript.focus()
+        await pilot.press("h", "i")
+        assert app.focused is app.chat.prompt
+        assert app.chat.prompt.text == "hi"
+        first = app.chat.query_one(CompletionTurn)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.chat._runs == 2 and state(app) == "ready")
+        assert "Enter goes on" not in str(first.border_subtitle), "only the last turn can go on"
 
 
 async def test_history_and_newlines_in_the_input() -> None:

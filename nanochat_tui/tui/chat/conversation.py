@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nanochat_tui.chat.backend import FinishReason, Message, Request, SamplingSettings
+from nanochat_tui.chat.backend import FinishReason, Message, Request, SamplingSettings, Stats
 
 
 @dataclass
@@ -18,6 +18,7 @@ class Turn:
     prompt: str
     parts: list[str] = field(default_factory=list)
     reason: FinishReason | None = None
+    stats: Stats | None = None
 
     @property
     def reply(self) -> str:

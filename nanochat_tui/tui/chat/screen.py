@@ -9,6 +9,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
+from textual.events import Key
 from textual.screen import Screen
 from textual.widgets import Footer
 
@@ -77,7 +78,7 @@ used; when the context is full, the oldest text no longer reaches the model, and
         with Container(id="body"):
             yield Transcript(id="transcript")
             yield SamplingPanel(self.sampling, self.max_tokens, id="sampling")
-        yield Prompt(id="prompt", past=History(EXAMPLES))
+        yield Prompt(id="prompt", past=History())
         yield StatusLine(id="status")
         yield Footer(show_command_palette=False, compact=True)
 
@@ -129,6 +130,8 @@ used; when the context is full, the oldest text no longer reaches the model, and
         self.ready = True
         self.conversation = Conversation(is_chat=backend.is_chat)
         self.prompt.border_title = "Message" if backend.is_chat else "Text to continue"
+        if not backend.is_chat:
+            self.prompt.past = History(EXAMPLES)
         self.set_status(
             Status(backend.name, "ready", backend.kernel, backend.threads, context_size=backend.context_size)
         )
@@ -217,6 +220,8 @@ used; when the context is full, the oldest text no longer reaches the model, and
     def _reply_stats(self, event: messages.ReplyStats) -> None:
         if self._is_current(event.run):
             self.set_status(replace(self.status, stats=event.stats))
+            if self.conversation.last is not None:
+                self.conversation.last.stats = event.stats
 
     @on(messages.ReplyEnded)
     async def _reply_ended(self, event: messages.ReplyEnded) -> None:
@@ -231,6 +236,13 @@ used; when the context is full, the oldest text no longer reaches the model, and
         self.set_status(replace(self.status, state="ready"))
 
     # Actions
+
+    def on_key(self, event: Key) -> None:
+        """Let typing go to the input even while the transcript has the focus, as after a click on it."""
+        if self.focused is self.transcript and event.is_printable and event.character and not self.prompt.disabled:
+            event.stop()
+            self.prompt.focus()
+            self.prompt.insert(event.character)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer only what makes sense now; None shows a key dimmed."""

@@ -43,6 +43,8 @@ the end and it follows again. Select text with the mouse and copy it with **Ctrl
     async def begin(self, turn: Turn, *, is_chat: bool, model_name: str) -> None:
         """Show a new turn, whose reply is about to be written."""
         await self.query("#welcome").remove()
+        if isinstance(self._view, CompletionTurn):
+            self._view.settle()
         self._view = DialogueTurn(turn) if is_chat else CompletionTurn(turn, model_name)
         await self.mount(self._view)
         await self._view.restart()

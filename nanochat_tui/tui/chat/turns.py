@@ -17,6 +17,7 @@ from nanochat_tui.tui.chat.conversation import Turn
 from nanochat_tui.tui.chat.language import guess_language
 from nanochat_tui.tui.widgets.highlighting import TAB, highlight_code
 from nanochat_tui.tui.widgets.markdown_content import markdown_content
+from nanochat_tui.tui.widgets.status import speed
 
 CURSOR = "▌"
 REASONS: dict[FinishReason, str] = {
@@ -66,6 +67,23 @@ class CompletionTurn(Static):
         """See `TurnView`."""
         self._draw(writing=False)
 
+    def settle(self) -> None:
+        """Another turn follows: this one cannot go on."""
+        self.border_subtitle = Content(self._summary(last=False))
+
+    def _summary(self, *, last: bool = True) -> str:
+        turn, parts = self.turn, []
+        if turn.stats is not None:
+            count = turn.stats.generated
+            parts.append("1 token" if count == 1 else f"{count} tokens")
+            if turn.stats.decode_tps is not None:
+                parts.append(f"{speed(turn.stats.decode_tps).strip()} tok/s")
+        if turn.reason is not None:
+            parts.append(REASONS[turn.reason])
+            if last and turn.reason != "stop":
+                parts.append("Enter goes on")
+        return " · ".join(parts)
+
     def _draw(self, *, writing: bool) -> None:
         began = time.perf_counter()
         prompt, reply = printable(self.turn.prompt), printable(self.turn.reply)
@@ -78,8 +96,7 @@ class CompletionTurn(Static):
             content += Content.styled(CURSOR, "$text-primary")
         self.update(content)
         self.border_title = Content(language)
-        reason = self.turn.reason
-        self.border_subtitle = Content("" if writing or reason is None else REASONS[reason])
+        self.border_subtitle = Content("" if writing else self._summary())
         self._drawn = time.perf_counter()
         self._cost = self._drawn - began
 
