@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +137,11 @@ def _weighted(weights: Tensor, streams: list[Tensor]) -> Tensor:
 
 
 class NanochatModel(nn.Module):
-    """Decoder with ternary linears; `hidden` gives the final normed state, `logits` the full distribution."""
+    """Decoder with ternary linears; `hidden` gives the final normed state, `logits` the full distribution.
+
+    `quantise=False` takes the weights as they are, for a model read back from an exported file or for an
+    ablation; `activations="float"` leaves the inputs of linears and head unrounded.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -148,13 +152,13 @@ class NanochatModel(nn.Module):
         *,
         init_std: float = 0.02,
         quantise: bool = True,
-        activations: str = "int8",
+        activations: Literal["int8", "float"] = "int8",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.config = config
         self.quantise = quantise
-        self.round_activations = quantise and activations == "int8"
+        self.round_activations = activations == "int8"
         self.compute_dtype = dtype
         self.token_embd = _Matrix(config.vocab_size, config.dim, 0.02)
         self.blk = nn.ModuleList(Block(config, i, init_std) for i in range(config.n_layers))
