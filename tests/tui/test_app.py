@@ -251,6 +251,19 @@ async def test_model_text_is_neither_markup_nor_control() -> None:
         assert "[b]a[/b][red]x[/red] [@click=app.quit]y[/] \\x1b]0;owned\\x07 [/] \\x9b2J" in shown(app)
 
 
+async def test_text_of_a_chat_model_is_neither_markup_nor_control() -> None:
+    backend = ScriptedBackend("[red]x[/red] [@click=app.quit]y[/] \x1b]0;owned\x07 [/]", is_chat=True)
+    app = NanochatApp(backend)
+    async with app.run_test(size=(100, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        backend.gate.clear()
+        await pilot.press("a", "enter")
+        await until(pilot, lambda: state(app) == "writing")
+        backend.gate.set()
+        await until(pilot, lambda: state(app) == "ready")
+        assert "[red]x[/red] [@click=app.quit]y[/] \\x1b]0;owned\\x07 [/]" in shown(app)
+
+
 async def test_failing_reply_is_a_note_and_the_next_one_works() -> None:
     app = NanochatApp(ScriptedBackend("!The model [tripped].", "fine"))
     async with app.run_test(size=(80, 24)) as pilot:

@@ -175,7 +175,10 @@ def test_status_line_never_exceeds_its_row_and_keeps_what_matters(width: int) ->
         assert "130/512" in line.plain
     if width >= 120:
         assert "avx512-vnni · 2 threads" in line.plain
-        assert "1234 tok/s" in line.plain
+    if width >= 80:
+        assert "avx512-vnni" in line.plain
+        assert "prompt  1234" in line.plain
+        assert "█" in line.plain
 
 
 def test_status_line_stays_put_while_numbers_change() -> None:
@@ -184,7 +187,6 @@ def test_status_line_stays_put_while_numbers_change() -> None:
         for p, d, used in [(None, None, 1), (9.5, 8.0, 99), (15000.0, 99999.0, 512)]
     ]
     assert len({line.index("tok/s") for line in lines}) == 1
-    assert len({line.rindex("tok/s") for line in lines}) == 1
     assert len({line.index("/512") for line in lines}) == 1
 
 

@@ -70,31 +70,25 @@ def status_content(status: Status, width: int) -> Content:
 
     state = Content.styled(f" {printable(status.state):<8} ", "bold $primary on $primary-muted")
     name = Content.styled(f" {printable(status.model)}", "bold $text")
-    machine = " · ".join(
-        part for part in (status.kernel, f"{status.threads} threads" if status.threads > 1 else "") if part
-    )
+    kernel = Content.styled(f"  {status.kernel}" if status.kernel else "", "$text 60%")
+    threads = Content.styled(f" · {status.threads} threads" if status.threads > 1 else "", "$text 60%")
     context = Content.assemble(("ctx ", "$text 60%"), (f"{used:>{digits}}/{size}" if size else "–", "$text"))
     bar = Content.assemble(" ", (gauge(used, size), f"{level} on $surface-lighten-2"))
     writing = Content.assemble((decode, "bold $text"), (" tok/s", "$text 60%"))
-    reading = Content.assemble(("prompt ", "$text 60%"), (prompt, "$text"), (" tok/s", "$text 60%"))
+    reading = Content.assemble(("prompt ", "$text 60%"), (prompt, "$text"))
 
-    gap = Content.styled("  ", "")
-    # Optional parts in the order in which they are given up.
-    wanted = {"machine", "reading", "bar", "name"}
-    for given_up in ("", "reading", "machine", "bar", "name"):
+    gap = Content("  ")
+    wanted = {"threads", "bar", "reading", "kernel", "name"}
+    for given_up in ("", "threads", "bar", "reading", "kernel", "name"):
         wanted.discard(given_up)
-        left = state
-        if "name" in wanted:
-            left += name
-        if "machine" in wanted and machine:
-            left += Content.styled(f"  {machine}", "$text 60%")
-        right = Content("")
+        left, right = state, writing + gap + context
+        for part, content in (("name", name), ("kernel", kernel), ("threads", threads)):
+            if part in wanted:
+                left += content
         if "reading" in wanted:
-            right += reading + gap
-        right += writing + gap + context
+            right = reading + gap + right
         if "bar" in wanted:
             right += bar
-        right += Content(" ")
         space = width - left.cell_length - right.cell_length
         if space >= 1:
             return left + Content(" " * space) + right

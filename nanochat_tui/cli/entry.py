@@ -1,0 +1,87 @@
+"""Where `nanochat-tui` begins.
+
+`--version` is answered before anything heavy is imported. All failures end here, as one sentence on stderr and an exit
+code that scripts can rely on: 0 done, 1 failed, 2 bad input or usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from nanochat_tui.errors import UserError
+
+DEBUG_VARIABLE = "NANOCHAT_DEBUG"
+"""Set to anything, it shows tracebacks: for reports of bugs, not for every day."""
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and leave with its exit code."""
+    arguments = sys.argv[1:]
+    if arguments in (["--version"], ["-V"]):
+        from nanochat_tui import __version__
+
+        print(f"nanochat-tui {__version__}")
+        sys.exit(0)
+    sys.exit(run(_dispatch, arguments))
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    from nanochat_tui.cli.app import dispatch
+
+    return dispatch(arguments)
+
+
+def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Call `command(arguments)` and turn whatever happens into an exit code; stderr gets at most one sentence."""
+    try:
+        code = command(arguments)
+        sys.stdout.flush()
+        return code
+    except UserError as exc:
+        return _fail(str(exc), exc.exit_code, exc)
+    except KeyboardInterrupt:
+        _say("")
+        return 130
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`). Python would complain once more while flushing at exit.
+        _silence(sys.stdout.fileno())
+        return 0
+    except Exception as exc:
+        if hasattr(exc, "format_message"):  # a usage error of typer's click, whichever one it carries
+            text = " ".join(exc.format_message().split()).rstrip(".")
+            return _fail(f"{text}; --help shows what is possible.", getattr(exc, "exit_code", 2), exc)
+        if isinstance(exc, MemoryError):
+            return _fail("There is not enough memory for this; use a smaller model or context.", 1, exc)
+        if isinstance(exc, OSError):
+            name = f" ({exc.filename})" if exc.filename else ""
+            return _fail(f"The system refused: {exc.strerror or exc}{name}.", 1, exc)
+        kind = type(exc).__name__
+        text = f"This should not happen ({kind}: {exc}); set {DEBUG_VARIABLE}=1 to see where, and report it."
+        return _fail(text, 1, exc)
+
+
+def _fail(text: str, code: int, exc: BaseException) -> int:
+    if os.environ.get(DEBUG_VARIABLE):
+        import traceback
+
+        traceback.print_exception(exc)
+    from nanochat_tui.chat.printable import printable
+
+    _say(f"error: {printable(text)}")
+    return code
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # stderr is closed or its reader is gone: there is nobody left to tell
+        _silence(sys.stderr.fileno())
+
+
+def _silence(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)

@@ -1,0 +1,53 @@
+"""What several commands share: the options that name a model, and how one is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat_tui.errors import UserError, display_safe
+
+ModelArgument = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="A GGUF file; left out, the shipped model.", show_default=False)
+]
+MhcOption = Annotated[Path | None, typer.Option("--mhc", help="mHC sidecar (.mhc) to use and to compare with.")]
+TokenizerOption = Annotated[
+    Path | None, typer.Option("--tokenizer", help="tokenizer.json to use instead of the file's own.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", "-t", help="Threads to compute with; left out, one per physical core.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def find_model(given: str | None) -> Path:
+    """Return the path of the model asked for, or of the shipped one. Raises `UserError` if there is none."""
+    if given is None:
+        from nanochat_tui.model.shipped import shipped_model
+
+        shipped = shipped_model()
+        if shipped is None:
+            raise UserError("This installation ships no model; give one, as in: nanochat-tui model.gguf")
+        return shipped
+    path = Path(given)
+    if path.is_dir():
+        raise UserError(f"{display_safe(given)} is a folder; give a GGUF file.")
+    if not path.exists():
+        raise UserError(f"There is no file {display_safe(given)}; give the path of a GGUF file.")
+    return path
+
+
+def check_file(path: Path | None, what: str) -> Path | None:
+    """Return `path`, or raise `UserError` if it was given and is not a file."""
+    if path is not None and not path.is_file():
+        raise UserError(f"There is no {what} {display_safe(str(path))}; check the path.")
+    return path
+
+
+def check_threads(threads: int | None) -> int | None:
+    """Return `threads`, or raise `UserError` if it is not a sensible count."""
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UserError(f"--threads must be between 1 and 1024, not {threads}.")
+    return threads
