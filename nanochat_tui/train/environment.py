@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-import nanochat_tui
 from nanochat_tui.errors import UserError
 from nanochat_tui.runs.config import TrainConfig
+from nanochat_tui.version import __version__
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Environment:
             "threads": self.threads,
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "nanochat_tui": nanochat_tui.__version__,
+            "nanochat_tui": __version__,
             "host": socket.gethostname(),
         }
 
