@@ -60,10 +60,11 @@ def _machine() -> Rows:
 
 
 def _engine() -> Rows:
-    from nanochat_tui.engine.dispatch import choose_kernel
+    from nanochat_tui.engine.dispatch import choose_kernel, cpu_name
 
     info = choose_kernel()
-    return {"kernel": info.name, "description": info.description, "cpu features": sorted(info.cpu_features)}
+    used = sorted(info.cpu_features)
+    return {"kernel": info.name, "description": info.description, "processor": cpu_name(), "features used": used}
 
 
 def _gpu() -> Rows:
@@ -80,28 +81,15 @@ def _gpu() -> Rows:
 
 
 def _paths() -> Rows:
+    from nanochat_tui.engine.compile_cache import cache_directory
     from nanochat_tui.model.shipped import shipped_model
 
     package = Path(__file__).resolve().parent.parent
     shipped = shipped_model()
+    compiled = cache_directory()
     return {
         "package": str(package),
         "python": sys.executable,
         "shipped model": str(shipped) if shipped else None,
-        "compiled code": str(_compiled_code(package)),
+        "compiled kernels": str(compiled) if compiled else "nowhere private and writable; compiled at every start",
     }
-
-
-def _compiled_code(package: Path) -> Path:
-    """Where compiled kernels are kept: beside the source, or in the user's cache when that cannot be written."""
-    import numba
-
-    chosen = getattr(numba.config, "CACHE_DIR", "")
-    if chosen:
-        return Path(chosen)
-    beside = package / "engine" / "kernels"
-    if os.access(beside, os.W_OK):
-        return beside / "__pycache__"
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("numba"))

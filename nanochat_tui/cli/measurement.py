@@ -103,7 +103,7 @@ def _rows(model: Model, threads: int, tokens: int, bandwidth: float) -> list[Row
 
 
 def copy_bandwidth(megabytes: int = 128) -> float:
-    """Return bytes per second that one thread moves when it copies memory; every byte counts twice, read and written."""
+    """Return bytes per second that one thread moves when it copies memory; each byte counts as read and as written."""
     source = np.ones(megabytes << 20, np.uint8)
     target = np.zeros_like(source)
     best = float("inf")

@@ -35,7 +35,7 @@ class TextWriter:
         self._terminal = sys.stdout.isatty()
         self._narrate = sys.stderr.isatty()
         self._echo = echo if self._terminal and self._narrate else ""
-        self._ends_line = True
+        self._ends_line = not self._echo
         self._stats: Stats | None = None
 
     def write(self, event: Event) -> None:
@@ -54,7 +54,7 @@ class TextWriter:
             case Stats():
                 self._stats = event
             case Finished(reason=reason):
-                if not self._ends_line or self._echo:
+                if not self._ends_line:
                     sys.stdout.write("\n")
                 sys.stdout.flush()
                 if self._narrate and self._stats is not None:

@@ -1,0 +1,72 @@
+"""Exit codes and the one sentence, through real processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat_tui import __version__
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nanochat_tui", *arguments], input=stdin, capture_output=True, text=True, check=False
+    )
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"nanochat-tui {__version__}\n", "")
+
+
+def test_help_names_every_command() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("chat", "inspect", "bench", "doctor", "tui"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chat", "no-such-file.gguf", "-p", "x"], "There is no file no-such-file.gguf"),
+        (["no-such-file.gguf"], "There is no file no-such-file.gguf"),
+        (["chat", "-p", "x", "--temperature", "-1"], "temperature must be"),
+        (["chat", "-p", "x", "--temperature", "hot"], "Invalid value for '--temperature'"),
+        (["chat", "-p", "x", "--top-p", "0"], "top-p must be above 0"),
+        (["chat", "-p", "x", "--max-tokens", "0"], "max-tokens must be 1 or more"),
+        (["chat", "-p", "x", "--no-such-option"], "No such option"),
+        (["chat", ".", "-p", "x"], "is a folder"),
+        (["chat", __file__, "-p", "x", "--mhc", "missing.mhc"], "There is no mHC sidecar missing.mhc"),
+        (["chat", __file__, "-p", "x", "--threads", "0"], "--threads must be between"),
+        (["inspect"], "Missing argument"),
+    ],
+)
+def test_bad_usage_is_one_sentence_and_exit_code_2(arguments: list[str], words: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "evil\x1b[31m.gguf"
+    path.write_bytes(b"not a model")
+    for command in (["chat", str(path), "-p", "x"], ["inspect", str(path)]):
+        done = run(*command)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert "\x1b" not in done.stderr
+
+
+def test_the_application_needs_a_terminal() -> None:
+    done = run(__file__)
+    assert done.returncode == 2
+    assert "needs a terminal" in done.stderr
