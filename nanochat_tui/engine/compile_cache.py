@@ -1,0 +1,135 @@
+"""Machine code of the kernels, kept in the user's cache directory between starts.
+
+The file's name is a hash of everything that decides what the code does: the sources of kernels and emitter,
+the versions of Numba and LLVM, processor and instruction set. So an update never meets old code, and Numba
+is imported only when there is something to compile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from nanochat_tui.engine.dispatch import KernelInfo, cpu_feature_text, cpu_name
+
+Progress = Callable[[str], None]
+Entry = Callable[..., int]
+ENVIRONMENT = "NANOCHAT_CACHE_DIR"
+_DIGEST = 32
+_ENTRY_ARGUMENTS = 6
+_loaded: dict[tuple[str, int], Entry] = {}
+_lock = threading.Lock()
+
+
+@cache
+def _sources_hash() -> str:
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted([*here.glob("simd/*.py"), *here.glob("kernels/*.py")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _file_name(kernel: KernelInfo, group: int) -> str:
+    parts = (
+        _sources_hash(),
+        version("numba"),
+        version("llvmlite"),
+        platform.python_version(),
+        platform.machine(),
+        cpu_name(),
+        cpu_feature_text(),
+    )
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    return f"{kernel.name}-{group}-{digest}.o"
+
+
+def _own_private(folder: Path) -> bool:
+    """Create a folder that only this user can write, and say whether it is one: code is loaded from it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:
+        return False
+    if os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def cache_directory() -> Path | None:
+    """Return where compiled code is kept, or None if no directory is both private and writable.
+
+    NANOCHAT_CACHE_DIR if set, else the user's cache directory, else one in the temporary directory (a
+    home that is missing or read-only).
+    """
+    chosen = os.environ.get(ENVIRONMENT)
+    if chosen:
+        candidates = [Path(chosen)]
+    else:
+        import platformdirs
+
+        owner = os.geteuid() if os.name == "posix" else "user"
+        candidates = [
+            Path(platformdirs.user_cache_dir("nanochat-tui")) / "kernels",
+            Path(tempfile.gettempdir()) / f"nanochat-tui-{owner}" / "kernels",
+        ]
+    return next((folder for folder in candidates if _own_private(folder)), None)
+
+
+def _read(path: Path) -> bytes | None:
+    """Return the object code in a cache file, or None if it is absent or damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    code = data[_DIGEST:]
+    return code if hashlib.sha256(code).digest() == data[:_DIGEST] else None
+
+
+def _write(path: Path, code: bytes) -> None:
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        Path(temporary).replace(path)
+    except OSError:
+        pass  # a full disk costs the next start a few seconds, nothing else
+
+
+def load_entry(kernel: KernelInfo, group: int, progress: Progress | None = None) -> Entry:
+    """Return the program's entry for a kernel and a group size, compiling it if it is not in the cache.
+
+    progress: called with one line before anything that takes seconds. The entry takes six int64 (see
+    `kernels.program.work`) and releases the interpreter lock while it runs.
+    """
+    from nanochat_tui.engine.simd.isa import ISAS
+    from nanochat_tui.engine.simd.library import ENTRY_NAME, Target, load_object
+
+    with _lock:
+        found = _loaded.get((kernel.name, group))
+        if found is not None:
+            return found
+        target = Target(ISAS[kernel.name], group, cpu_name(), cpu_feature_text())
+        folder = cache_directory()
+        path = folder / _file_name(kernel, group) if folder else None
+        code = _read(path) if path else None
+        if code is None:
+            if progress:
+                progress(f"compiling the {kernel.name} kernels for this processor (once, a few seconds)")
+            from nanochat_tui.engine.kernels.program import build_program
+
+            code = build_program(target)
+            if path:
+                _write(path, code)
+        address = load_object(target, code, [ENTRY_NAME])[ENTRY_NAME]
+        made = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * _ENTRY_ARGUMENTS)(address)
+        _loaded[kernel.name, group] = made
+        return made

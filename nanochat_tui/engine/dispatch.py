@@ -1,0 +1,100 @@
+"""Which kernel runs: decided from the processor's features before anything is compiled.
+
+Code for an instruction set the processor lacks would end the process in the compiler or at the first such
+instruction, not raise an exception; so a kernel is compiled only after its features were found here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+
+from nanochat_tui.errors import UserError, display_safe
+
+ENVIRONMENT = "NANOCHAT_KERNEL"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelInfo:
+    """A kernel family: `name`, what it is in words, and the processor features it needs (LLVM's names)."""
+
+    name: str
+    description: str
+    cpu_features: tuple[str, ...]
+
+
+KERNELS: tuple[KernelInfo, ...] = (
+    KernelInfo(
+        "avx512-vnni",
+        "512-bit integer dot products (AVX-512 VNNI)",
+        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx2", "fma", "f16c"),
+    ),
+    KernelInfo("avx2", "256-bit multiply-add of bytes (AVX2)", ("avx2", "fma", "f16c")),
+    KernelInfo("portable", "generic vector code for any processor", ()),
+)
+"""All kernels, fastest first."""
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """Return the features (LLVM's names) that compiled code may use, as Numba's own switches leave them."""
+    from llvmlite import binding
+
+    if os.environ.get("NUMBA_CPU_NAME") or os.environ.get("NUMBA_CPU_FEATURES"):
+        listed = os.environ.get("NUMBA_CPU_FEATURES", "").split(",")
+        return frozenset(f[1:] for f in listed if f.startswith("+"))
+    try:
+        host = binding.get_host_cpu_features()
+    except RuntimeError:
+        return frozenset()
+    allow_avx = os.environ.get("NUMBA_ENABLE_AVX", "1") != "0"
+    return frozenset(name for name, on in host.items() if on and (allow_avx or not name.startswith("avx")))
+
+
+def cpu_feature_text() -> str:
+    """Return the features in LLVM's form, those that are absent switched off by name: "+avx2,-avx512f"."""
+    from llvmlite import binding
+
+    if os.environ.get("NUMBA_CPU_NAME") or os.environ.get("NUMBA_CPU_FEATURES"):
+        return os.environ.get("NUMBA_CPU_FEATURES", "")
+    try:
+        known = binding.get_host_cpu_features()
+    except RuntimeError:
+        return ""
+    have = cpu_features()
+    return ",".join(f"{'+' if name in have else '-'}{name}" for name in sorted(known))
+
+
+@cache
+def cpu_name() -> str:
+    """Return LLVM's name of the processor, e.g. "emeraldrapids"."""
+    from llvmlite import binding
+
+    return os.environ.get("NUMBA_CPU_NAME") or str(binding.get_host_cpu_name())
+
+
+def available_kernels() -> list[KernelInfo]:
+    """Return the kernels this processor can run, fastest first."""
+    features = cpu_features()
+    return [kernel for kernel in KERNELS if features.issuperset(kernel.cpu_features)]
+
+
+def choose_kernel(name: str | None = None) -> KernelInfo:
+    """Return the kernel to use: `name`, or the environment's NANOCHAT_KERNEL, or the fastest possible.
+
+    Raises UserError if the name is unknown or the processor lacks what the kernel needs.
+    """
+    wanted = name or os.environ.get(ENVIRONMENT) or None
+    usable = available_kernels()
+    if wanted is None:
+        return usable[0]
+    for kernel in usable:
+        if kernel.name == wanted:
+            return kernel
+    choices = ", ".join(k.name for k in usable)
+    for kernel in KERNELS:
+        if kernel.name == wanted:
+            missing = ", ".join(f for f in kernel.cpu_features if f not in cpu_features())
+            raise UserError(f"the kernel {wanted} needs {missing}, which this processor lacks; it can run: {choices}")
+    raise UserError(f"there is no kernel called {display_safe(wanted)}; this processor can run: {choices}")

@@ -1,0 +1,260 @@
+"""Choose the next token: repetition penalty, temperature, top-k, top-p, min-p, seeded draw.
+
+The order is penalty, temperature, then the three cuts on the resulting distribution. Exactness before
+speed, but few logits are looked at: block maxima rule out most of the vocabulary, and a heap hands out the
+rest from the most to the least likely (ties: smaller id first) until the cuts stop it. Log-probabilities
+are those of the unmodified distribution.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from nanochat_tui.engine.kernels import slots as s
+from nanochat_tui.engine.kernels.registry import compiled
+from nanochat_tui.engine.kernels.statistics import (
+    block_maxima,
+    copy_floats,
+    exponential_weights,
+    largest_of,
+    sum_of_blocks,
+)
+from nanochat_tui.engine.simd.intrinsics import (
+    f32_from_bits,
+    get,
+    load_f32,
+    load_i32,
+    load_i64,
+    load_u8,
+    put,
+    store_f32,
+    store_i32,
+    store_i64,
+    store_u8,
+)
+
+SMALL_K = 256
+"""Largest k for which the k-th largest block maximum is looked up by insertion."""
+
+
+@compiled("i:iii")
+def ranks_before(logits, a, b):
+    """Return whether token a comes before token b: larger logit, or equal and the smaller id."""
+    la, lb = load_f32(logits + a * 4), load_f32(logits + b * 4)
+    return la > lb or (la == lb and a < b)
+
+
+@compiled("v:iiii")
+def sift(heap, n, i, logits):
+    """Restore the heap (int32 ids, best first) below place i."""
+    item = load_i32(heap + i * 4)
+    while True:
+        child = 2 * i + 1
+        if child >= n:
+            break
+        if child + 1 < n and ranks_before(logits, load_i32(heap + child * 4 + 4), load_i32(heap + child * 4)):
+            child += 1
+        if not ranks_before(logits, load_i32(heap + child * 4), item):
+            break
+        store_i32(heap + i * 4, load_i32(heap + child * 4))
+        i = child
+    store_i32(heap + i * 4, item)
+
+
+@compiled("i:iii")
+def take_best(heap, n, logits):
+    """Remove and return the best of n ids; the heap then has n - 1."""
+    best = load_i32(heap)
+    store_i32(heap, load_i32(heap + (n - 1) * 4))
+    sift(heap, n - 1, 0, logits)
+    return best
+
+
+@compiled("f:iiii")
+def kth_maximum(maxima, blocks, k, sorted_out):
+    """Return the k-th largest of the block maxima, k <= blocks; at least k logits are as large."""
+    n = 0
+    for block in range(blocks):
+        value = load_f32(maxima + block * 4)
+        if n == k and value <= load_f32(sorted_out + (n - 1) * 4):
+            continue
+        place = n if n < k else k - 1
+        if n < k:
+            n += 1
+        while place > 0 and load_f32(sorted_out + (place - 1) * 4) < value:
+            store_f32(sorted_out + place * 4, load_f32(sorted_out + (place - 1) * 4))
+            place -= 1
+        store_f32(sorted_out + place * 4, value)
+    return load_f32(sorted_out + (n - 1) * 4)
+
+
+@compiled("i:iiiii")
+def collect(model, logits, maxima, k, heap):
+    """Fill the heap with ids among which are the k best (k = 0: all); return their number."""
+    vocab = get(model, s.VOCAB)
+    blocks = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
+    n = 0
+    if 0 < k <= min(SMALL_K, blocks):
+        threshold = kth_maximum(maxima, blocks, k, heap)
+        for block in range(blocks):
+            if load_f32(maxima + block * 4) >= threshold:
+                for token in range(block * s.STATISTICS_BLOCK, min(vocab, (block + 1) * s.STATISTICS_BLOCK)):
+                    if load_f32(logits + token * 4) >= threshold:
+                        store_i32(heap + n * 4, token)
+                        n += 1
+    else:
+        for token in range(vocab):
+            store_i32(heap + token * 4, token)
+        n = vocab
+    for i in range(n // 2 - 1, -1, -1):
+        sift(heap, n, i, logits)
+    return n
+
+
+@compiled("d:ii")
+def uniform(seed, draw):
+    """Return the draw-th number in [0, 1) of the stream `seed` (SplitMix64, so that any draw stands alone)."""
+    z = np.uint64(seed) + np.uint64(draw + 1) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return np.float64(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@compiled("v:ii")
+def penalise(model, job):
+    """Copy the logits with the penalty applied to every token seen; positive ones are divided, others multiplied."""
+    padded = get(model, s.VOCAB_PADDED)
+    work = get(model, s.WORK_LOGITS)
+    penalty = f32_from_bits(get(job, s.PENALTY_BITS))
+    copy_floats(get(model, s.LOGITS), work, padded)
+    for i in range(get(job, s.SEEN_COUNT)):
+        place = work + load_i32(get(job, s.SEEN_IDS) + i * 4) * 4
+        value = load_f32(place)
+        store_f32(place, value / penalty if value > 0 else value * penalty)
+    block_maxima(work, 0, padded // s.STATISTICS_BLOCK, get(model, s.WORK_MAXIMA))
+
+
+@compiled("i:iiif")
+def first_largest(model, logits, maxima, largest):
+    """Return the smallest id with the largest logit."""
+    for block in range(get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK):
+        if load_f32(maxima + block * 4) == largest:
+            for token in range(block * s.STATISTICS_BLOCK, (block + 1) * s.STATISTICS_BLOCK):
+                if load_f32(logits + token * 4) == largest:
+                    return token
+    return 0
+
+
+@compiled("i:iiffd")
+def draw_from_all(model, logits, largest, temperature, r):
+    """Draw from the whole softmax; r in [0, 1)."""
+    vocab, weights = get(model, s.VOCAB), get(model, s.HEAP)
+    exponential_weights(logits, weights, get(model, s.VOCAB_PADDED), largest, np.float32(1.0) / temperature)
+    total = 0.0
+    for token in range(vocab):
+        total += np.float64(load_f32(weights + token * 4))
+    bound, mass, chosen = r * total, 0.0, 0
+    for token in range(vocab):
+        weight = np.float64(load_f32(weights + token * 4))
+        mass += weight
+        if weight > 0.0:
+            chosen = token
+        if mass > bound:
+            break
+    return chosen
+
+
+@compiled("i:iiiiffd")
+def draw_from_best(model, job, logits, maxima, largest, temperature, r):
+    """Draw from what top-k, top-p (of the mass that top-k left) and min-p leave; r in [0, 1)."""
+    heap, weights = get(model, s.HEAP), get(model, s.ALTERNATIVES_HEAP)
+    vocab = get(model, s.VOCAB)
+    k = get(job, s.TOP_K) if 0 < get(job, s.TOP_K) < vocab else 0
+    top_p = np.float64(f32_from_bits(get(job, s.TOP_P_BITS)))
+    min_p = np.float64(f32_from_bits(get(job, s.MIN_P_BITS)))
+    inverse, top = 1.0 / np.float64(temperature), np.float64(largest)
+    total = 0.0
+    if k == 0 and top_p < 1.0:
+        exponential_weights(logits, heap, get(model, s.VOCAB_PADDED), largest, np.float32(inverse))
+        for token in range(vocab):
+            total += np.float64(load_f32(heap + token * 4))
+    n = collect(model, logits, maxima, k, heap)
+    if n == 0:
+        return 0
+    limit = min(n, k) if k > 0 else n
+    # an id taken from the heap's front is kept right behind the heap, which has become shorter by one
+    taken, kept, mass = 0, 0, 0.0
+    while kept < limit:
+        # with top-k the total is that of the k, so all of them are taken before the first is kept
+        while taken < (limit if k > 0 else kept + 1):
+            token = take_best(heap, n - taken, logits)
+            taken += 1
+            store_i32(heap + (n - taken) * 4, token)
+            weight = math.exp((np.float64(load_f32(logits + token * 4)) - top) * inverse)
+            store_f32(weights + (taken - 1) * 4, np.float32(weight))
+            if k > 0:
+                total += weight
+        weight = np.float64(load_f32(weights + kept * 4))
+        if kept > 0 and weight < min_p:
+            break
+        mass += weight
+        kept += 1
+        if top_p < 1.0 and mass >= top_p * total:
+            break
+    bound, reached = r * mass, 0.0
+    for i in range(kept):
+        reached += np.float64(load_f32(weights + i * 4))
+        if reached > bound:
+            return load_i32(heap + (n - 1 - i) * 4)
+    return load_i32(heap + (n - kept) * 4)
+
+
+@compiled("i:iif")
+def choose(model, job, largest):
+    """Return the next token's id by the job's settings."""
+    logits, maxima, top = get(model, s.LOGITS), get(model, s.BLOCK_MAXIMA), largest
+    if get(job, s.SEEN_COUNT) > 0:
+        penalise(model, job)
+        logits, maxima = get(model, s.WORK_LOGITS), get(model, s.WORK_MAXIMA)
+        top = largest_of(maxima, get(model, s.BLOCKS_PADDED))
+    temperature = f32_from_bits(get(job, s.TEMPERATURE_BITS))
+    if temperature <= 0 or get(job, s.TOP_K) == 1:
+        return first_largest(model, logits, maxima, top)
+    r = uniform(get(job, s.SEED), get(job, s.DRAW))
+    put(job, s.DRAW, get(job, s.DRAW) + 1)
+    cut = 0 < get(job, s.TOP_K) < get(model, s.VOCAB)
+    if not cut and f32_from_bits(get(job, s.TOP_P_BITS)) >= 1.0 and f32_from_bits(get(job, s.MIN_P_BITS)) <= 0.0:
+        return draw_from_all(model, logits, top, temperature, r)
+    return draw_from_best(model, job, logits, maxima, top, temperature, r)
+
+
+@compiled("i:iii")
+def sample(model, job, index):
+    """Choose token number `index` of the job and write its id, log-probability and alternatives."""
+    logits = get(model, s.LOGITS)
+    largest = largest_of(get(model, s.BLOCK_MAXIMA), get(model, s.BLOCKS_PADDED))
+    total = sum_of_blocks(get(model, s.BLOCK_MAXIMA), get(model, s.BLOCK_SUMS), get(model, s.BLOCKS_PADDED), largest)
+    normaliser = np.float64(largest) + math.log(np.float64(total))
+    token = choose(model, job, largest)
+    store_i64(get(job, s.OUT_IDS) + index * 8, token)
+    store_f32(get(job, s.OUT_LOGPROBS) + index * 4, np.float32(np.float64(load_f32(logits + token * 4)) - normaliser))
+    alternatives = min(get(job, s.ALTERNATIVES), get(model, s.VOCAB))
+    if alternatives > 0:
+        n = collect(model, logits, get(model, s.BLOCK_MAXIMA), alternatives, get(model, s.HEAP))
+        for i in range(min(alternatives, n)):
+            best = take_best(get(model, s.HEAP), n - i, logits)
+            place = index * get(job, s.ALTERNATIVES) + i
+            store_i64(get(job, s.OUT_ALTERNATIVE_IDS) + place * 8, best)
+            logprob = np.float64(load_f32(logits + best * 4)) - normaliser
+            store_f32(get(job, s.OUT_ALTERNATIVE_LOGPROBS) + place * 4, np.float32(logprob))
+    if get(job, s.SEEN_FLAGS) != 0 and load_u8(get(job, s.SEEN_FLAGS) + token) == 0:
+        store_u8(get(job, s.SEEN_FLAGS) + token, 1)
+        store_i32(get(job, s.SEEN_IDS) + get(job, s.SEEN_COUNT) * 4, token)
+        put(job, s.SEEN_COUNT, get(job, s.SEEN_COUNT) + 1)
+    for i in range(get(job, s.STOP_COUNT)):
+        if load_i64(get(job, s.STOP_IDS) + i * 8) == token:
+            return 1
+    return 0

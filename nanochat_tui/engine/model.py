@@ -1,0 +1,227 @@
+"""A loaded model: `load` a GGUF file, then `encode`, `logits`, `generate`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat_tui.engine.cache import CacheType, KVCache
+from nanochat_tui.engine.compile_cache import Progress, load_entry
+from nanochat_tui.engine.dispatch import choose_kernel
+from nanochat_tui.engine.executor import CHUNK, Executor
+from nanochat_tui.engine.session import FinishReason, Session, Stats, Token
+from nanochat_tui.engine.weights import Weights, load_weights
+from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.formats.gguf import metadata_string, read_gguf
+from nanochat_tui.model.config import ModelConfig
+from nanochat_tui.model.support import require_supported
+from nanochat_tui.model.tokenizer import TextCodec, codec_from_gguf, load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["Generation", "Model", "Token", "load"]
+
+Activations = Literal["int8", "float"]
+MAX_THREADS = 256
+
+
+class Generation(Iterator[Token]):
+    """An iterator over a reply's tokens that knows, when it is over, why: `finish_reason`."""
+
+    def __init__(self, session: Session, tokens: Iterator[Token]) -> None:
+        self._session = session
+        self._tokens = tokens
+
+    def __next__(self) -> Token:
+        return next(self._tokens)
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the reply ended: "stop", "length" or "cancelled"."""
+        return self._session.finish_reason
+
+    @property
+    def stats(self) -> Stats:
+        """Token counts and seconds of this reply."""
+        return self._session.stats
+
+
+class Model:
+    """A model in memory. Made by `load`; may be used from several threads, which then take turns."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        codec: TextCodec,
+        executor: Executor,
+        *,
+        kernel: str,
+        threads: int,
+        kv: CacheType,
+        name: str,
+        chat_template: str | None,
+        bytes_per_token: int,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.codec = codec
+        self.executor = executor
+        self.kernel = kernel
+        """Name of the kernel in use, e.g. "avx512-vnni"."""
+        self.threads = threads
+        self.kv = kv
+        self.name = name
+        self.chat_template = chat_template
+        """The file's Jinja template, or None for a model that only continues text."""
+        self.bytes_per_token = bytes_per_token
+        """Bytes of weights read for one decoded token."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The bare tokenizer, without BOS and the text conventions of `encode`."""
+        return self.codec.tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text by the model's conventions: BOS, indentation."""
+        return self.codec.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
+        return self.codec.decode(ids)
+
+    def logits(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Return the logits after every token of a sequence, float32 [len(ids), vocab].
+
+        Raises UserError if the sequence is empty, longer than the context or has an id outside the vocabulary.
+        """
+        tokens = np.ascontiguousarray(ids, dtype=np.int64).reshape(-1)
+        limit, vocab = self.config.context_length, self.config.vocab_size
+        if not 0 < len(tokens) <= limit:
+            raise UserError(f"logits are computed for 1 to {limit} tokens, not {len(tokens)}")
+        if tokens.min() < 0 or tokens.max() >= vocab:
+            raise UserError(f"a token id is outside the vocabulary of {vocab}")
+        cache = KVCache(self.config, len(tokens), self.kv)
+        out = np.empty((len(tokens), vocab), np.float32)
+        for start in range(0, len(tokens), CHUNK):
+            part = tokens[start : start + CHUNK]
+            out[start : start + len(part)] = self.executor.logits(cache, part, start)
+        return out
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        top_logprobs: int = 0,
+        cancel: threading.Event | None = None,
+    ) -> Generation:
+        """Return an iterator over the tokens of a continuation; a string is encoded first.
+
+        See `sampling.Sampling` for the settings. Ends at an end token or stop string ("stop"), at max_tokens or the end
+        of the context ("length"), or when `cancel` is set ("cancelled", looked at before every token).
+        Raises UserError for a prompt longer than the context or impossible settings.
+        """
+        session = Session(self)
+        tokens = session.generate(
+            self.encode(prompt) if isinstance(prompt, str) else prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            seed=seed,
+            stop=stop,
+            top_logprobs=top_logprobs,
+            cancel=cancel,
+        )
+        return Generation(session, tokens)
+
+    def close(self) -> None:
+        """End the worker threads; the model cannot be used afterwards."""
+        self.executor.close()
+
+
+def default_threads() -> int:
+    """Return the processors this process may use, at most the machine's cores."""
+    import psutil
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    mhc: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    kernel: str | None = None,
+    activations: Activations = "int8",
+    kv: CacheType = "f16",
+    progress: Progress | None = None,
+) -> Model:
+    """Load a GGUF model.
+
+    mhc: sidecar that must agree with the file. tokenizer: a tokenizer.json used in place of the one inside.
+    threads: None uses every core. kernel: see `dispatch.KERNELS`; None is the fastest. activations: "float" never
+    rounds them, for comparisons (slower). kv: type of the key-value cache. progress: called with one line
+    before anything that takes seconds, such as compiling kernels on the first start.
+    Raises UserError if the file cannot be run, saying why.
+    """
+    if activations not in ("int8", "float") or kv not in ("f16", "f32"):
+        raise UserError(f"activations {activations!r} or kv {kv!r} is unknown; they are int8 or float, and f16 or f32")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UserError(f"{threads} threads make no sense; give 1 to {MAX_THREADS}")
+    from nanochat_tui.engine.simd.isa import ISAS
+
+    info = choose_kernel(kernel)
+    isa = ISAS[info.name]
+    file_path = Path(path)
+    if progress:
+        progress(f"reading {display_safe(file_path.name)}")
+    with read_gguf(file_path) as file:
+        config = require_supported(file)
+        codec = codec_from_gguf(file.metadata, load_tokenizer(Path(tokenizer)) if tokenizer else None)
+        as_float = activations == "float"
+        sidecar = Path(mhc) if mhc else None
+        weights: Weights = load_weights(file, config, as_float=as_float, bias=isa.q8_bias, mhc=sidecar)
+        name = metadata_string(file.metadata, "general.name", file_path.stem)
+        template = metadata_string(file.metadata, "tokenizer.chat_template", "") or None
+    count = threads or default_threads()
+    executor = Executor(
+        config,
+        weights,
+        load_entry(info, weights.group, progress),
+        threads=count,
+        tile=isa.tile,
+        queries=isa.queries,
+        as_float=as_float,
+    )
+    return Model(
+        file_path,
+        config,
+        codec,
+        executor,
+        kernel=info.name,
+        threads=count,
+        kv=kv,
+        name=name,
+        chat_template=template,
+        bytes_per_token=weights.bytes_per_token,
+    )

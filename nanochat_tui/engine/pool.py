@@ -1,0 +1,94 @@
+"""Threads that run the compiled program together.
+
+The calling thread is thread 0. The others live as long as the model: between jobs they spin for a moment
+inside compiled code (a conversation's next token comes at once), then sleep in Python until woken.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat_tui.engine.compile_cache import Entry
+from nanochat_tui.engine.kernels import slots as s
+
+
+class _Shared:
+    """What a worker holds on to: the tables' addresses, but not the pool, so that the pool can be collected."""
+
+    def __init__(
+        self, entry: Entry, control: NDArray[np.int64], tables: tuple[int, int, int, int], keep: object
+    ) -> None:
+        self.entry = entry
+        self.control = control
+        self.tables = tables
+        self.keep = keep  # the buffers behind the addresses
+        self.wake = threading.Condition()
+        self.closed = False
+
+
+def _worker(shared: _Shared, number: int, seen: int) -> None:
+    while True:
+        with shared.wake:
+            while shared.control[s.SEQUENCE] == seen and not shared.closed:
+                shared.wake.wait()
+            if shared.closed:
+                return
+        seen = shared.entry(number, seen, *shared.tables)
+        if seen < 0:
+            return
+
+
+def _close(shared: _Shared) -> None:
+    with shared.wake:
+        shared.closed = True
+        shared.control[s.SEQUENCE] = -1
+        shared.wake.notify_all()
+
+
+class Pool:
+    """`threads` threads around one set of tables (addresses: model, job, layers, threads).
+
+    control: the CONTROL table, which the addresses refer to as well. keep: owner of the buffers behind them.
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        threads: int,
+        control: NDArray[np.int64],
+        tables: tuple[int, int, int, int],
+        keep: object,
+    ) -> None:
+        self._shared = _Shared(entry, control, tables, keep)
+        self._threads = threads
+        self._process = -1
+        self._close = weakref.finalize(self, _close, self._shared)
+
+    def _start(self) -> None:
+        # first use, or first use after a fork, which leaves the workers behind in the parent
+        self._process = os.getpid()
+        control = self._shared.control
+        control[:] = 0
+        for number in range(1, self._threads):
+            name = f"nanochat-engine-{number}"
+            threading.Thread(target=_worker, args=(self._shared, number, 0), name=name, daemon=True).start()
+
+    def run(self) -> None:
+        """Run the job in the tables on all threads. One caller at a time."""
+        shared = self._shared
+        if self._threads > 1:
+            if self._process != os.getpid():
+                self._start()
+            with shared.wake:
+                shared.control[s.SEQUENCE] += 1
+                shared.wake.notify_all()
+        shared.entry(0, 0, *shared.tables)
+
+    def close(self) -> None:
+        """Let the workers end; the pool cannot be used afterwards."""
+        self._close()

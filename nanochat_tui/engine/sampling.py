@@ -1,0 +1,115 @@
+"""How the next token is chosen, and what comes back from a draw."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat_tui.engine.kernels import slots as s
+from nanochat_tui.errors import UserError
+
+MAX_ALTERNATIVES = 1000
+SEED_BITS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Settings of one reply, applied in this order: penalty, temperature, top-k, top-p, min-p, draw.
+
+    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 cut nothing. top_p is the share of the mass that top-k
+    left; min_p is relative to the most likely token. repeat_penalty divides positive and multiplies negative logits of
+    every token of prompt and reply. seed None draws one. Raises UserError for impossible values.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+    top_logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("temperature", self.temperature >= 0, "must be 0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "must be 0 (no limit) or more"),
+            ("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "must be between 0 and 1"),
+            ("repeat_penalty", self.repeat_penalty > 0, "must be above 0 (1 = none)"),
+            ("top_logprobs", 0 <= self.top_logprobs <= MAX_ALTERNATIVES, f"must be 0 to {MAX_ALTERNATIVES}"),
+        )
+        for name, fine, rule in checks:
+            value = getattr(self, name)
+            if not fine or not math.isfinite(value):
+                raise UserError(f"{name} is {value} and {rule}")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Sampled tokens: ids [n], logprobs [n] (natural log, unmodified distribution), and the k best per token."""
+
+    ids: list[int]
+    logprobs: list[float]
+    alternatives: list[list[tuple[int, float]]]
+
+
+class Draw:
+    """The state of sampling one reply: random stream, tokens seen, buffers for up to `capacity` results per job."""
+
+    def __init__(self, sampling: Sampling, vocab: int, end_ids: Iterable[int], capacity: int) -> None:
+        self.sampling = sampling
+        self.capacity = capacity
+        self._seed = secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed % 2**SEED_BITS
+        self._drawn = 0
+        self._k = min(sampling.top_logprobs, vocab)
+        self._ends: NDArray[np.int64] = np.array(sorted(end_ids), np.int64)
+        self._ids = np.zeros(capacity, np.int64)
+        self._logprobs = np.zeros(capacity, np.float32)
+        self._other_ids = np.zeros((capacity, self._k), np.int64)
+        self._other_logprobs = np.zeros((capacity, self._k), np.float32)
+        penal = sampling.repeat_penalty != 1
+        self._flags = np.zeros(vocab if penal else 0, np.uint8)
+        self._seen = np.zeros(vocab if penal else 0, np.int32)
+        self._n_seen = 0
+
+    def see(self, ids: Iterable[int]) -> None:
+        """Let the repetition penalty know the tokens of the prompt."""
+        if not self._flags.size:
+            return
+        for token in dict.fromkeys(ids):
+            if not self._flags[token]:
+                self._flags[token] = 1
+                self._seen[self._n_seen] = token
+                self._n_seen += 1
+
+    def fill(self, job: NDArray[np.int64]) -> None:
+        """Write the settings into the JOB table."""
+
+        def bits(value: float) -> int:
+            return int(np.array(value, np.float32).view(np.uint32))
+
+        c = self.sampling
+        job[s.TEMPERATURE_BITS], job[s.TOP_K] = bits(c.temperature), c.top_k
+        job[s.TOP_P_BITS], job[s.MIN_P_BITS], job[s.PENALTY_BITS] = bits(c.top_p), bits(c.min_p), bits(c.repeat_penalty)
+        job[s.SEED], job[s.DRAW], job[s.ALTERNATIVES] = self._seed, self._drawn, self._k
+        job[s.OUT_IDS], job[s.OUT_LOGPROBS] = self._ids.ctypes.data, self._logprobs.ctypes.data
+        job[s.OUT_ALTERNATIVE_IDS] = self._other_ids.ctypes.data
+        job[s.OUT_ALTERNATIVE_LOGPROBS] = self._other_logprobs.ctypes.data
+        job[s.STOP_IDS], job[s.STOP_COUNT] = self._ends.ctypes.data, len(self._ends)
+        job[s.SEEN_FLAGS] = self._flags.ctypes.data if self._flags.size else 0
+        job[s.SEEN_IDS], job[s.SEEN_COUNT] = self._seen.ctypes.data, self._n_seen
+
+    def take(self, job: NDArray[np.int64]) -> Drawn:
+        """Read a finished job's results."""
+        n = int(job[s.PRODUCED])
+        self._drawn, self._n_seen = int(job[s.DRAW]), int(job[s.SEEN_COUNT])
+        others = [
+            list(zip(ids, logprobs, strict=True))
+            for ids, logprobs in zip(self._other_ids[:n].tolist(), self._other_logprobs[:n].tolist(), strict=True)
+        ]
+        return Drawn(self._ids[:n].tolist(), self._logprobs[:n].tolist(), others)

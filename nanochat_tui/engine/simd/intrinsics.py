@@ -1,0 +1,174 @@
+"""Make emitted kernels and single memory operations callable from Numba code."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nanochat_tui.engine.simd.emitter import F32, I8, I16, I32, I64
+from nanochat_tui.engine.simd.library import KERNELS, EmittedKernel, function_type, symbol
+
+_NUMBA = {"i": types.int64, "f": types.float32, "v": types.void}
+
+
+def _intrinsic(signature: str, like: Callable[..., Any], call: Callable[..., Any]) -> Any:
+    """Make a Numba intrinsic of fixed types; `call(builder, values)` emits it and returns its value."""
+    result, parameters = signature.split(":")
+
+    def definition(typing_context, *arguments):
+        def generate(context, builder, _, values):
+            value = call(builder, values)
+            return context.get_dummy_value() if result == "v" else value
+
+        return _NUMBA[result](*(_NUMBA[p] for p in parameters)), generate
+
+    # Numba binds calls by the signature, which has to show a fixed number of arguments
+    names = ["typing_context", *(f"a{i}" for i in range(len(parameters)))]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    definition.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]
+    definition.__name__, definition.__doc__ = like.__name__, like.__doc__
+    return intrinsic(definition)
+
+
+def kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
+    """Register `emit(e, target, *arguments)` as a kernel and return a function for Numba code that calls it.
+
+    `signature` names the result, then the arguments: "v:iif" takes two int64 (addresses, counts) and a
+    float32 and returns nothing.
+    """
+
+    def decorate(emit: Callable[..., Any]) -> Any:
+        name = emit.__name__
+        if name in KERNELS:
+            raise ValueError(f"two kernels are called {name}")
+        KERNELS[name] = EmittedKernel(name, signature, emit)
+
+        def call(builder, values):
+            linked = symbol(name)
+            function = builder.module.globals.get(linked)
+            if function is None:
+                function = ir.Function(builder.module, function_type(signature), linked)
+            return builder.call(function, values)
+
+        return _intrinsic(signature, emit, call)
+
+    return decorate
+
+
+def _single(signature: str) -> Callable[[Callable[..., Any]], Any]:
+    """Make one instruction, `emit(builder, *arguments)`, callable; it is emitted in place."""
+
+    def decorate(emit: Callable[..., Any]) -> Any:
+        return _intrinsic(signature, emit, lambda builder, values: emit(builder, *values))
+
+    return decorate
+
+
+def _pointer(b, address, kind):
+    return b.inttoptr(address, kind.as_pointer())
+
+
+@_single("i:i")
+def load_i64(b, address):
+    """Read an int64."""
+    return b.load(_pointer(b, address, I64))
+
+
+@_single("v:ii")
+def store_i64(b, address, value):
+    """Write an int64."""
+    b.store(value, _pointer(b, address, I64))
+
+
+@_single("i:ii")
+def get(b, table, slot):
+    """Read a slot of a table of int64."""
+    return b.load(_pointer(b, b.add(table, b.shl(slot, I64(3))), I64))
+
+
+@_single("v:iii")
+def put(b, table, slot, value):
+    """Write a slot of a table of int64."""
+    b.store(value, _pointer(b, b.add(table, b.shl(slot, I64(3))), I64))
+
+
+@_single("i:i")
+def load_i32(b, address):
+    """Read an int32, sign-extended."""
+    return b.sext(b.load(_pointer(b, address, I32)), I64)
+
+
+@_single("v:ii")
+def store_i32(b, address, value):
+    """Write the low 32 bits."""
+    b.store(b.trunc(value, I32), _pointer(b, address, I32))
+
+
+@_single("i:i")
+def load_u8(b, address):
+    """Read a byte, zero-extended."""
+    return b.zext(b.load(_pointer(b, address, I8)), I64)
+
+
+@_single("v:ii")
+def store_u8(b, address, value):
+    """Write the low byte."""
+    b.store(b.trunc(value, I8), _pointer(b, address, I8))
+
+
+@_single("i:i")
+def load_u16(b, address):
+    """Read 16 bits, zero-extended."""
+    return b.zext(b.load(_pointer(b, address, I16)), I64)
+
+
+@_single("f:i")
+def load_f32(b, address):
+    """Read a float32."""
+    return b.load(_pointer(b, address, F32))
+
+
+@_single("v:if")
+def store_f32(b, address, value):
+    """Write a float32."""
+    b.store(value, _pointer(b, address, F32))
+
+
+@_single("i:f")
+def bits_of_f32(b, value):
+    """Return the bits of a float32."""
+    return b.zext(b.bitcast(value, I32), I64)
+
+
+@_single("f:i")
+def f32_from_bits(b, bits):
+    """Return the float32 with these bits."""
+    return b.bitcast(b.trunc(bits, I32), F32)
+
+
+@_single("i:ii")
+def atomic_add(b, address, value):
+    """Add to an int64 shared between threads and return what it was."""
+    return b.atomic_rmw("add", _pointer(b, address, I64), value, "seq_cst")
+
+
+@_single("i:i")
+def atomic_load(b, address):
+    """Read an int64 shared between threads; later reads see what its writer wrote before."""
+    return b.load_atomic(_pointer(b, address, I64), "acquire", 8)
+
+
+@_single("v:ii")
+def atomic_store(b, address, value):
+    """Write an int64 shared between threads, after everything written before."""
+    b.store_atomic(value, _pointer(b, address, I64), "release", 8)
+
+
+# Where a spinning thread gives its turn to another: POSIX and Windows name it differently.
+yield_processor = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())

@@ -1,0 +1,133 @@
+"""From emitted kernels and the program's IR to machine code, by LLVM alone.
+
+Numba would optimise and compile a kernel again in every function that calls it; here everything is linked
+into one module, optimised once, and kept as one object file. A warm start loads that object with llvmlite and never
+imports Numba.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import binding, ir
+
+from nanochat_tui.engine.simd.emitter import F32, I64, Emitter
+from nanochat_tui.engine.simd.isa import Isa
+
+LLVM_TYPES = {"i": I64, "f": F32, "v": ir.VoidType()}
+OPTIMISATION = 2
+ENTRY_NAME = "nanochat_entry"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What code is made for: instruction set, weights per ternary scale (64 or 128), processor."""
+
+    isa: Isa
+    group: int
+    cpu: str
+    features: str
+    """LLVM's text form, e.g. "+avx2,+fma,-avx512f"."""
+
+
+@dataclass(frozen=True)
+class EmittedKernel:
+    """A kernel before compilation: `signature` as in `intrinsics.kernel`."""
+
+    name: str
+    signature: str
+    emit: Callable[..., Any]
+
+
+KERNELS: dict[str, EmittedKernel] = {}
+_engines: list[Any] = []
+
+
+def symbol(name: str) -> str:
+    """Return the name by which the program links to a kernel."""
+    return f"nanochat_{name}"
+
+
+def function_type(signature: str) -> ir.FunctionType:
+    """Return the LLVM type of a kernel."""
+    result, parameters = signature.split(":")
+    return ir.FunctionType(LLVM_TYPES[result], [LLVM_TYPES[p] for p in parameters])
+
+
+def _unreachable_address() -> int:
+    return ctypes.cast(ctypes.pythonapi.Py_FatalError, ctypes.c_void_p).value or 0
+
+
+def declare_placeholders() -> None:
+    """Give every kernel's symbol an address, because Numba's own linker insists on one; it is never called."""
+    for name in KERNELS:
+        binding.add_symbol(symbol(name), _unreachable_address())
+
+
+def kernels_ir(target: Target) -> str:
+    """Return the LLVM IR of all kernels for a target."""
+    module = ir.Module("nanochat_kernels")
+    module.triple = binding.get_process_triple()
+    for kernel in KERNELS.values():
+        function = ir.Function(module, function_type(kernel.signature), symbol(kernel.name))
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        value = kernel.emit(Emitter(builder, target.isa.hardware_half), target, *function.args)
+        if kernel.signature.startswith("v:"):
+            builder.ret_void()
+        else:
+            builder.ret(value)
+    return str(module)
+
+
+def _machine(target: Target) -> Any:
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    made = binding.Target.from_triple(binding.get_process_triple())
+    return made.create_target_machine(
+        cpu=target.cpu, features=target.features, opt=OPTIMISATION, codemodel="jitdefault", jit=True
+    )
+
+
+def compile_object(target: Target, program: tuple[str, str] | None = None) -> bytes:
+    """Return object code: the kernels alone (for tests), or with a program (IR text, its entry's symbol).
+
+    With a program only its entry stays visible, so that LLVM may inline and drop the rest.
+    """
+    machine = _machine(target)
+    module = binding.parse_assembly(kernels_ir(target))
+    module.data_layout = str(machine.target_data)
+    if program is not None:
+        text, entry = program
+        linked = binding.parse_assembly(text)
+        linked.data_layout = str(machine.target_data)
+        module.link_in(linked)
+        for function in module.functions:
+            if not function.is_declaration and function.name != entry:
+                function.linkage = "internal"
+        module.get_function(entry).name = ENTRY_NAME
+    module.verify()
+    options = binding.create_pipeline_tuning_options(speed_level=OPTIMISATION)
+    builder = binding.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return bytes(machine.emit_object(module))
+
+
+def load_object(target: Target, code: bytes, names: list[str]) -> dict[str, int]:
+    """Load object code into the process and return the addresses of some of its symbols.
+
+    Raises ValueError if one is missing (another version's cache).
+    """
+    # Numba's error paths are dead code here, but may leave references behind
+    for name in ("numba_gil_ensure", "numba_gil_release", "numba_unpickle", "numba_runtime_build_excinfo_struct"):
+        binding.add_symbol(name, _unreachable_address())
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine(target))
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    addresses = {name: engine.get_function_address(name) for name in names}
+    if not all(addresses.values()):
+        raise ValueError("the object code lacks a function")
+    _engines.append(engine)  # owns the code, which is used until the process ends
+    return addresses
