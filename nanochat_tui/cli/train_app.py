@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from nanochat_tui.cli.train_export import export
 from nanochat_tui.cli.train_prepare import prepare_data
 from nanochat_tui.cli.train_run import init_config, train
 
@@ -17,4 +18,4 @@ app = typer.Typer(
 app.command()(train)
 app.command("init-config")(init_config)
 app.command("prepare-data")(prepare_data)
-
+app.command()(export)

@@ -53,11 +53,12 @@ def evaluate(
     max_tokens: int | None,
     whitespace: Tensor,
     chunk: int = 1024,
+    tick: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
     """Evaluate non-overlapping windows of `length` tokens, spread over the split when `max_tokens` limits them.
 
     `hidden` maps tokens to the normed final state (the compiled trunk); `whitespace` bool [vocab] marks ids
-    left out of `accuracy_no_indent`. Returns None without validation data.
+    left out of `accuracy_no_indent`; `tick` is called once per batch. Returns None without validation data.
     """
     val = data.val
     if val is None or val.size < 2:
@@ -72,6 +73,7 @@ def evaluate(
     loss = hits = plain_hits = plain = 0.0
     count = 0
     for first in range(0, wanted, batch):
+        tick()
         group = starts[first : first + batch]
         # a full batch always: another shape would make the compiled trunk compile again
         padded = np.resize(group, batch)

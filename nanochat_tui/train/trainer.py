@@ -149,7 +149,9 @@ class Trainer:
         try:
             self._loop()
         except BaseException as error:
-            self._status("failed", error=f"{type(error).__name__}: {error}")
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self._log(f"failed at step {self.step}: {reason}")
+            self._status("failed", error=reason)
             raise
         finally:
             for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
@@ -192,8 +194,7 @@ class Trainer:
             if self.step % config.log_interval == 0 or self.step == 1 or last or evaluation:
                 self._record(window, multiplier, norm, tokens_seen, evaluation)
                 window.clear()
-            if time.monotonic() - self._last_status > HEARTBEAT_SECONDS:
-                self._status("running")
+            self._heartbeat("running")
             self._obey_control()
             if config.checkpoint_interval and self.step % config.checkpoint_interval == 0 and not last:
                 self._checkpoint(f"step_{self.step}")
@@ -254,6 +255,7 @@ class Trainer:
             length=self.config.sequence_length,
             max_tokens=self.config.final_eval_tokens if final else self.config.eval_tokens,
             whitespace=self.whitespace,
+            tick=lambda: self._heartbeat("evaluating"),
         )
 
     def _sample(self) -> None:
@@ -321,6 +323,10 @@ class Trainer:
             }
             for p, m, q in zip(read, matrix, write, strict=True)
         ]
+
+    def _heartbeat(self, state: str) -> None:
+        if time.monotonic() - self._last_status > HEARTBEAT_SECONDS:
+            self._status(state)
 
     def _status(self, state: str, **extra: Any) -> None:
         self._last_status = time.monotonic()
