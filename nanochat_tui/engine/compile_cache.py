@@ -24,7 +24,6 @@ Progress = Callable[[str], None]
 Entry = Callable[..., int]
 ENVIRONMENT = "NANOCHAT_CACHE_DIR"
 _DIGEST = 32
-_ENTRY_ARGUMENTS = 6
 _loaded: dict[tuple[str, int], Entry] = {}
 _lock = threading.Lock()
 
@@ -111,7 +110,7 @@ def load_entry(kernel: KernelInfo, group: int, progress: Progress | None = None)
     `kernels.program.work`) and releases the interpreter lock while it runs.
     """
     from nanochat_tui.engine.simd.isa import ISAS
-    from nanochat_tui.engine.simd.library import ENTRY_NAME, Target, load_object
+    from nanochat_tui.engine.simd.library import ENTRY_ARGUMENTS, ENTRY_NAME, Target, load_object
 
     with _lock:
         found = _loaded.get((kernel.name, group))
@@ -130,6 +129,6 @@ def load_entry(kernel: KernelInfo, group: int, progress: Progress | None = None)
             if path:
                 _write(path, code)
         address = load_object(target, code, [ENTRY_NAME])[ENTRY_NAME]
-        made = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * _ENTRY_ARGUMENTS)(address)
+        made = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_ARGUMENTS)(address)
         _loaded[kernel.name, group] = made
         return made

@@ -18,7 +18,7 @@ from nanochat_tui.engine.sampling import Draw, Drawn
 from nanochat_tui.engine.weights import Weights
 from nanochat_tui.model.config import ModelConfig
 
-CHUNK = 120
+CHUNK = 128
 """Most tokens per job: a multiple of every kernel's tile, few enough that cancelling is not felt."""
 SLACK = 64
 """Floats behind a buffer whose last row may be read in whole vectors."""

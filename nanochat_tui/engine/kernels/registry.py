@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import cache
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -40,11 +41,16 @@ def compiled(signature: str) -> Callable[[_F], _F]:
     return decorate
 
 
+@cache
 def program_ir(entry: str) -> tuple[str, str]:
-    """Return the LLVM IR of the program and the symbol of its entry (a C function of the entry's signature)."""
+    """Return the LLVM IR of the program and the symbol of its entry, which has Numba's own calling convention.
+
+    It is the same for every target, so it is made once per process.
+    """
     import numba
 
     declare_placeholders()
+    options: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     with _lock:
         namespace: dict[str, Any] = {}
         for function, _ in _program.values():
@@ -56,11 +62,11 @@ def program_ir(entry: str) -> tuple[str, str]:
         try:
             for name, (function, signature) in _program.items():
                 copy = FunctionType(function.__code__, namespace, name, function.__defaults__)
+                made: Any = numba.njit(signature, **options)(copy)
+                namespace[name] = made
                 if name == entry:
-                    made = numba.cfunc(signature, error_model="numpy")(copy)
-                    return made.inspect_llvm(), made.native_name
-                options: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "no_cpython_wrapper": True}
-                namespace[name] = numba.njit(signature, **options)(copy)
+                    (compiled_entry,) = made.overloads.values()
+                    return compiled_entry.library.get_llvm_str(), compiled_entry.fndesc.llvm_func_name
         finally:
             config.OPT = optimisation
     raise KeyError(entry)

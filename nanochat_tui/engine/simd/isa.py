@@ -98,7 +98,7 @@ class Avx512Vnni(Isa):
     """One `vpdpbusd` on 512 bits per 64 products."""
 
     name: str = "avx512-vnni"
-    tile: int = 12
+    tile: int = 16
     queries: int = 4
     q8_bias: int = 128
     hardware_half: bool = True

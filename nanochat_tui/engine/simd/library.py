@@ -19,7 +19,7 @@ from nanochat_tui.engine.simd.isa import Isa
 
 LLVM_TYPES = {"i": I64, "f": F32, "v": ir.VoidType()}
 OPTIMISATION = 2
-ENTRY_NAME = "nanochat_entry"
+ENTRY_NAME, ENTRY_ARGUMENTS = "nanochat_entry", 6
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,23 @@ def declare_placeholders() -> None:
         binding.add_symbol(symbol(name), _unreachable_address())
 
 
-def kernels_ir(target: Target) -> str:
-    """Return the LLVM IR of all kernels for a target."""
+def _add_entry(module: ir.Module, name: str) -> None:
+    """Define ENTRY_NAME: a C function around a Numba function, which returns a status and its value by address.
+
+    The program has no way to raise, so the status is ignored.
+    """
+    numbers = [I64] * ENTRY_ARGUMENTS
+    pointers = [I64.as_pointer(), ir.IntType(8).as_pointer().as_pointer()]
+    inner = ir.Function(module, ir.FunctionType(ir.IntType(32), [*pointers, *numbers]), name)
+    function = ir.Function(module, ir.FunctionType(I64, numbers), ENTRY_NAME)
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    result, error = (builder.alloca(p.pointee) for p in pointers)
+    builder.call(inner, [result, error, *function.args])
+    builder.ret(builder.load(result))
+
+
+def kernels_ir(target: Target, inner: str | None = None) -> str:
+    """Return the LLVM IR of all kernels for a target, and of the entry around `inner` if given."""
     module = ir.Module("nanochat_kernels")
     module.triple = binding.get_process_triple()
     for kernel in KERNELS.values():
@@ -79,6 +94,8 @@ def kernels_ir(target: Target) -> str:
             builder.ret_void()
         else:
             builder.ret(value)
+    if inner is not None:
+        _add_entry(module, inner)
     return str(module)
 
 
@@ -97,17 +114,15 @@ def compile_object(target: Target, program: tuple[str, str] | None = None) -> by
     With a program only its entry stays visible, so that LLVM may inline and drop the rest.
     """
     machine = _machine(target)
-    module = binding.parse_assembly(kernels_ir(target))
+    module = binding.parse_assembly(kernels_ir(target, program[1] if program else None))
     module.data_layout = str(machine.target_data)
     if program is not None:
-        text, entry = program
-        linked = binding.parse_assembly(text)
+        linked = binding.parse_assembly(program[0])
         linked.data_layout = str(machine.target_data)
         module.link_in(linked)
         for function in module.functions:
-            if not function.is_declaration and function.name != entry:
+            if not function.is_declaration and function.name != ENTRY_NAME:
                 function.linkage = "internal"
-        module.get_function(entry).name = ENTRY_NAME
     module.verify()
     options = binding.create_pipeline_tuning_options(speed_level=OPTIMISATION)
     builder = binding.create_pass_builder(machine, options)
@@ -120,9 +135,6 @@ def load_object(target: Target, code: bytes, names: list[str]) -> dict[str, int]
 
     Raises ValueError if one is missing (another version's cache).
     """
-    # Numba's error paths are dead code here, but may leave references behind
-    for name in ("numba_gil_ensure", "numba_gil_release", "numba_unpickle", "numba_runtime_build_excinfo_struct"):
-        binding.add_symbol(name, _unreachable_address())
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine(target))
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()

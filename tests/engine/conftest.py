@@ -1,0 +1,74 @@
+"""Kernels of every instruction set this machine has, and small models."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import write_model
+
+from nanochat_tui.engine.dispatch import available_kernels, cpu_feature_text, cpu_name
+from nanochat_tui.engine.kernels import program  # registers every kernel
+from nanochat_tui.engine.model import Model, load
+from nanochat_tui.engine.simd.isa import ISAS, Isa
+from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object, load_object, symbol
+from nanochat_tui.model.config import ModelConfig
+
+assert program
+KERNEL_NAMES = [kernel.name for kernel in available_kernels()]
+C_TYPES = {"i": ctypes.c_int64, "f": ctypes.c_float, "v": None}
+
+
+@dataclass
+class Kernels:
+    """Compiled kernels of one instruction set, called with arrays in place of addresses."""
+
+    isa: Isa
+    group: int
+    addresses: dict[str, int]
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        result, parameters = KERNELS[name].signature.split(":")
+        kind = ctypes.CFUNCTYPE(C_TYPES[result], *(C_TYPES[p] for p in parameters))
+        function = kind(self.addresses[symbol(name)])
+
+        def call(*arguments: Any) -> Any:
+            return function(*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments))
+
+        return call
+
+
+_made: dict[tuple[str, int], Kernels] = {}
+
+
+def kernels_for(name: str, group: int = 128) -> Kernels:
+    if (name, group) not in _made:
+        target = Target(ISAS[name], group, cpu_name(), cpu_feature_text())
+        addresses = load_object(target, compile_object(target), [symbol(kernel) for kernel in KERNELS])
+        _made[name, group] = Kernels(ISAS[name], group, addresses)
+    return _made[name, group]
+
+
+@pytest.fixture(params=KERNEL_NAMES)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return kernels_for(request.param)
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
+    """Return a function that writes a random model and loads it; files are made once per set of arguments."""
+    folder = tmp_path_factory.mktemp("models")
+    files: dict[str, Path] = {}
+
+    def make(config: ModelConfig, *, write: dict[str, Any] | None = None, **options: Any) -> Model:
+        key = repr((config, write))
+        if key not in files:
+            files[key] = write_model(folder / f"{len(files)}.gguf", config, **(write or {}))
+        return load(files[key], **options)
+
+    return make

@@ -1,0 +1,134 @@
+"""Which kernel is chosen, where compiled code is kept, and what a start costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import TINY, write_model
+
+from nanochat_tui.engine import compile_cache, dispatch
+from nanochat_tui.engine.dispatch import KERNELS, available_kernels, choose_kernel
+from nanochat_tui.engine.model import Model
+from nanochat_tui.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_fastest_usable_kernel_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
+    for features, wanted in (
+        (set(), "portable"),
+        ({"avx2", "fma"}, "portable"),
+        ({"avx2", "fma", "f16c"}, "avx2"),
+        (set(KERNELS[0].cpu_features) - {"avx512vl"}, "avx2"),
+        (set(KERNELS[0].cpu_features), "avx512-vnni"),
+    ):
+        monkeypatch.setattr(dispatch, "cpu_features", lambda features=features: frozenset(features))
+        assert choose_kernel().name == wanted
+        assert [k.name for k in available_kernels()][-1] == "portable"
+
+
+def test_a_kernel_the_processor_lacks_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "cpu_features", lambda: frozenset({"avx2", "fma", "f16c"}))
+    monkeypatch.setenv(dispatch.ENVIRONMENT, "avx512-vnni")
+    with pytest.raises(UserError, match=r"needs avx512f.* lacks; it can run: avx2, portable"):
+        choose_kernel()
+    assert choose_kernel("avx2").name == "avx2"
+    monkeypatch.setenv(dispatch.ENVIRONMENT, "neon\x1b")
+    with pytest.raises(UserError, match=r"no kernel called neon\\x1b"):
+        choose_kernel()
+
+
+def test_numbas_own_switches_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("NUMBA_ENABLE_AVX", "0"), ("NUMBA_CPU_NAME", "generic")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            dispatch.cpu_features.cache_clear()
+            assert [k.name for k in available_kernels()] == ["portable"]
+    dispatch.cpu_features.cache_clear()
+
+
+def test_environment_reaches_the_model(make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(dispatch.ENVIRONMENT, "portable")
+    assert make_model(TINY, threads=1).kernel == "portable"
+
+
+def test_cache_directory_falls_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen"
+    monkeypatch.setenv(compile_cache.ENVIRONMENT, str(chosen))
+    assert compile_cache.cache_directory() == chosen
+    chosen.chmod(0o777)
+    assert compile_cache.cache_directory() is None, "code is not loaded from where others can write"
+    monkeypatch.delenv(compile_cache.ENVIRONMENT)
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = compile_cache.cache_directory()
+    assert found is not None
+    assert found.is_relative_to(tmp_path)
+
+
+def test_cache_files_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "a.o"
+    assert compile_cache._read(path) is None
+    compile_cache._write(path, b"some object code")
+    assert compile_cache._read(path) == b"some object code"
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    assert compile_cache._read(path) is None
+    path.write_bytes(b"short")
+    assert compile_cache._read(path) is None
+    compile_cache._write(tmp_path / "absent" / "a.o", b"x")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.o"]
+
+
+START = """
+import json, sys
+from nanochat_tui.engine.model import load
+said = []
+model = load(sys.argv[1], threads=2, progress=said.append)
+ids = [t.id for t in model.generate("fn main", max_tokens=8, temperature=0)]
+print(json.dumps({"said": said, "ids": ids, "numba": "numba" in sys.modules, "kernel": model.kernel}))
+"""
+
+
+def start(path: Path, cache: Path, **environment: str) -> dict[str, object]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), compile_cache.ENVIRONMENT: str(cache), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", START, str(path)], capture_output=True, text=True, env=env, check=True, timeout=300
+    )
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+def test_cold_and_warm_start(tmp_path: Path) -> None:
+    path, cache = write_model(tmp_path / "m.gguf"), tmp_path / "cache"
+    cold = start(path, cache)
+    assert any("compiling" in line for line in cold["said"])  # type: ignore[attr-defined]
+    warm = start(path, cache)
+    assert not any("compiling" in line for line in warm["said"])  # type: ignore[attr-defined]
+    assert warm["numba"] is False, "a warm start has no use for the compiler"
+    assert warm["ids"] == cold["ids"]
+    (only,) = cache.iterdir()
+    only.write_bytes(only.read_bytes()[:-100])
+    assert start(path, cache)["ids"] == cold["ids"]
+    # code made for another processor is another file, and a processor without AVX gives the same answer
+    other = start(path, cache, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="+sse2")
+    assert other["kernel"] == "portable"
+    assert other["ids"] == cold["ids"]
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_importing_the_library_imports_no_compiler() -> None:
+    code = "import sys, nanochat_tui; print(sorted(m for m in ('numba', 'llvmlite', 'numpy') if m in sys.modules))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,286 @@
+"""Each kernel against NumPy, on every instruction set this machine has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import KERNEL_NAMES, Kernels, kernels_for
+
+from nanochat_tui.engine.kernels import slots as s
+from nanochat_tui.engine.packing import aligned, pack_dense, pack_q8, pack_ternary, round_up
+
+SHAPES = [(16, 128), (50, 256), (257, 384), (3, 640)]
+F32 = np.float32
+
+
+def lay_out(x: np.ndarray, tile: int) -> np.ndarray:
+    """int8 [tokens, columns] -> tiles [columns / 4][tile][4]; missing tokens hold rubbish, as in the engine."""
+    tokens, columns = x.shape
+    out = np.full((round_up(tokens, tile), columns), 99, np.int8)
+    out[:tokens] = x
+    return np.ascontiguousarray(out.reshape(-1, tile, columns // 4, 4).transpose(0, 2, 1, 3))
+
+
+def sums_of(x: np.ndarray, block: int, tile: int, factor: int) -> np.ndarray:
+    tokens, columns = x.shape
+    out = np.zeros((round_up(tokens, tile), columns // block), np.int32)
+    out[:tokens] = -factor * x.reshape(tokens, -1, block).sum(-1, dtype=np.int32)
+    return np.ascontiguousarray(out.reshape(-1, tile, columns // block).transpose(0, 2, 1))
+
+
+def multiply(k: Kernels, what: str, packed, x: np.ndarray, a: np.ndarray, block: int, factor: int) -> np.ndarray:
+    """Run `what`_one for a single token, `what`_tiles for more; return float32 [tokens, rows]."""
+    tile = 1 if len(x) == 1 else k.isa.tile
+    blocks = len(packed.weights)
+    y = aligned((round_up(len(x), tile), blocks * 16), F32, np.nan)
+    scale = np.ones(len(y), F32)
+    scale[: len(x)] = a
+    laid, init = lay_out(x, tile), sums_of(x, block, tile, factor)
+    common = (packed.weights, packed.scales, laid, init, scale, y, 0, blocks, x.shape[1] // block, y.strides[0])
+    if tile == 1:
+        getattr(k, f"{what}_one")(*common)
+    else:
+        getattr(k, f"{what}_tiles")(*common, 0, len(y) // tile, 1)
+    return y[: len(x), : packed.rows]
+
+
+@pytest.mark.parametrize("group", [64, 128])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tokens", [1, 2, 21])
+@pytest.mark.parametrize("name", KERNEL_NAMES)
+def test_ternary_integers_are_exact(name: str, group: int, shape: tuple[int, int], tokens: int) -> None:
+    k = kernels_for(name, group)
+    rng = np.random.default_rng(sum(shape) + tokens)
+    codes = rng.integers(0, 4, shape).astype(np.uint8)  # 3 is legal in Q2_0 and means +2
+    x = rng.integers(-127, 128, (tokens, shape[1])).astype(np.int8)
+    packed = pack_ternary(codes, np.ones((shape[0], shape[1] // group), np.float16), group)
+    y = multiply(k, "ternary", packed, x, np.ones(tokens, F32), group, 1)
+    # scales of one: every float is an integer small enough to be exact
+    np.testing.assert_array_equal(y, x.astype(np.int64) @ (codes.astype(np.int64) - 1).T)
+
+
+@pytest.mark.parametrize("code", [0, 2, 3])
+@pytest.mark.parametrize("value", [-127, 127])
+def test_ternary_extremes_do_not_saturate(kernels: Kernels, code: int, value: int) -> None:
+    codes = np.full((16, 256), code, np.uint8)
+    packed = pack_ternary(codes, np.ones((16, 2), np.float16), 128)
+    for tokens in (1, 3):
+        x = np.full((tokens, 256), value, np.int8)
+        y = multiply(kernels, "ternary", packed, x, np.ones(tokens, F32), 128, 1)
+        np.testing.assert_array_equal(y, np.full((tokens, 16), (code - 1) * value * 256, F32))
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (70, 256), (129, 96)])
+@pytest.mark.parametrize("tokens", [1, 17])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_q8_integers_are_exact(kernels: Kernels, shape: tuple[int, int], tokens: int, extreme: bool) -> None:
+    rng = np.random.default_rng(sum(shape) + tokens)
+    draw = (lambda size: rng.choice([-127, 127], size)) if extreme else (lambda size: rng.integers(-127, 128, size))
+    w, x = draw(shape).astype(np.int8), draw((tokens, shape[1])).astype(np.int8)
+    packed = pack_q8(w, np.ones((shape[0], shape[1] // 32), np.float16), kernels.isa.q8_bias, 64)
+    assert packed.weights.shape[0] * 16 % 64 == 0
+    y = multiply(kernels, "q8", packed, x, np.ones(tokens, F32), 32, kernels.isa.q8_bias)
+    np.testing.assert_array_equal(y, x.astype(np.int64) @ w.astype(np.int64).T)
+
+
+@pytest.mark.parametrize("what", ["ternary", "q8"])
+def test_every_instruction_set_gives_the_same_floats(what: str) -> None:
+    rng = np.random.default_rng(5)
+    rows, columns, tokens = 83, 512, 9
+    x = rng.integers(-127, 128, (tokens, columns)).astype(np.int8)
+    a = rng.uniform(0.001, 0.1, tokens).astype(F32)
+    codes = rng.integers(0, 3, (rows, columns)).astype(np.uint8)
+    quants = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
+    results = []
+    for name in KERNEL_NAMES:
+        k = kernels_for(name)
+        if what == "ternary":
+            scales = np.random.default_rng(1).uniform(0.01, 0.2, (rows, 4)).astype(np.float16)
+            packed, block, factor = pack_ternary(codes, scales, 128), 128, 1
+            matrix = (codes.astype(np.float64) - 1) * np.repeat(scales, 128, axis=1)
+        else:
+            scales = np.random.default_rng(1).uniform(0.01, 0.2, (rows, 16)).astype(np.float16)
+            packed, block, factor = pack_q8(quants, scales, k.isa.q8_bias, 64), 32, k.isa.q8_bias
+            matrix = quants.astype(np.float64) * np.repeat(scales, 32, axis=1)
+        together = multiply(k, what, packed, x, a, block, factor)
+        alone = [multiply(k, what, packed, x[i : i + 1], a[i : i + 1], block, factor)[0] for i in range(tokens)]
+        np.testing.assert_array_equal(together, alone)
+        np.testing.assert_allclose(together, (x * a[:, None].astype(np.float64)) @ matrix.T, rtol=1e-4, atol=1e-3)
+        results.append(together)
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0].view(np.int32), other.view(np.int32))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_dense(kernels: Kernels, half: bool) -> None:
+    rng = np.random.default_rng(2)
+    w = rng.normal(size=(37, 96)).astype(np.float16 if half else F32)
+    packed, x = pack_dense(w, 16), rng.normal(size=96).astype(F32)
+    y = aligned(48, F32)
+    (kernels.dense_f16 if half else kernels.dense_f32)(packed.weights, x, y, 0, 3, 96)
+    np.testing.assert_allclose(y[:37], w.astype(np.float64) @ x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [32, 160, 768])
+def test_rms_norm(kernels: Kernels, n: int) -> None:
+    rng = np.random.default_rng(n)
+    x, w = rng.normal(size=n).astype(F32), rng.uniform(0.5, 2, n).astype(F32)
+    y = np.empty(n, F32)
+    kernels.rms_norm(x, w, y, n, 1e-6)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(y, wide / np.sqrt((wide**2).mean() + 1e-6) * w, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("n", "padded", "block"), [(256, 256, 128), (96, 128, 32), (192, 256, 64)])
+@pytest.mark.parametrize("kind", ["normal", "zero", "halves"])
+def test_quantise(kernels: Kernels, n: int, padded: int, block: int, kind: str) -> None:
+    rng = np.random.default_rng(n)
+    x = {
+        "normal": rng.normal(size=n),
+        "zero": np.zeros(n),
+        # a = 1: every value lies half-way between two integers
+        "halves": np.concatenate([[127.0], rng.integers(-126, 126, n - 1) + 0.5]),
+    }[kind].astype(F32)
+    q, init, scale = (
+        np.full((padded // 4, 2, 4), 77, np.int8),
+        np.zeros((padded // block, 2), np.int32),
+        np.zeros(1, F32),
+    )
+    kernels.quantise(x, n, padded, q[:, 1:], 8, init[:, 1:], 8, 3, scale, block)
+    a = max(np.abs(x).max(), F32(1e-8)) / F32(127)
+    wanted = np.zeros(padded, np.int64)
+    wanted[:n] = np.rint(x / a)
+    assert scale[0] == a
+    np.testing.assert_array_equal(q[:, 1].reshape(-1), wanted)
+    assert (q[:, 0] == 77).all()
+    np.testing.assert_array_equal(init[:, 1], -3 * wanted.reshape(-1, block).sum(1))
+
+
+def test_dequantise_undoes_the_layout(kernels: Kernels) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(-127, 128, (4, 64)).astype(np.int8)
+    out, scale = np.zeros(64, F32), np.array([0.25], F32)
+    kernels.dequantise(lay_out(x, 4)[0, :, 2:], out, scale, 64, 16)
+    np.testing.assert_array_equal(out, x[2] * F32(0.25))
+
+
+def test_silu_multiply(kernels: Kernels) -> None:
+    gate = np.concatenate([np.linspace(-100, 100, 240), [0, -0.0, 1e-30, 88, -88, 1e30, -1e30] + [1.0] * 9]).astype(F32)
+    up = np.linspace(-2, 2, len(gate)).astype(F32)
+    out = np.empty_like(gate)
+    kernels.silu_multiply(gate, up, out, len(gate))
+    wide = gate.astype(np.float64)
+    wanted = wide / (1 + np.exp(np.minimum(-wide, 700))) * up
+    np.testing.assert_allclose(out, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("head_dim", [4, 24, 64, 80])
+def test_rope(kernels: Kernels, head_dim: int) -> None:
+    rng = np.random.default_rng(head_dim)
+    x, angle = rng.normal(size=head_dim).astype(F32), rng.uniform(0, 6, head_dim // 2)
+    table = np.concatenate([np.cos(angle), np.sin(angle)]).astype(F32)
+    turned = (x[: head_dim // 2] + 1j * x[head_dim // 2 :]) * np.exp(1j * angle)
+    kernels.rope(x, table, head_dim)
+    np.testing.assert_allclose(x, np.concatenate([turned.real, turned.imag]), atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_mixing(kernels: Kernels, n: int) -> None:
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(size=(n, 64)).astype(F32), rng.normal(size=64).astype(F32)
+    p, q, matrix = rng.uniform(size=n), rng.uniform(size=n), rng.uniform(size=(n, n))
+    record = np.full(s.MIX_FLOATS, np.nan, F32)
+    record[s.MIX_READ : s.MIX_READ + n], record[s.MIX_WRITE : s.MIX_WRITE + n] = p, q
+    for i in range(n):
+        record[s.MIX_MATRIX + 4 * i : s.MIX_MATRIX + 4 * i + n] = matrix[i]
+    read, wanted = np.empty(64, F32), matrix @ x + q[:, None] * y
+    getattr(kernels, f"mix_read_{n}")(x, read, record, 64)
+    np.testing.assert_allclose(read, p @ x, rtol=1e-5, atol=1e-6)
+    getattr(kernels, f"mix_write_{n}")(x, y, record, 64)
+    np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-6)
+
+
+def fill_cache(k: Kernels, keys: np.ndarray, values: np.ndarray, half: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Write keys and values [positions, head_dim] through the kernels; unwritten places are NaN."""
+    positions, head_dim = keys.shape
+    padded, rows = round_up(head_dim, 16), round_up(positions, 16)
+    kind = np.float16 if half else F32
+    k_cache = aligned((rows // 16, head_dim, 16), kind, np.nan)
+    v_cache = aligned((rows, padded), kind, np.nan)
+    row = np.zeros(padded + 16, F32)
+    for position in range(positions):
+        row[:head_dim] = keys[position]
+        k.store_key(row, k_cache, position, head_dim, int(half))
+        row[:head_dim] = values[position]
+        k.store_value(row, v_cache, position, padded, int(half))
+    return k_cache, v_cache
+
+
+@pytest.mark.parametrize("head_dim", [8, 40, 64, 96])
+@pytest.mark.parametrize("positions", [1, 5, 16, 33])
+@pytest.mark.parametrize("half", [False, True])
+def test_attention(kernels: Kernels, head_dim: int, positions: int, half: bool) -> None:
+    rng = np.random.default_rng(positions)
+    keys, values = (rng.normal(size=(positions, head_dim)).astype(F32) for _ in range(2))
+    queries = rng.normal(size=(4, head_dim)).astype(F32)
+    k_cache, v_cache = fill_cache(kernels, keys, values, half)
+    if half:
+        np.testing.assert_array_equal(v_cache[:positions, :head_dim], values.astype(np.float16))
+        keys, values = keys.astype(np.float16), values.astype(np.float16)
+    padded = round_up(head_dim, 16)
+    scores = aligned((4, round_up(positions, 16)), F32)
+
+    def wanted(query: np.ndarray, shown: int) -> np.ndarray:
+        raw = keys[:shown].astype(np.float64) @ query
+        weights = np.exp(raw - raw.max())
+        return weights / weights.sum() @ values[:shown].astype(np.float64)
+
+    one = kernels.attend_one_f16 if half else kernels.attend_one_f32
+    alone = aligned((4, padded), F32)
+    for i in range(min(4, positions)):
+        shown = positions - min(4, positions) + 1 + i
+        one(queries[i], 0, k_cache, v_cache, scores, scores.strides[0], alone[i], 0, shown, head_dim, padded)
+        np.testing.assert_allclose(alone[i, :head_dim], wanted(queries[i], shown), rtol=1e-4, atol=1e-5)
+    n = kernels.isa.queries
+    if half and positions >= 4:
+        out, q = aligned((n, padded), F32), np.ascontiguousarray(queries[:n])
+        strides = (scores, scores.strides[0], out, out.strides[0])
+        kernels.attend_some_f16(q, q.strides[0], k_cache, v_cache, *strides, positions - 3, head_dim, padded)
+        np.testing.assert_array_equal(out[:, :head_dim], alone[:n, :head_dim])
+
+
+def test_half_precision_is_exact_both_ways(kernels: Kernels) -> None:
+    every = np.arange(65536, dtype=np.uint32).astype(np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)].astype(F32)
+    between = np.concatenate([finite, np.nextafter(finite, F32(np.inf)), (finite[:-1] + finite[1:]) / 2])
+    rng = np.random.default_rng(0)
+    random = rng.integers(0, 2**32, 1 << 16, dtype=np.uint32).view(F32)
+    x = np.concatenate([between, random[~np.isnan(random)], [np.inf, -np.inf, 65519.9, 65520, 1e-45]]).astype(F32)
+    x = np.concatenate([x, np.zeros(-len(x) % 16, F32)])
+    out = aligned(len(x), np.float16)
+    kernels.store_value(x, out, 0, len(x), 1)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(out.view(np.uint16), x.astype(np.float16).view(np.uint16))
+    one, y = np.array([1, 0, 0, 0], F32), aligned(16, F32)
+    for part in every[np.isfinite(every)].reshape(-1, 16)[::37]:
+        w = aligned((4, 16), np.float16, 0)
+        w[0] = part
+        kernels.dense_f16(w, one, y, 0, 1, 4)
+        np.testing.assert_array_equal(y, part.astype(F32))
+
+
+def test_block_statistics(kernels: Kernels) -> None:
+    logits = np.random.default_rng(3).normal(0, 5, 64 * 40).astype(F32)
+    logits[-30:] = -np.inf
+    maxima, sums = aligned(48, F32, -np.inf), aligned(48, F32, 0)
+    kernels.block_statistics(logits, 0, 40, maxima, sums)
+    blocks = logits.reshape(40, 64).astype(np.float64)
+    np.testing.assert_array_equal(maxima[:40], blocks.max(1))
+    np.testing.assert_allclose(sums[:40], np.exp(blocks - blocks.max(1, keepdims=True)).sum(1), rtol=1e-6)
+    top = kernels.largest_of(maxima, 48)
+    assert top == logits.max()
+    total = kernels.sum_of_blocks(maxima, sums, 48, top)
+    assert total == pytest.approx(np.exp(logits.astype(np.float64) - top).sum(), rel=1e-6)
+    weights = aligned(len(logits), F32)
+    kernels.exponential_weights(logits, weights, len(logits), top, 0.5)
+    np.testing.assert_allclose(weights, np.exp((logits.astype(np.float64) - top) / 2), rtol=1e-5, atol=1e-30)
