@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from threading import Event as CancelEvent  # `Event` is what a backend sends
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 from nanochat_tui.errors import UserError
 
@@ -153,7 +153,6 @@ class Finished:
 Event = Started | Token | Stats | Finished
 
 
-@runtime_checkable
 class Backend(Protocol):
     """Anything that answers requests. The properties hold once `load` has returned."""
 

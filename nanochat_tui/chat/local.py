@@ -55,14 +55,12 @@ class LocalBackend:
 
     @property
     def model(self) -> Model:
-        """The loaded model; loads it first if need be."""
+        """The engine's model. Raises `BackendError` before `load`."""
         return self._ready()[0]
 
     def _ready(self) -> tuple[Model, Session]:
         if self._loaded is None:
-            self.load()
-        if self._loaded is None:
-            raise BackendError("The model was not loaded; try again.")
+            raise BackendError("The model is not loaded yet; load it first.")
         return self._loaded
 
     @property
@@ -116,6 +114,7 @@ class LocalBackend:
 
     def chat(self, request: Request, cancel: CancelEvent) -> Iterator[Event]:
         """Answer a request; see `Backend.chat`. A second request waits until the first is over."""
+        self.load()
         model, session = self._ready()
         with self._lock:
             fitted = self._fit(model, request)
@@ -157,7 +156,7 @@ class LocalBackend:
 
         stream = session.generate(
             ids,
-            max_tokens=request.max_tokens,
+            max_tokens=self.context_size if request.max_tokens is None else request.max_tokens,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,

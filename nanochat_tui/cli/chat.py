@@ -85,6 +85,6 @@ def _read_stdin() -> str:
             "Give the text with -p TEXT or on stdin; for a conversation, run nanochat-tui without a command."
         )
     try:
-        return sys.stdin.read()
+        return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as exc:
         raise UserError("The text on stdin is not valid UTF-8; convert it first.") from exc

@@ -46,10 +46,14 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> in
         _say("")
         return 130
     except BrokenPipeError:
-        # The reader has seen enough (`| head`). Python would complain once more while flushing at exit.
-        _silence(sys.stdout.fileno())
-        return 0
+        return _reader_left()
+    except SystemExit as exc:
+        if isinstance(exc.__context__, BrokenPipeError):  # typer turns it into an exit with code 1
+            return _reader_left()
+        raise
     except Exception as exc:
+        if isinstance(exc.__cause__, KeyboardInterrupt):  # typer's Abort, which has ended the line already
+            return 130
         if hasattr(exc, "format_message"):  # a usage error of typer's click, whichever one it carries
             text = " ".join(exc.format_message().split()).rstrip(".")
             return _fail(f"{text}; --help shows what is possible.", getattr(exc, "exit_code", 2), exc)
@@ -61,6 +65,12 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> in
         kind = type(exc).__name__
         text = f"This should not happen ({kind}: {exc}); set {DEBUG_VARIABLE}=1 to see where, and report it."
         return _fail(text, 1, exc)
+
+
+def _reader_left() -> int:
+    """The reader has seen enough (`| head`), which is no failure; Python would complain while flushing at exit."""
+    _silence(sys.stdout.fileno())
+    return 0
 
 
 def _fail(text: str, code: int, exc: BaseException) -> int:

@@ -28,7 +28,8 @@ def open_tui(
     check_file(mhc, "mHC sidecar")
     check_file(tokenizer, "tokenizer")
     check_threads(threads)
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    # Textual draws on stderr.
+    if not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
         raise UserError("The application needs a terminal; in a pipe or script use: nanochat-tui chat -p TEXT")
 
     from nanochat_tui.chat.local import LocalBackend

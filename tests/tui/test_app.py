@@ -14,7 +14,7 @@ from textual.widgets import Input, Markdown, Static
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.chat.turns import CompletionTurn, DialogueTurn
 
-from .scripted import ScriptedBackend
+from scripted import ScriptedBackend
 
 
 async def until(pilot: Pilot[None], predicate: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -281,8 +281,11 @@ async def test_full_context_is_noted_once() -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: state(app) == "ready")
         await say(pilot, app, "a")
-        await say(pilot, app, "b")
         assert shown(app).count("the oldest 7 tokens no longer reach the model") == 1
+        backend.note_dropped = 9
+        await say(pilot, app, "")
+        assert shown(app).count("no longer reach the model") == 1
+        assert "the oldest 9 tokens" in shown(app)
 
 
 async def test_chat_model_streams_markdown_and_ends_as_one_static() -> None:

@@ -20,9 +20,8 @@ def desktop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     for program in ("wl-copy", "xclip"):
         path = tmp_path / program
-        path.write_text(
-            f"#!/bin/sh\n/bin/cat > {tmp_path}/{program}.txt.part\n/bin/mv {tmp_path}/{program}.txt.part {tmp_path}/{program}.txt\n"
-        )
+        out = tmp_path / f"{program}.txt"
+        path.write_text(f"#!/bin/sh\n/bin/cat > {out}.part\n/bin/mv {out}.part {out}\n")
         path.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path

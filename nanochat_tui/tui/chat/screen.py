@@ -70,7 +70,6 @@ used; when the context is full, the oldest text no longer reaches the model, and
         self.ready = False
         self.status = Status(backend.name)
         self._runs = 0
-        self._note: str | None = None
         self._send_when_ready = False
 
     def compose(self) -> ComposeResult:
@@ -201,9 +200,8 @@ used; when the context is full, the oldest text no longer reaches the model, and
     async def _reply_started(self, event: messages.ReplyStarted) -> None:
         if not self._is_current(event.run):
             return
-        if event.note is not None and event.note != self._note:
-            await self.transcript.note(event.note)
-        self._note = event.note
+        if event.note is not None:
+            await self.transcript.context_note(event.note)
         size = self.status.context_size
         self.set_status(replace(self.status, stats=Stats(None, None, event.prompt_tokens, size)))
 
@@ -280,7 +278,6 @@ used; when the context is full, the oldest text no longer reaches the model, and
             self.generation.stop()
             self.generation = None  # what it still says is not for this conversation
         self.conversation = Conversation(is_chat=self.conversation.is_chat)
-        self._note = None
         await self.transcript.clear()
         if self.ready:
             await self.transcript.welcome(self.backend.name, self._welcome())

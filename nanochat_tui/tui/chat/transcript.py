@@ -66,6 +66,14 @@ the end and it follows again. Select text with the mouse and copy it with **Ctrl
         if self._view is not None:
             await self._view.finish()
 
+    async def context_note(self, text: str) -> None:
+        """Say what no longer reaches the model, in the one place for it."""
+        existing = self.query("#context-note")
+        if existing:
+            existing.first(Static).update(Content(printable(text)))
+        else:
+            await self.mount(Static(Content(printable(text)), id="context-note", classes="note", markup=False))
+
     async def note(self, text: str, *, error: bool = False) -> None:
         """Say something between turns, in the application's own voice."""
         await self.mount(Static(Content(printable(text)), classes="note error" if error else "note", markup=False))

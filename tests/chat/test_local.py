@@ -1,0 +1,241 @@
+"""The local backend on real files: small models of random weights, run by the engine."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from support import TINY, random_records
+
+from nanochat_tui.chat.backend import (
+    Backend,
+    BackendError,
+    Event,
+    Finished,
+    Message,
+    Request,
+    SamplingSettings,
+    Started,
+    Stats,
+    Token,
+)
+from nanochat_tui.chat.local import LocalBackend
+from nanochat_tui.engine.model import load
+from nanochat_tui.errors import UserError
+from nanochat_tui.formats.mhc import write_mhc
+
+CONFIG = TINY.with_(context_length=128)
+GREEDY = SamplingSettings(temperature=0.0)
+
+
+def loaded(path: Path) -> LocalBackend:
+    backend = LocalBackend(path, threads=1)
+    backend.load()
+    return backend
+
+
+@pytest.fixture(scope="module")
+def base(base_model: Path) -> LocalBackend:
+    return loaded(base_model)
+
+
+@pytest.fixture(scope="module")
+def chat(chat_model: Path) -> LocalBackend:
+    return loaded(chat_model)
+
+
+def ask(backend: LocalBackend, request: Request) -> list[Event]:
+    return list(backend.chat(request, threading.Event()))
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(e.text for e in events if isinstance(e, Token))
+
+
+def started(events: list[Event]) -> Started:
+    assert isinstance(events[0], Started)
+    return events[0]
+
+
+def test_it_is_a_backend_and_costs_nothing_before_load(tmp_path: Path) -> None:
+    backend: Backend = LocalBackend(tmp_path / "d20.gguf")
+    assert backend.name == "d20"
+    with pytest.raises(BackendError, match="not loaded"):
+        assert backend.threads
+
+
+def test_properties_come_from_the_file(base: LocalBackend, chat: LocalBackend) -> None:
+    steps: list[str] = []
+    base.load(steps.append)
+    assert not steps, "the second load does nothing"
+    LocalBackend(base.path).load(steps.append)
+    assert any("model.gguf" in step for step in steps)
+    assert (base.context_size, base.threads, base.is_chat, chat.is_chat) == (128, 1, False, True)
+    assert base.kernel == base.model.kernel
+
+
+def test_events_come_in_order_and_say_what_the_engine_says(base: LocalBackend, base_model: Path) -> None:
+    prompt = "fn main() {\n    let x = 1;"
+    events = ask(base, Request(prompt=prompt, sampling=GREEDY, max_tokens=12, top_logprobs=2))
+    assert [type(e) for e in events if not isinstance(e, Token)][0] is Started
+    assert isinstance(events[-2], Stats)
+    assert events[-1] == Finished("length")
+    engine = load(base_model, threads=1)
+    expected = list(engine.generate(prompt, temperature=0.0, max_tokens=12, top_logprobs=2))
+    got = [e for e in events if isinstance(e, Token)]
+    assert [t.id for t in got] == [t.id for t in expected]
+    assert text_of(events) == "".join(t.text for t in expected)
+    assert [t.logprob for t in got] == pytest.approx([t.logprob for t in expected], abs=1e-4)
+    assert all(len(t.top) == 2 and t.top[0][0] == t.id for t in got)
+    assert started(events).prompt_tokens == len(engine.encode(prompt))
+
+
+def test_stats_are_measured(base: LocalBackend) -> None:
+    events = ask(base, Request(prompt="struct S;", sampling=GREEDY, max_tokens=16))
+    stats = events[-2]
+    assert isinstance(stats, Stats)
+    assert stats.generated == 16
+    assert stats.context_size == 128
+    used = started(events).prompt_tokens + 16
+    assert used - 1 <= stats.context_used <= used
+    assert stats.prompt_tps is not None
+    assert stats.decode_tps is not None
+    assert stats.prompt_tps > 0
+    assert stats.decode_tps > 0
+    assert stats.seconds_to_first_token is not None
+    assert 0 < stats.seconds_to_first_token < 60
+
+
+def test_the_same_seed_gives_the_same_text_whatever_was_asked_before(base: LocalBackend) -> None:
+    request = Request(prompt="let", sampling=SamplingSettings(seed=5), max_tokens=20)
+    first = text_of(ask(base, request))
+    ask(base, Request(prompt="let mut other", max_tokens=5))
+    assert text_of(ask(base, request)) == first
+    assert text_of(ask(base, Request(prompt="let", sampling=SamplingSettings(seed=6), max_tokens=20))) != first
+
+
+def test_a_stop_string_ends_the_reply_before_it(base: LocalBackend) -> None:
+    free = text_of(ask(base, Request(prompt="a", sampling=GREEDY, max_tokens=12)))
+    stop = free[len(free) // 2 : len(free) // 2 + 3]
+    events = ask(base, Request(prompt="a", sampling=GREEDY, max_tokens=12, stop=(stop,)))
+    assert text_of(events) == free[: free.index(stop)]
+    assert events[-1] == Finished("stop")
+
+
+def test_cancelling_takes_effect_at_the_next_token(base: LocalBackend) -> None:
+    cancel = threading.Event()
+    stream = base.chat(Request(prompt="a", sampling=GREEDY, max_tokens=100), cancel)
+    seen = 0
+    last: Event | None = None
+    for event in stream:
+        last = event
+        if isinstance(event, Token):
+            seen += 1
+            assert not cancel.is_set()
+            if seen == 3:
+                cancel.set()
+    assert seen == 3
+    assert last == Finished("cancelled")
+
+
+def test_a_second_request_waits_for_the_first(base: LocalBackend) -> None:
+    cancel = threading.Event()
+    first = base.chat(Request(prompt="a", sampling=GREEDY, max_tokens=50), cancel)
+    next(first)
+    done: list[list[Event]] = []
+    other = threading.Thread(target=lambda: done.append(ask(base, Request(prompt="b", sampling=GREEDY, max_tokens=4))))
+    other.start()
+    next(first)
+    assert not done
+    cancel.set()
+    list(first)
+    other.join(30)
+    assert done
+    assert done[0][-1] == Finished("length")
+
+
+def test_without_limit_the_context_is_the_limit(base: LocalBackend) -> None:
+    events = ask(base, Request(prompt="fn", sampling=GREEDY, max_tokens=None))
+    stats = events[-2]
+    assert isinstance(stats, Stats)
+    assert events[-1] == Finished("length")
+    assert 127 <= stats.context_used <= 128
+
+
+def test_a_long_document_keeps_its_end_and_says_so(base: LocalBackend) -> None:
+    lines = "".join(f"let v{i} = {i};\n" for i in range(100))
+    events = ask(base, Request(prompt=lines, sampling=GREEDY, max_tokens=40))
+    assert started(events).dropped_tokens > 0
+    assert started(events).note is not None
+    assert started(events).prompt_tokens <= 128 - 32
+    assert started(events).prompt_tokens + started(events).dropped_tokens == len(base.model.encode(lines))
+    assert len([e for e in events if isinstance(e, Token)]) >= 32
+    # what is left is the begin-of-text mark and whole lines, exactly as if they had been the prompt
+    tail = next(
+        lines[i:]
+        for i in range(len(lines))
+        if (i == 0 or lines[i - 1] == "\n") and len(base.model.encode(lines[i:])) <= started(events).prompt_tokens
+    )
+    assert text_of(ask(base, Request(prompt=tail, sampling=GREEDY, max_tokens=40))) == text_of(events)
+
+
+def test_an_empty_prompt_begins_with_the_mark(base: LocalBackend) -> None:
+    events = ask(base, Request(prompt="", sampling=GREEDY, max_tokens=4))
+    assert started(events).prompt_tokens == 1
+
+
+def test_messages_go_through_the_template(chat: LocalBackend) -> None:
+    messages = (Message("system", "rules"), Message("user", "hi"), Message("assistant", "yes?"), Message("user", "go"))
+    events = ask(chat, Request(messages=messages, sampling=GREEDY, max_tokens=10))
+    raw = ask(chat, Request(prompt="# rules\nQ: hi\nA: yes?\nQ: go\nA:", sampling=GREEDY, max_tokens=10))
+    assert started(events) == started(raw)
+    assert text_of(events) == text_of(raw)
+
+
+def test_old_turns_are_dropped_with_a_note(chat: LocalBackend) -> None:
+    turns = [Message("user" if i % 2 == 0 else "assistant", f"number {i} of many words in here") for i in range(31)]
+    events = ask(chat, Request(messages=tuple(turns), sampling=GREEDY, max_tokens=8))
+    dropped = started(events).dropped_messages
+    assert dropped > 0
+    assert dropped % 2 == 0
+    rest = ask(chat, Request(messages=tuple(turns[dropped:]), sampling=GREEDY, max_tokens=8))
+    assert started(rest).dropped_messages == 0
+    assert text_of(rest) == text_of(events)
+
+
+def test_a_message_that_cannot_fit_is_refused(chat: LocalBackend) -> None:
+    with pytest.raises(BackendError, match="context holds 128; shorten the message"):
+        ask(chat, Request(messages=(Message("user", "word " * 200),)))
+    assert ask(chat, Request(messages=(Message("user", "hi"),), max_tokens=2))[-1] == Finished("length"), "and lives on"
+
+
+def test_a_base_model_joins_messages_and_takes_no_system_message(base: LocalBackend) -> None:
+    joined = ask(
+        base, Request(messages=(Message("user", "fn a"), Message("user", "() {")), sampling=GREEDY, max_tokens=5)
+    )
+    assert text_of(joined) == text_of(ask(base, Request(prompt="fn a() {", sampling=GREEDY, max_tokens=5)))
+    with pytest.raises(UserError, match="no chat template"):
+        ask(base, Request(messages=(Message("system", "x"), Message("user", "y"))))
+
+
+def test_what_cannot_be_loaded_is_said_and_can_be_tried_again(tmp_path: Path, base_model: Path) -> None:
+    path = tmp_path / "m.gguf"
+    backend = LocalBackend(path)
+    with pytest.raises(UserError):
+        backend.load()
+    path.write_bytes(b"GGUF")
+    with pytest.raises(UserError):
+        backend.load()
+    path.write_bytes(base_model.read_bytes())
+    backend.load()
+    assert backend.context_size == 128
+
+
+def test_a_sidecar_that_disagrees_is_refused(base_model: Path, tmp_path: Path) -> None:
+    sidecar = tmp_path / "other.mhc"
+    write_mhc(sidecar, 2, random_records(CONFIG, seed=0))
+    LocalBackend(base_model, mhc=sidecar).load()
+    write_mhc(sidecar, 2, random_records(CONFIG, seed=1))
+    with pytest.raises(UserError):
+        LocalBackend(base_model, mhc=sidecar).load()
