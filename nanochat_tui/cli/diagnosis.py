@@ -46,7 +46,7 @@ def _versions() -> Rows:
 
 
 def _machine() -> Rows:
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     memory = psutil.virtual_memory()
     return {

@@ -54,17 +54,34 @@ class Result:
 
 def measure(path: Path, threads: int | None, tokens: int, say: Callable[[str], None]) -> Result:
     """Load `path` and measure it with `threads`, or with one, two, four … threads up to all."""
-    bandwidth = copy_bandwidth()
-    rows: list[Row] = []
     began = time.perf_counter()
     model = load(path, threads=threads, progress=say)
     seconds = time.perf_counter() - began
+    speeds: list[_Speeds] = []
     for count in [threads] if threads is not None else thread_counts(model.threads):
         if count != model.threads:
             model = load(path, threads=count)
         say(f"measuring with {count} thread{'s' if count > 1 else ''}")
-        rows += _rows(model, count, tokens, bandwidth)
-    return Result(path.name, model.kernel, seconds, peak_rss(), bandwidth / 1e9, rows)
+        speeds.append(_run(model, count, tokens))
+    memory = peak_rss()  # before the buffers that are copied next
+    say("measuring how fast memory is copied")
+    bandwidth = copy_bandwidth()
+    rows: list[Row] = []
+    for speed in speeds:
+        share = speed.decode_tps * model.bytes_per_token / bandwidth
+        rows.append(Row("prompt", speed.prompt_tokens, speed.prompt_tokens, speed.threads, speed.prompt_tps, 0, None))
+        rows.append(
+            Row(
+                "decode",
+                speed.decode_tokens,
+                speed.context,
+                speed.threads,
+                speed.decode_tps,
+                model.bytes_per_token,
+                share,
+            )
+        )
+    return Result(path.name, model.kernel, seconds, memory, bandwidth / 1e9, rows)
 
 
 def thread_counts(most: int) -> list[int]:
@@ -73,33 +90,37 @@ def thread_counts(most: int) -> list[int]:
     return [*counts, most]
 
 
-def _rows(model: Model, threads: int, tokens: int, bandwidth: float) -> list[Row]:
-    size = model.config.context_length
-    tokens = min(tokens, size // 2)
+@dataclass(slots=True)
+class _Speeds:
+    """The best of several runs."""
+
+    threads: int
+    prompt_tokens: int
+    prompt_tps: float = 0.0
+    decode_tokens: int = 0
+    decode_tps: float = 0.0
+    context: int = 0
+
+
+def _run(model: Model, threads: int, tokens: int) -> _Speeds:
+    tokens = max(1, min(tokens, model.config.context_length // 2))
     ids = model.encode(PROMPT)
     if not ids:
         raise UserError("The tokenizer makes nothing of the text that bench reads; check it with inspect.")
     ids = (ids * (tokens // len(ids) + 1))[:tokens]
     session = Session(model)
-    prompt_tps = decode_tps = 0.0
-    generated = position = 0
+    best = _Speeds(threads, tokens)
     for repeat in range(REPEATS):
         # Another first token each time, so that nothing of the cache can be used again.
         for _ in session.generate([ids[repeat % len(ids)], *ids[1:]], max_tokens=tokens, temperature=1.0, seed=repeat):
             pass
         stats = session.stats
         if stats.prompt_seconds > 0:
-            prompt_tps = max(prompt_tps, stats.prompt_tokens / stats.prompt_seconds)
-        if stats.decode_seconds > 0 and stats.generated_tokens > 1:
-            speed = stats.generated_tokens / stats.decode_seconds
-            if speed > decode_tps:
-                decode_tps, generated, position = speed, stats.generated_tokens, session.position
-    weight = model.bytes_per_token
-    share = decode_tps * weight / bandwidth if bandwidth > 0 else None
-    return [
-        Row("prompt", tokens, tokens, threads, prompt_tps, 0, None),
-        Row("decode", generated, position, threads, decode_tps, weight, share),
-    ]
+            best.prompt_tps = max(best.prompt_tps, stats.prompt_tokens / stats.prompt_seconds)
+        if stats.decode_seconds > 0 and stats.generated_tokens / stats.decode_seconds > best.decode_tps:
+            best.decode_tps = stats.generated_tokens / stats.decode_seconds
+            best.decode_tokens, best.context = stats.generated_tokens, session.position
+    return best
 
 
 def copy_bandwidth(megabytes: int = 128) -> float:

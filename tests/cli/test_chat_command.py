@@ -116,7 +116,7 @@ def test_on_a_terminal_the_prompt_is_echoed_and_control_characters_are_not(model
 
     pid, master = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, command(model, "-p", "fn \x1b]0;x\x07", "-n", "40", "--seed", "1"))
+        os.execv(sys.executable, command(model, "-p", "fn \x1b]0;x\x07", "-n", "40", "--seed", "1"))  # noqa: S606
     data = b""
     end = time.monotonic() + 120
     while time.monotonic() < end:

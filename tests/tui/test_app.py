@@ -8,13 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from scripted import ScriptedBackend
 from textual.pilot import Pilot
 from textual.widgets import Input, Markdown, Static
 
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.chat.turns import CompletionTurn, DialogueTurn
-
-from scripted import ScriptedBackend
 
 
 async def until(pilot: Pilot[None], predicate: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -69,6 +68,11 @@ async def test_first_paint_does_not_wait_for_the_model() -> None:
         await pilot.press(*"early", "enter")  # typing is possible, and Enter is not forgotten
         assert app.chat.prompt.text == "early"
         assert state(app) == "waiting"
+        await pilot.press("escape")
+        assert state(app) == "loading"
+        await pilot.press("ctrl+n")  # nothing to begin anew
+        assert "compiling the paper kernel" in shown(app)
+        await pilot.press("enter")
         backend.load_gate.set()
         await until(pilot, lambda: app.chat.conversation.last is not None and state(app) == "ready")
         assert backend.requests[0].prompt == "early"

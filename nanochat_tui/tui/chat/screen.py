@@ -248,6 +248,8 @@ used; when the context is full, the oldest text no longer reaches the model, and
             return self.generation is not None
         if action == "dismiss_panel":
             return self.generation is None
+        if action == "new":
+            return True if self.ready else None
         if action in ("regenerate", "copy_reply"):
             return True if self.conversation.last is not None and self.ready else None
         return True
@@ -260,6 +262,9 @@ used; when the context is full, the oldest text no longer reaches the model, and
 
     def action_dismiss_panel(self) -> None:
         """Go back to the input, closing the settings and the help."""
+        if self._send_when_ready:  # what Enter asked for before the model was there
+            self._send_when_ready = False
+            self.set_status(replace(self.status, state="loading"))
         self.query_one("#sampling").display = False
         self.app.action_hide_help_panel()
         self.prompt.focus()
@@ -279,9 +284,8 @@ used; when the context is full, the oldest text no longer reaches the model, and
             self.generation = None  # what it still says is not for this conversation
         self.conversation = Conversation(is_chat=self.conversation.is_chat)
         await self.transcript.clear()
-        if self.ready:
-            await self.transcript.welcome(self.backend.name, self._welcome())
-            self.set_status(replace(self.status, state="ready", stats=None))
+        await self.transcript.welcome(self.backend.name, self._welcome())
+        self.set_status(replace(self.status, state="ready", stats=None))
         self.prompt.focus()
 
     def action_copy_reply(self) -> None:
