@@ -98,6 +98,22 @@ def test_every_chunking_and_thread_count_gives_the_same_bits(kernel: str, kv: st
         model.close()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sizes", [[69], [1, 2, 3, 5, 7, 51], [4, 65]])
+def test_tokens_that_only_fill_the_cache_leave_the_same_bits(
+    threads: int, sizes: list[int], make_model: MakeModel
+) -> None:
+    """Few tokens are run one by one when nobody wants their logits."""
+    model, ids = make_model(TINY, threads=threads), some_ids(70)
+    cache, start = KVCache(model.config, 70), 0
+    for size in sizes:
+        model.executor.run(cache, np.array(ids[start : start + size]), start)
+        start += size
+    np.testing.assert_array_equal(
+        model.executor.logits(cache, np.array(ids[-1:]), 69)[0], run_in_chunks(model, ids, [1] * 70)[-1]
+    )
+
+
 def test_every_instruction_set_gives_the_same_bits(
     case: tuple[ModelConfig, dict[str, Any]], make_model: MakeModel
 ) -> None:

@@ -222,13 +222,13 @@ def fill_cache(k: Kernels, keys: np.ndarray, values: np.ndarray, half: bool) -> 
 def test_attention(kernels: Kernels, head_dim: int, positions: int, half: bool) -> None:
     rng = np.random.default_rng(positions)
     keys, values = (rng.normal(size=(positions, head_dim)).astype(F32) for _ in range(2))
-    queries = rng.normal(size=(4, head_dim)).astype(F32)
+    queries = rng.normal(size=(8, head_dim)).astype(F32)
     k_cache, v_cache = fill_cache(kernels, keys, values, half)
     if half:
         np.testing.assert_array_equal(v_cache[:positions, :head_dim], values.astype(np.float16))
         keys, values = keys.astype(np.float16), values.astype(np.float16)
     padded = round_up(head_dim, 16)
-    scores = aligned((4, round_up(positions, 16)), F32)
+    scores = aligned((8, round_up(positions, 16)), F32)
 
     def wanted(query: np.ndarray, shown: int) -> np.ndarray:
         raw = keys[:shown].astype(np.float64) @ query
@@ -236,16 +236,16 @@ def test_attention(kernels: Kernels, head_dim: int, positions: int, half: bool) 
         return weights / weights.sum() @ values[:shown].astype(np.float64)
 
     one = kernels.attend_one_f16 if half else kernels.attend_one_f32
-    alone = aligned((4, padded), F32)
-    for i in range(min(4, positions)):
-        shown = positions - min(4, positions) + 1 + i
+    alone = aligned((8, padded), F32)
+    n = kernels.isa.queries
+    for i in range(min(n, positions)):
+        shown = positions - min(n, positions) + 1 + i
         one(queries[i], 0, k_cache, v_cache, scores, scores.strides[0], alone[i], 0, shown, head_dim, padded)
         np.testing.assert_allclose(alone[i, :head_dim], wanted(queries[i], shown), rtol=1e-4, atol=1e-5)
-    n = kernels.isa.queries
-    if half and positions >= 4:
+    if half and positions >= n:
         out, q = aligned((n, padded), F32), np.ascontiguousarray(queries[:n])
         strides = (scores, scores.strides[0], out, out.strides[0])
-        kernels.attend_some_f16(q, q.strides[0], k_cache, v_cache, *strides, positions - 3, head_dim, padded)
+        kernels.attend_some_f16(q, q.strides[0], k_cache, v_cache, *strides, positions - n + 1, head_dim, padded)
         np.testing.assert_array_equal(out[:, :head_dim], alone[:n, :head_dim])
 
 
@@ -281,6 +281,6 @@ def test_block_statistics(kernels: Kernels) -> None:
     assert top == logits.max()
     total = kernels.sum_of_blocks(maxima, sums, 48, top)
     assert total == pytest.approx(np.exp(logits.astype(np.float64) - top).sum(), rel=1e-6)
-    weights = aligned(len(logits), F32)
-    kernels.exponential_weights(logits, weights, len(logits), top, 0.5)
-    np.testing.assert_allclose(weights, np.exp((logits.astype(np.float64) - top) / 2), rtol=1e-5, atol=1e-30)
+    weights = aligned(40, F32)
+    kernels.block_weights(logits, 40, weights, top, 0.5)
+    np.testing.assert_allclose(weights, np.exp((blocks - top) / 2).sum(1), rtol=1e-5, atol=1e-30)

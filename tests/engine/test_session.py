@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -223,6 +225,34 @@ def test_interleaved_sessions(model: Model) -> None:
     mixed = [[t.id for t in pair] for pair in zip(*streams, strict=True)]
     for i, ids in enumerate(np.array(mixed).T.tolist()):
         assert ids == [t.id for t in Session(model).generate([i + 1, 2, 3], max_tokens=20, temperature=0)]
+
+
+def test_nothing_runs_between_replies(make_model: MakeModel) -> None:
+    model = make_model(TINY, threads=3)
+    list(model.generate("fn", max_tokens=10))
+    time.sleep(0.3)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.05
+    list(model.generate("fn", max_tokens=10))
+    model.close()
+
+
+def test_threads_end_with_the_model(make_model: MakeModel) -> None:
+    def workers() -> int:
+        return sum(t.name.startswith("nanochat-engine") for t in threading.enumerate())
+
+    gc.collect()
+    before = workers()
+    model = make_model(TINY, threads=4)
+    list(model.generate("fn", max_tokens=3))
+    assert workers() == before + 3
+    del model
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while workers() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert workers() == before
 
 
 def test_tokenizer_is_the_bare_one(model: Model) -> None:

@@ -15,6 +15,8 @@ from nanochat_tui.engine.simd.intrinsics import kernel
 
 WIDTH = 4 * LANES
 MASKED = -3.0e38
+UNROLL = 8
+"""Components of a key per round of the score loop."""
 
 
 def _attention(e, queries, half, q, q_stride, keys, values, scores, s_stride, out, o_stride, shown, head_dim, padded):
@@ -38,17 +40,23 @@ def _attention(e, queries, half, q, q_stride, keys, values, scores, s_stride, ou
     def score_block(block, *largest):
         base = e.add(keys, e.mul(block, head_dim, vector_bytes))
 
-        def pair(d, *carried):
-            sums = list(carried)
-            for odd in (0, 1):
-                key = load(base, e.mul(e.add(d, odd), vector_bytes))
-                for i in range(queries):
-                    at = e.add(e.mul(q_stride, i), e.mul(d, 4), 4 * odd)
-                    component = e.splat(e.load(F32, q, at))
-                    sums[2 * i + odd] = e.fma(component, key, sums[2 * i + odd])
-            return sums
+        def components(count):
+            def emit(d, *carried):
+                sums = list(carried)
+                for step in range(count):
+                    key = load(base, e.mul(e.add(d, step), vector_bytes))
+                    for i in range(queries):
+                        at = e.add(e.mul(q_stride, i), e.mul(d, 4), 4 * step)
+                        place = 2 * i + step % 2
+                        sums[place] = e.fma(e.splat(e.load(F32, q, at)), key, sums[place])
+                return sums
 
-        sums = e.loop(0, head_dim, 2, [e.splat(0.0)] * (2 * queries), pair)
+            return emit
+
+        # two sums per query, for even and odd components: head_dim is even, and unrolling changes nothing
+        whole = e.mul(b.sdiv(head_dim, e.i64(UNROLL)), UNROLL)
+        sums = e.loop(0, whole, UNROLL, [e.splat(0.0)] * (2 * queries), components(UNROLL))
+        sums = e.loop(whole, head_dim, 2, sums, components(2))
         out_max = []
         for i in range(queries):
             score = b.select(visible(block, i), b.fadd(sums[2 * i], sums[2 * i + 1]), e.splat(MASKED))
@@ -75,27 +83,41 @@ def _attention(e, queries, half, q, q_stride, keys, values, scores, s_stride, ou
 
     def gather(chunks):
         def columns(d):
-            def position(p, *accumulated):
-                row = e.add(values, e.mul(p, row_bytes), e.mul(d, vector_bytes))
-                v = [load(row, c * vector_bytes) for c in range(chunks)]
-                result = []
-                for i in range(queries):
-                    weight = e.splat(e.load(F32, scores, e.add(e.mul(s_stride, i), e.mul(p, 4))))
-                    result += [e.fma(weight, v[c], accumulated[i * chunks + c]) for c in range(chunks)]
-                return result
+            def positions(count):
+                def emit(p, *carried):
+                    accumulated = list(carried)
+                    for step in range(count):
+                        row = e.add(values, e.mul(e.add(p, step), row_bytes), e.mul(d, vector_bytes))
+                        v = [load(row, c * vector_bytes) for c in range(chunks)]
+                        for i in range(queries):
+                            at = e.add(e.mul(s_stride, i), e.mul(p, 4), 4 * step)
+                            weight = e.splat(e.load(F32, scores, at))
+                            for c in range(chunks):
+                                place = (i * chunks + c) * 2 + step % 2
+                                accumulated[place] = e.fma(weight, v[c], accumulated[place])
+                    return accumulated
 
-            found = e.loop(0, longest, 1, [e.splat(0.0)] * (queries * chunks), position)
+                return emit
+
+            # again two sums each, for even and odd positions
+            whole = e.mul(b.sdiv(longest, e.i64(2)), 2)
+            found = e.loop(0, whole, 2, [e.splat(0.0)] * (2 * queries * chunks), positions(2))
+            found = e.loop(whole, longest, 1, found, positions(1))
             for i in range(queries):
                 for c in range(chunks):
+                    even, odd = found[2 * (i * chunks + c) :][:2]
                     at = e.add(e.mul(o_stride, i), e.mul(d, WIDTH), c * WIDTH)
-                    e.store(b.fdiv(found[i * chunks + c], totals[i]), out, at)
+                    e.store(b.fdiv(b.fadd(even, odd), totals[i]), out, at)
 
         return columns
 
+    # as many vectors of a value row at a time as leave the sums in registers
+    wide = {1: 4, 2: 2, 4: 2}.get(queries, 1)
     vectors = b.sdiv(padded, e.i64(LANES))
-    by_four = e.mul(b.sdiv(vectors, e.i64(4)), 4)
-    e.loop(0, by_four, 4, [], gather(4))
-    e.loop(by_four, vectors, 1, [], gather(1))
+    together = e.mul(b.sdiv(vectors, e.i64(wide)), wide)
+    e.loop(0, together, wide, [], gather(wide))
+    if wide > 1:
+        e.loop(together, vectors, 1, [], gather(1))
 
 
 @kernel("v:iiiiiiiiiii")

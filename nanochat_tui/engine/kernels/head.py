@@ -76,8 +76,8 @@ def table_product(model, tid, count, logits):
             fill_floats(logits + (i * padded + get(model, s.VOCAB)) * 4, beyond, f32_from_bits(MINUS_INFINITY_BITS))
 
 
-@compiled("v:iiiiii")
-def last_logits(model, job, thread, tid, count, by_rows):
+@compiled("v:iiiii")
+def last_logits(model, thread, tid, count, by_rows):
     """Compute the logits of the last of `count` tokens and the statistics of their blocks."""
     tile = get(model, s.TILE) if count > 1 else 1
     owner = 0 if by_rows == 1 else ((count - 1) // tile) % get(model, s.THREADS)

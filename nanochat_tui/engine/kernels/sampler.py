@@ -16,8 +16,8 @@ from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.registry import compiled
 from nanochat_tui.engine.kernels.statistics import (
     block_maxima,
+    block_weights,
     copy_floats,
-    exponential_weights,
     largest_of,
     sum_of_blocks,
 )
@@ -90,27 +90,29 @@ def kth_maximum(maxima, blocks, k, sorted_out):
     return load_f32(sorted_out + (n - 1) * 4)
 
 
-@compiled("i:iiiii")
-def collect(model, logits, maxima, k, heap):
-    """Fill the heap with ids among which are the k best (k = 0: all); return their number."""
+@compiled("i:iiifi")
+def collect(model, logits, maxima, threshold, heap):
+    """Fill the heap with the ids whose logits reach the threshold; return their number."""
     vocab = get(model, s.VOCAB)
-    blocks = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
     n = 0
-    if 0 < k <= min(SMALL_K, blocks):
-        threshold = kth_maximum(maxima, blocks, k, heap)
-        for block in range(blocks):
-            if load_f32(maxima + block * 4) >= threshold:
-                for token in range(block * s.STATISTICS_BLOCK, min(vocab, (block + 1) * s.STATISTICS_BLOCK)):
-                    if load_f32(logits + token * 4) >= threshold:
-                        store_i32(heap + n * 4, token)
-                        n += 1
-    else:
-        for token in range(vocab):
-            store_i32(heap + token * 4, token)
-        n = vocab
+    for block in range(get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK):
+        if load_f32(maxima + block * 4) >= threshold:
+            for token in range(block * s.STATISTICS_BLOCK, min(vocab, (block + 1) * s.STATISTICS_BLOCK)):
+                if load_f32(logits + token * 4) >= threshold:
+                    store_i32(heap + n * 4, token)
+                    n += 1
     for i in range(n // 2 - 1, -1, -1):
         sift(heap, n, i, logits)
     return n
+
+
+@compiled("f:iiii")
+def threshold_of_best(model, maxima, k, scratch):
+    """Return a logit that at least k tokens reach and, for a small k, not many more."""
+    blocks = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
+    if k <= min(SMALL_K, blocks):
+        return kth_maximum(maxima, blocks, k, scratch)
+    return np.float32(-3.0e38)
 
 
 @compiled("d:ii")
@@ -148,17 +150,29 @@ def first_largest(model, logits, maxima, largest):
     return 0
 
 
-@compiled("i:iiffd")
-def draw_from_all(model, logits, largest, temperature, r):
-    """Draw from the whole softmax; r in [0, 1)."""
-    vocab, weights = get(model, s.VOCAB), get(model, s.HEAP)
-    exponential_weights(logits, weights, get(model, s.VOCAB_PADDED), largest, np.float32(1.0) / temperature)
+@compiled("d:iifd")
+def total_weight(model, logits, largest, inverse):
+    """Leave every block's sum of exp((logit - largest) · inverse) in the HEAP buffer; return the total."""
+    blocks = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
+    block_weights(logits, blocks, get(model, s.HEAP), largest, np.float32(inverse))
     total = 0.0
-    for token in range(vocab):
-        total += np.float64(load_f32(weights + token * 4))
-    bound, mass, chosen = r * total, 0.0, 0
-    for token in range(vocab):
-        weight = np.float64(load_f32(weights + token * 4))
+    for block in range(blocks):
+        total += np.float64(load_f32(get(model, s.HEAP) + block * 4))
+    return total
+
+
+@compiled("i:iifdd")
+def draw_from_all(model, logits, largest, inverse, r):
+    """Draw from the whole softmax of logits · inverse; r in [0, 1)."""
+    bound = r * total_weight(model, logits, largest, inverse)
+    blocks, sums = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK, get(model, s.HEAP)
+    mass, block = 0.0, 0
+    while block < blocks - 1 and mass + np.float64(load_f32(sums + block * 4)) <= bound:
+        mass += np.float64(load_f32(sums + block * 4))
+        block += 1
+    chosen = 0
+    for token in range(block * s.STATISTICS_BLOCK, min(get(model, s.VOCAB), (block + 1) * s.STATISTICS_BLOCK)):
+        weight = math.exp(np.float64(load_f32(logits + token * 4) - largest) * inverse)
         mass += weight
         if weight > 0.0:
             chosen = token
@@ -167,21 +181,37 @@ def draw_from_all(model, logits, largest, temperature, r):
     return chosen
 
 
-@compiled("i:iiiiffd")
-def draw_from_best(model, job, logits, maxima, largest, temperature, r):
+@compiled("f:iifdddd")
+def threshold_of_cuts(model, logits, largest, inverse, top_p, min_p, total):
+    """Return a logit below which neither the nucleus nor min-p keeps any token.
+
+    Tokens lighter than (1 - top_p) · total / vocabulary weigh together less than what top-p leaves out, and
+    the nucleus has all heavier ones before them.
+    """
+    least = min_p
+    if top_p < 1.0:
+        least = max(least, (1.0 - top_p) * total / np.float64(get(model, s.VOCAB)))
+    if least <= 0.0:
+        return np.float32(-3.0e38)
+    return np.float32(np.float64(largest) + math.log(least) / inverse - 1e-3)
+
+
+@compiled("i:iiiifdd")
+def draw_from_best(model, job, logits, maxima, largest, inverse, r):
     """Draw from what top-k, top-p (of the mass that top-k left) and min-p leave; r in [0, 1)."""
     heap, weights = get(model, s.HEAP), get(model, s.ALTERNATIVES_HEAP)
     vocab = get(model, s.VOCAB)
     k = get(job, s.TOP_K) if 0 < get(job, s.TOP_K) < vocab else 0
     top_p = np.float64(f32_from_bits(get(job, s.TOP_P_BITS)))
     min_p = np.float64(f32_from_bits(get(job, s.MIN_P_BITS)))
-    inverse, top = 1.0 / np.float64(temperature), np.float64(largest)
     total = 0.0
-    if k == 0 and top_p < 1.0:
-        exponential_weights(logits, heap, get(model, s.VOCAB_PADDED), largest, np.float32(inverse))
-        for token in range(vocab):
-            total += np.float64(load_f32(heap + token * 4))
-    n = collect(model, logits, maxima, k, heap)
+    if k > 0:
+        threshold = threshold_of_best(model, maxima, k, heap)
+    else:
+        if top_p < 1.0:
+            total = total_weight(model, logits, largest, inverse)
+        threshold = threshold_of_cuts(model, logits, largest, inverse, top_p, min_p, total)
+    n = collect(model, logits, maxima, threshold, heap)
     if n == 0:
         return 0
     limit = min(n, k) if k > 0 else n
@@ -193,7 +223,7 @@ def draw_from_best(model, job, logits, maxima, largest, temperature, r):
             token = take_best(heap, n - taken, logits)
             taken += 1
             store_i32(heap + (n - taken) * 4, token)
-            weight = math.exp((np.float64(load_f32(logits + token * 4)) - top) * inverse)
+            weight = math.exp(np.float64(load_f32(logits + token * 4) - largest) * inverse)
             store_f32(weights + (taken - 1) * 4, np.float32(weight))
             if k > 0:
                 total += weight
@@ -223,12 +253,13 @@ def choose(model, job, largest):
     temperature = f32_from_bits(get(job, s.TEMPERATURE_BITS))
     if temperature <= 0 or get(job, s.TOP_K) == 1:
         return first_largest(model, logits, maxima, top)
+    inverse = 1.0 / np.float64(temperature)
     r = uniform(get(job, s.SEED), get(job, s.DRAW))
     put(job, s.DRAW, get(job, s.DRAW) + 1)
     cut = 0 < get(job, s.TOP_K) < get(model, s.VOCAB)
     if not cut and f32_from_bits(get(job, s.TOP_P_BITS)) >= 1.0 and f32_from_bits(get(job, s.MIN_P_BITS)) <= 0.0:
-        return draw_from_all(model, logits, top, temperature, r)
-    return draw_from_best(model, job, logits, maxima, top, temperature, r)
+        return draw_from_all(model, logits, top, inverse, r)
+    return draw_from_best(model, job, logits, maxima, top, inverse, r)
 
 
 @compiled("i:iii")
@@ -243,7 +274,9 @@ def sample(model, job, index):
     store_f32(get(job, s.OUT_LOGPROBS) + index * 4, np.float32(np.float64(load_f32(logits + token * 4)) - normaliser))
     alternatives = min(get(job, s.ALTERNATIVES), get(model, s.VOCAB))
     if alternatives > 0:
-        n = collect(model, logits, get(model, s.BLOCK_MAXIMA), alternatives, get(model, s.HEAP))
+        maxima = get(model, s.BLOCK_MAXIMA)
+        threshold = threshold_of_best(model, maxima, alternatives, get(model, s.HEAP))
+        n = collect(model, logits, maxima, threshold, get(model, s.HEAP))
         for i in range(min(alternatives, n)):
             best = take_best(get(model, s.HEAP), n - i, logits)
             place = index * get(job, s.ALTERNATIVES) + i

@@ -66,15 +66,16 @@ def sum_of_blocks(e, target, maxima, sums, n, largest):
 
 
 @kernel("v:iiiff")
-def exponential_weights(e, target, logits, out, n, largest, factor):
-    """Write exp((logit - largest) · factor); n a multiple of 16."""
+def block_weights(e, target, logits, blocks, out, largest, factor):
+    """Write each block's sum of exp((logit - largest) · factor)."""
     top, scale = e.splat(largest), e.splat(factor)
 
-    def vector(at):
-        difference = e.b.fsub(e.load(VF32, logits, at), top)
-        e.store(e.exp(e.b.fmul(difference, scale)), out, at)
+    def block(index):
+        weights = [e.exp(e.b.fmul(e.b.fsub(v, top), scale)) for v in _vectors(e, logits, index)]
+        total = e.b.fadd(e.b.fadd(weights[0], weights[1]), e.b.fadd(weights[2], weights[3]))
+        e.store(e.sum_lanes(total), out, e.mul(index, 4))
 
-    e.loop(0, e.mul(n, 4), WIDTH, [], vector)
+    e.loop(0, blocks, 1, [], block)
 
 
 @kernel("v:iii")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.registry import compiled
-from nanochat_tui.engine.simd.intrinsics import atomic_add, atomic_load, atomic_store, yield_processor
+from nanochat_tui.engine.simd.intrinsics import atomic_add, atomic_load, atomic_store, relax, yield_processor
 
 SPINS = 200
 """Rounds of waiting before a thread offers its processor to another."""
-IDLE_YIELDS = 400
+IDLE_YIELDS = 100
 """Offers before an idle worker goes to sleep in Python: well under a millisecond on an idle machine."""
 
 
@@ -24,6 +24,7 @@ def barrier(control, threads):
         return
     spins = 0
     while atomic_load(control + 8 * s.BARRIER_GENERATION) == generation:
+        relax()
         spins += 1
         if spins > SPINS:
             yield_processor()
@@ -38,5 +39,6 @@ def wait_for_job(control, seen):
             sequence = atomic_load(control + 8 * s.SEQUENCE)
             if sequence != seen:
                 return sequence
+            relax()
         yield_processor()
     return seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -168,6 +169,17 @@ def atomic_load(b, address):
 def atomic_store(b, address, value):
     """Write an int64 shared between threads, after everything written before."""
     b.store_atomic(value, _pointer(b, address, I64), "release", 8)
+
+
+@_single("v:")
+def relax(b):
+    """Tell the processor that this is a waiting loop, where it has a word for it."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        name = "llvm.x86.sse2.pause"
+        function = b.module.globals.get(name)
+        if function is None:
+            function = ir.Function(b.module, ir.FunctionType(ir.VoidType(), []), name)
+        b.call(function, [])
 
 
 # Where a spinning thread gives its turn to another: POSIX and Windows name it differently.

@@ -99,7 +99,7 @@ class Avx512Vnni(Isa):
 
     name: str = "avx512-vnni"
     tile: int = 16
-    queries: int = 4
+    queries: int = 8
     q8_bias: int = 128
     hardware_half: bool = True
 
