@@ -11,14 +11,20 @@ import ctypes
 import hashlib
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanochat_tui.engine.dispatch import KernelInfo, cpu_feature_text, cpu_name
+
+if TYPE_CHECKING:
+    from nanochat_tui.engine.simd.library import Target
 
 Progress = Callable[[str], None]
 Entry = Callable[..., int]
@@ -103,32 +109,57 @@ def _write(path: Path, code: bytes) -> None:
         pass  # a full disk costs the next start a few seconds, nothing else
 
 
+def _compile(kernel: KernelInfo, group: int, target: Target) -> bytes:
+    """Compile in a child process: Numba holds the interpreter lock for seconds, and an application would freeze."""
+    if sys.executable:
+        command = [sys.executable, "-m", "nanochat_tui.engine.compile_cache", kernel.name, str(group)]
+        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        child = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}, check=False
+        )
+        if child.returncode == 0 and child.stdout:
+            return child.stdout
+    from nanochat_tui.engine.kernels.program import build_program
+
+    return build_program(target)
+
+
+def _target(kernel_name: str, group: int) -> Target:
+    from nanochat_tui.engine.simd.isa import ISAS
+    from nanochat_tui.engine.simd.library import Target
+
+    return Target(ISAS[kernel_name], group, cpu_name(), cpu_feature_text())
+
+
 def load_entry(kernel: KernelInfo, group: int, progress: Progress | None = None) -> Entry:
     """Return the program's entry for a kernel and a group size, compiling it if it is not in the cache.
 
     progress: called with one line before anything that takes seconds. The entry takes six int64 (see
     `kernels.program.work`) and releases the interpreter lock while it runs.
     """
-    from nanochat_tui.engine.simd.isa import ISAS
-    from nanochat_tui.engine.simd.library import ENTRY_ARGUMENTS, ENTRY_NAME, Target, load_object
+    from nanochat_tui.engine.simd.library import ENTRY_ARGUMENTS, ENTRY_NAME, load_object
 
     with _lock:
         found = _loaded.get((kernel.name, group))
         if found is not None:
             return found
-        target = Target(ISAS[kernel.name], group, cpu_name(), cpu_feature_text())
+        target = _target(kernel.name, group)
         folder = cache_directory()
         path = folder / _file_name(kernel, group) if folder else None
         code = _read(path) if path else None
         if code is None:
             if progress:
                 progress(f"compiling the {kernel.name} kernels for this processor (once, a few seconds)")
-            from nanochat_tui.engine.kernels.program import build_program
-
-            code = build_program(target)
+            code = _compile(kernel, group, target)
             if path:
                 _write(path, code)
         address = load_object(target, code, [ENTRY_NAME])[ENTRY_NAME]
         made = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_ARGUMENTS)(address)
         _loaded[kernel.name, group] = made
         return made
+
+
+if __name__ == "__main__":
+    from nanochat_tui.engine.kernels.program import build_program
+
+    sys.stdout.buffer.write(build_program(_target(sys.argv[1], int(sys.argv[2]))))
