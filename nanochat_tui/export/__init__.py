@@ -1,1 +1,17 @@
-""""""
+"""Arrays in, files out, without PyTorch: a checkpoint becomes GGUF, `.mhc` and tokenizer, and proves itself."""
+
+from nanochat_tui.export.checkpoint import load_checkpoint
+from nanochat_tui.export.errors import CheckpointError, ExportError
+from nanochat_tui.export.gguf_export import export_model
+from nanochat_tui.export.verify import ExportReport, LogitsAgreement, compare_logits, verify_export
+
+__all__ = [
+    "CheckpointError",
+    "ExportError",
+    "ExportReport",
+    "LogitsAgreement",
+    "compare_logits",
+    "export_model",
+    "load_checkpoint",
+    "verify_export",
+]

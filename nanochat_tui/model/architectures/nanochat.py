@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf_values import GGUFValue, f32, metadata_float, metadata_int, string, u32
 from nanochat_tui.model.config import MHC_RECORD_FLOATS, ModelConfig
@@ -86,8 +88,8 @@ def _positive(metadata: Mapping[str, GGUFValue], key: str, default: float) -> fl
     value = metadata_float(metadata, f"{NAME}.{key}", default)
     if value <= 0:
         raise UserError(f"the file's {NAME}.{key} is {value:g} and must be above 0; export it again")
-    # float32 on disk: 1e-6 comes back as the float32 nearest to it, and is meant as 1e-6
-    return default if abs(value - default) <= 1e-7 * default else value
+    # float32 on disk: the shortest decimal that is this float32 is what was meant, 1e-06 and not 9.9999999e-07
+    return float(str(np.float32(value)))
 
 
 def parts(config: ModelConfig) -> dict[str, Part]:

@@ -1,0 +1,122 @@
+"""Reading a training checkpoint without PyTorch: `model.safetensors` and the shape in `state.json`.
+
+Everything is checked against the model's shape before a weight is read, and every weight for being finite.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from nanochat_tui.errors import display_safe
+from nanochat_tui.export.errors import CheckpointError
+from nanochat_tui.model.architectures import nanochat
+from nanochat_tui.model.config import ModelConfig
+
+MAX_STATE_BYTES = 1 << 26
+"""Size of a `state.json` beyond which it is not one."""
+
+Weights = dict[str, NDArray[np.float32]]
+
+
+def load_checkpoint(folder: Path | str) -> tuple[ModelConfig, Weights]:
+    """Read the model of a checkpoint folder (`RUN/step_N` or `RUN/final`).
+
+    Returns its shape, and its weights by GGUF name, float32, matrices [outputs, inputs], mHC records [9 or 40].
+    Raises CheckpointError if a file is missing or damaged, the shape is impossible, a tensor is missing, unknown or
+    of the wrong shape or dtype, or a weight is not finite.
+    """
+    place = Path(folder)
+    config = read_config(place)
+    return config, _read_weights(place / "model.safetensors", config)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Return the shape in a checkpoint's `state.json`. Raises CheckpointError."""
+    path = folder / "state.json"
+    name = display_safe(str(path))
+    try:
+        if path.stat().st_size > MAX_STATE_BYTES:
+            raise CheckpointError(f"{name} is too large to be the state of a checkpoint")
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{name} cannot be read ({error.strerror}); give the folder of a checkpoint, such as RUN/final"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name} is not JSON; the checkpoint is damaged, use an earlier one") from error
+    shape = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(shape, dict):
+        raise CheckpointError(f'{name} does not describe a model (no "model" object)')
+    return _config(shape, name)
+
+
+def _config(shape: dict[str, Any], name: str) -> ModelConfig:
+    known = {field.name: field for field in fields(ModelConfig)}
+    unknown = sorted(set(shape) - set(known))
+    if unknown:
+        raise CheckpointError(
+            f"{name} describes a model with {display_safe(unknown[0])!r}, which this version does not know; update it"
+        )
+    for key, field in known.items():
+        if key not in shape:
+            if field.default is MISSING:
+                raise CheckpointError(f"{name} does not say the model's {key}")
+            continue
+        value = shape[key]
+        if not _fits(value, str(field.type)):
+            raise CheckpointError(f"{name} gives the model's {key} as {display_safe(repr(value))}")
+    try:
+        return ModelConfig(**shape)
+    except ValueError as error:
+        raise CheckpointError(f"{name} describes an impossible model: {error}") from error
+
+
+def _fits(value: object, kind: str) -> bool:
+    """Whether a JSON value is of a field's type; JSON writes 10000.0 as it likes, and True is no number."""
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    return isinstance(value, int | float) if kind == "float" else isinstance(value, int)
+
+
+def _read_weights(path: Path, config: ModelConfig) -> Weights:
+    name = display_safe(str(path))
+    weights: Weights = {}
+    expected = nanochat.parts(config)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found = set(file.keys())
+            unknown = sorted(found - set(expected))
+            if unknown:
+                raise CheckpointError(
+                    f"{name} holds the tensor {display_safe(unknown[0])}, which its model has no place for"
+                )
+            for part in expected.values():
+                if part.name not in found:
+                    raise CheckpointError(f"{name} has no tensor {part.name}; the checkpoint is incomplete")
+                view = file.get_slice(part.name)
+                shape, dtype = tuple(view.get_shape()), view.get_dtype()
+                if shape != part.shape or dtype != "F32":
+                    raise CheckpointError(
+                        f"the tensor {part.name} in {name} is {dtype} {list(shape)} "
+                        f"and should be F32 {list(part.shape)}"
+                    )
+                values: NDArray[np.float32] = file.get_tensor(part.name)
+                # the sum is finite unless a value is not, or the values are absurd; it needs no mask in memory
+                if not np.isfinite(values.sum(dtype=np.float64)):
+                    raise CheckpointError(
+                        f"the tensor {part.name} in {name} holds NaN or infinity; the training diverged, "
+                        "use an earlier checkpoint"
+                    )
+                weights[part.name] = values
+    except SafetensorError as error:
+        raise CheckpointError(f"{name} is damaged ({display_safe(str(error))}); use an earlier checkpoint") from error
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read ({error.strerror or error}); check the folder") from error
+    return weights
