@@ -12,10 +12,9 @@ from nanochat_tui.cli.options import JsonOption
 from nanochat_tui.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from nanochat_tui.export import ExportReport, LogitsAgreement
 
-    from nanochat_tui.export import ExportReport
+_KINDS: tuple[Literal["float", "int8"], ...] = ("float", "int8")
 
 VERIFICATION_TEXT = """use std::collections::HashMap;
 
@@ -53,45 +52,25 @@ def export(
         raise UserError(f"there is no tokenizer at {vocabulary}; give one with --tokenizer")
     gguf.parent.mkdir(parents=True, exist_ok=True)
     report = export_model(checkpoint, gguf, mhc or gguf.with_suffix(".mhc"), vocabulary, embedding, ternary)
-    reference = _checkpoint_logits(checkpoint, gguf, embedding)
-    if reference is not None:
-        report = report.with_logits(reference, _engine_logits(gguf))
+    report = report.with_logits(*_compare(checkpoint, gguf, embedding))
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
     else:
         _print(report)
 
 
-def _engine_logits(gguf: Path) -> NDArray[np.float32]:
+def _compare(checkpoint: Path, gguf: Path, embedding: str) -> tuple[LogitsAgreement, LogitsAgreement]:
+    """Run the file on the engine and the checkpoint in NumPy, with float and with int8 activations."""
     from nanochat_tui.engine.model import load
-
-    model = load(gguf, kv="f32")
-    return model.logits(model.encode(VERIFICATION_TEXT)[: model.config.context_length])
-
-
-def _checkpoint_logits(checkpoint: Path, gguf: Path, embedding: str) -> NDArray[np.float32] | None:
-    """Logits of the trainer's own forward pass; None, with a note, without PyTorch or where it rounds otherwise."""
-    try:
-        import torch
-    except ImportError:
-        typer.echo("note: without PyTorch the logits were not compared; weights were, bit for bit", err=True)
-        return None
-    if embedding != "Q8_0":
-        typer.echo(
-            "note: the trainer rounds its table to Q8_0, so logits were not compared with an F16 table", err=True
-        )
-        return None
-    from nanochat_tui.engine.model import load
-    from nanochat_tui.export import load_checkpoint
-    from nanochat_tui.train.model import NanochatModel
+    from nanochat_tui.export import compare_logits, load_checkpoint, reference_logits
 
     config, weights = load_checkpoint(checkpoint)
-    model = NanochatModel(config)
-    model.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
-    ids = load(gguf).encode(VERIFICATION_TEXT)[: config.context_length]
-    with torch.no_grad():
-        logits: NDArray[np.float32] = model.logits(torch.tensor([ids]))[0].numpy()
-    return logits
+    exact, rounded = (load(gguf, kv="f32", activations=kind) for kind in _KINDS)
+    ids = rounded.encode(VERIFICATION_TEXT)[: config.context_length]
+    return (
+        compare_logits(reference_logits(config, weights, ids, embedding, int8=False), exact.logits(ids)),
+        compare_logits(reference_logits(config, weights, ids, embedding), rounded.logits(ids)),
+    )
 
 
 def _print(report: ExportReport) -> None:
@@ -104,9 +83,9 @@ def _print(report: ExportReport) -> None:
         f"{report.ternary_tensors} ternary tensors, {report.ternary_weights:,} weights equal bit for bit, "
         f"{report.zero_share:.1%} zeros; table rounded to {report.table_type} at {report.table_relative_rms:.2%} rms"
     )
-    if report.logits:
-        found = report.logits
+    if report.logits and report.logits_int8:
         typer.echo(
-            f"logits of {found.tokens} tokens: rms difference {found.relative_rms:.3%} of their deviation, "
-            f"largest {found.max_difference:.4f}, same top token {found.same_top:.1%}"
+            f"logits of {report.logits.tokens} tokens against the checkpoint: largest difference "
+            f"{report.logits.max_difference:.1e} with float activations; with int8 ones rms "
+            f"{report.logits_int8.relative_rms:.2%} of their deviation, same top {report.logits_int8.same_top:.1%}"
         )

@@ -3,6 +3,7 @@
 from nanochat_tui.export.checkpoint import load_checkpoint
 from nanochat_tui.export.errors import CheckpointError, ExportError
 from nanochat_tui.export.gguf_export import export_model
+from nanochat_tui.export.reference import reference_logits
 from nanochat_tui.export.verify import ExportReport, LogitsAgreement, compare_logits, verify_export
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "compare_logits",
     "export_model",
     "load_checkpoint",
+    "reference_logits",
     "verify_export",
 ]

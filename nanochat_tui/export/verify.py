@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,13 @@ from nanochat_tui.model.support import require_supported
 from nanochat_tui.model.ternary import ternarise
 from nanochat_tui.model.tokenizer import from_gguf_metadata, load_tokenizer
 
-MAX_RELATIVE_RMS = 0.01
+MAX_DIFFERENCE = 1e-3
+"""Allowed difference of any logit with float activations, where nothing but the order of additions differs."""
+
+MAX_RELATIVE_RMS = 0.02
 """Allowed rms difference of logits over their standard deviation, with int8 activations: a value on a rounding
-border may fall either way, and one that does changes all that follows a little."""
+border may fall either way, and one that does changes all that follows. PyTorch in float32 is as far from PyTorch in
+float64 (1.2 % on the shipped model's held-out prompts, at most 1.8 %)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,6 @@ class LogitsAgreement:
     max_difference: float
     same_top: float
     """Share of positions with the same most likely token."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the two are the same model (written so that NaN is not)."""
-        return self.relative_rms <= MAX_RELATIVE_RMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +67,23 @@ class ExportReport:
     """What rounding the embedding cost: rms difference over rms value."""
     mhc: MhcReport | None
     logits: LogitsAgreement | None = None
-    """Comparison of logits, if one was made; see `with_logits`."""
+    """Comparison of logits with float activations, if one was made; see `with_logits`."""
+    logits_int8: LogitsAgreement | None = None
+    """The same with the int8 activations that the model is run with."""
 
-    def with_logits(self, reference: NDArray[np.float32], engine: NDArray[np.float32]) -> ExportReport:
-        """Return the report with a comparison of logits [tokens, vocab] added.
+    def with_logits(self, exact: LogitsAgreement, rounded: LogitsAgreement) -> ExportReport:
+        """Return the report with comparisons of logits added, with float (`exact`) and int8 activations (`rounded`).
 
-        Raises ExportError if they differ by more than activation rounding explains.
+        Raises ExportError if they differ by more than the order of additions, and rounding, explain.
         """
-        found = compare_logits(reference, engine)
-        if not found.ok:
+        # written so that NaN is not agreement
+        if not (exact.max_difference <= MAX_DIFFERENCE and rounded.relative_rms <= MAX_RELATIVE_RMS):
             raise ExportError(
-                f"{self.gguf_path.name} does not compute what the checkpoint computes: logits differ by "
-                f"{found.relative_rms:.2%} of their deviation, and {MAX_RELATIVE_RMS:.0%} is allowed"
+                f"{self.gguf_path.name} does not compute what the checkpoint computes: logits differ by up to "
+                f"{exact.max_difference:.2g} ({MAX_DIFFERENCE:.0e} is allowed), and with rounded activations by "
+                f"{rounded.relative_rms:.2%} of their deviation ({MAX_RELATIVE_RMS:.0%} is allowed)"
             )
-        return replace(self, logits=found)
+        return replace(self, logits=exact, logits_int8=rounded)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -100,14 +102,8 @@ class ExportReport:
             "zero_share": self.zero_share,
             "bits_per_weight": self.bits_per_weight,
             "table_relative_rms": self.table_relative_rms,
-            "logits": None
-            if self.logits is None
-            else {
-                "tokens": self.logits.tokens,
-                "relative_rms": self.logits.relative_rms,
-                "max_difference": self.logits.max_difference,
-                "same_top": self.logits.same_top,
-            },
+            "logits": None if self.logits is None else asdict(self.logits),
+            "logits_int8": None if self.logits_int8 is None else asdict(self.logits_int8),
         }
 
 

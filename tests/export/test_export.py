@@ -170,12 +170,14 @@ def test_logits_decide(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     reference = rng.standard_normal((8, 50)).astype(np.float32)
     near = reference + 0.001 * rng.standard_normal((8, 50)).astype(np.float32)
-    agreed = report.with_logits(reference, near)
-    assert agreed.logits.relative_rms == pytest.approx(0.001, rel=0.2)
+    exact, rounded = compare_logits(reference, reference + np.float32(1e-4)), compare_logits(reference, near)
+    agreed = report.with_logits(exact, rounded)
+    assert agreed.logits_int8.relative_rms == pytest.approx(0.001, rel=0.2)
     assert agreed.to_json()["logits"]["tokens"] == 8
     for bad in (reference[::-1], reference * np.float32(1.05), np.full_like(reference, np.nan)):
-        with pytest.raises(ExportError, match="does not compute"):
-            report.with_logits(reference, bad)
+        for pair in ((compare_logits(reference, bad), rounded), (exact, compare_logits(reference, bad))):
+            with pytest.raises(ExportError, match="does not compute"):
+                report.with_logits(*pair)
     with pytest.raises(ValueError, match="shapes"):
         compare_logits(reference, reference[1:])
 
