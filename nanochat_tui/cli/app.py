@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import typer
 
-from nanochat_tui.cli import bench, chat, doctor, tui
+from nanochat_tui.cli import bench, chat, doctor, inspect_file, tui
 
-COMMANDS = ("chat", "bench", "doctor", "tui")
+COMMANDS = ("chat", "inspect", "bench", "doctor", "tui")
 _GROUP_OPTIONS = {"--help", "-h", "--version", "-V", "--install-completion", "--show-completion"}
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("tui")(tui.open_tui)
 app.command("chat")(chat.chat)
+app.command("inspect")(inspect_file.inspect)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 

@@ -1,0 +1,62 @@
+"""`nanochat-tui inspect` prints what the inspection room finds, and its exit code says whether all is well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support import TINY, random_records, write_model
+
+from nanochat_tui.cli.app import dispatch
+from nanochat_tui.cli.entry import run
+from nanochat_tui.formats.mhc import write_mhc
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("inspect") / "model.gguf", TINY)
+
+
+def test_json_has_the_promised_keys(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(dispatch, ["inspect", str(model), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    found = json.loads(out)
+    assert found["architecture"] == "nanochat"
+    assert found["parameters"] == TINY.parameters
+    assert found["runs"] is True
+    assert found["reason"] is None
+    assert found["bits_per_weight"] > 0
+    assert set(found["types"]["Q2_0"]) >= {"tensors", "bytes"}
+    assert found["mhc"]["verified"] is True
+    assert (found["mhc"]["streams"], found["mhc"]["records"], found["mhc"]["error"]) == (2, 2 * TINY.n_layers, None)
+    assert "ternary" not in found
+
+
+def test_text_says_the_same_and_more_on_request(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(dispatch, ["inspect", str(model)]) == 0
+    plain = capsys.readouterr().out
+    assert f"{TINY.parameters:,}" in plain
+    assert "verified" in plain
+    assert run(dispatch, ["inspect", str(model), "--metadata", "--ternary"]) == 0
+    more = capsys.readouterr().out
+    assert "nanochat.block_count" in more
+    assert "blk.1.ffn_down.weight" in more
+    assert run(dispatch, ["inspect", str(model), "--ternary", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["ternary"]) == 7 * TINY.n_layers
+
+
+def test_a_sidecar_that_disagrees_is_reported_and_fails(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sidecar = tmp_path / "m.mhc"
+    write_mhc(sidecar, 2, random_records(TINY, seed=9))
+    assert run(dispatch, ["inspect", str(model), "--mhc", str(sidecar), "--json"]) == 2
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["mhc"]["verified"] is False
+    assert found["runs"] is False
+    assert found["reason"]
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
