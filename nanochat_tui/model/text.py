@@ -14,9 +14,7 @@ def spaces_to_tabs(text: str, width: int) -> str:
     """Replace each leading group of `width` spaces of every line by one tab; width 0 changes nothing."""
     if width <= 0:
         return text
-    return re.sub(
-        rf"(?m)^(?: {{{width}}})+", lambda run: "\t" * (len(run.group()) // width), text
-    )
+    return re.sub(rf"(?m)^(?: {{{width}}})+", lambda run: "\t" * (len(run.group()) // width), text)
 
 
 class TabExpander:
@@ -44,8 +42,9 @@ class TabExpander:
                 body = line.lstrip("\t")
                 out.append(" " * (self.width * (len(line) - len(body))))
                 self.at_line_start = not body
-                line = body
-            out.append(line)
+                out.append(body)
+            else:
+                out.append(line)
         return "".join(out)
 
 

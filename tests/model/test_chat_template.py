@@ -26,7 +26,7 @@ def test_tags_leave_no_blank_lines() -> None:
         "{{ bos_token }}\n{% for m in messages %}\n  {% if m.role == 'user' %}\n"
         "U:{{ m.content }}\n  {% endif %}\n{% endfor %}\n"
     )
-    assert render(template, [{"role": "user", "content": "hi"}], bos_token="<s>") == "<s>\nU:hi\n"  # noqa: S106
+    assert render(template, [{"role": "user", "content": "hi"}], bos_token="<s>") == "<s>\nU:hi\n"
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_other_kinds_cannot_be_exported() -> None:
     normalised.normalizer = normalizers.NFC()
     whitespace = small()
     whitespace.pre_tokenizer = pre_tokenizers.Whitespace()
-    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # noqa: S106
+    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     words.decoder = decoders.ByteLevel()
     for tokenizer in (normalised, whitespace, words):
         with pytest.raises(TokenizerError, match="exported"):
@@ -220,4 +220,4 @@ def test_other_kinds_cannot_be_exported() -> None:
     with pytest.raises(TokenizerError, match="outside the vocabulary"):
         to_gguf_metadata(small(), bos=0, eos=259)
     with pytest.raises(TokenizerError, match="spell bytes"):
-        TextCodec(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), None, None, False)  # noqa: S106
+        TextCodec(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), None, None, False)

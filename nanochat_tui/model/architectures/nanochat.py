@@ -32,6 +32,12 @@ class Part:
     role: Role
 
 
+def is_nanochat(metadata: Mapping[str, GGUFValue]) -> bool:
+    """Whether a file says that it is of this architecture."""
+    named = metadata.get("general.architecture")
+    return named is not None and named.value == NAME
+
+
 def to_metadata(config: ModelConfig) -> dict[str, GGUFValue]:
     """Return the keys that describe the model's shape; the inverse of `from_metadata`."""
     return {

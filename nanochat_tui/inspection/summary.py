@@ -1,0 +1,234 @@
+"""What a GGUF file is, said without running it, and whether it can be run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanochat_tui.errors import UserError
+from nanochat_tui.formats.gguf import GGUFFile, GGUFValue, TensorInfo, metadata_int, read_gguf
+from nanochat_tui.inspection.mhc_report import MhcInspection, inspect_mhc
+from nanochat_tui.model.config import ModelConfig
+from nanochat_tui.model.support import require_supported
+from nanochat_tui.model.tokenizer import codec_from_gguf, load_tokenizer
+
+LONGEST_TEXT = 2000
+"""Characters of a metadata text that are reported; chat templates can be longer."""
+ARRAY_SAMPLE = 5
+"""Entries of a metadata array that are reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class TypeUse:
+    """How much of a file is of one tensor type."""
+
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSummary:
+    """The tokenizer inside a file, as its metadata describes it."""
+
+    kind: str
+    pre: str | None
+    tokens: int
+    merges: int
+    bos: int | None
+    eos: int | None
+    add_bos: bool | None
+    chat_template: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description as JSON values."""
+        return {
+            "kind": self.kind,
+            "pre": self.pre,
+            "tokens": self.tokens,
+            "merges": self.merges,
+            "bos": self.bos,
+            "eos": self.eos,
+            "add_bos": self.add_bos,
+            "chat_template": self.chat_template,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a file is. Texts from the file are as they are there; escape them before showing them on a terminal."""
+
+    path: Path | None
+    bytes: int
+    version: int
+    name: str | None
+    architecture: str | None
+    parameters: int
+    bits_per_weight: float
+    """Bits of tensor data per parameter."""
+    types: dict[str, TypeUse]
+    tensors: tuple[TensorInfo, ...]
+    metadata: dict[str, Any]
+    """The file's keys; long texts are cut, and arrays given by type, length and first entries."""
+    tokenizer: TokenizerSummary | None
+    context_length: int | None
+    config: ModelConfig | None
+    """The model's shape, if it can be run."""
+    mhc: MhcInspection | None
+    reason: str | None
+    """Why the file cannot be run, in one sentence; None if it can."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether this version can run the file."""
+        return self.reason is None
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the file or its sidecar, as opposed to not supported; a command exits with 2 for it."""
+        return None if self.mhc is None else self.mhc.error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `inspect --json` prints."""
+        return {
+            "path": None if self.path is None else str(self.path),
+            "bytes": self.bytes,
+            "gguf_version": self.version,
+            "name": self.name,
+            "architecture": self.architecture,
+            "parameters": self.parameters,
+            "bits_per_weight": self.bits_per_weight,
+            "types": {
+                name: {"tensors": use.tensors, "bytes": use.bytes, "parameters": use.parameters}
+                for name, use in self.types.items()
+            },
+            "context_length": self.context_length,
+            "tokenizer": None if self.tokenizer is None else self.tokenizer.to_json(),
+            "mhc": None if self.mhc is None else self.mhc.to_json(),
+            "runs": self.runs,
+            "reason": self.reason,
+            "metadata": self.metadata,
+        }
+
+
+def inspect_file(path: Path | str, mhc: Path | None = None, tokenizer: Path | None = None) -> Summary:
+    """Say what a GGUF file is. Optional: a `.mhc` sidecar and a `tokenizer.json` that would be used with it.
+
+    Raises FormatError if the file cannot be read or is not sound GGUF. Everything else that is wrong, or not
+    supported, is part of what is found.
+    """
+    with read_gguf(path) as file:
+        return summarise(file, mhc, tokenizer)
+
+
+def summarise(file: GGUFFile, mhc: Path | None = None, tokenizer: Path | None = None) -> Summary:
+    """Say what an open GGUF file is; see `inspect_file`."""
+    infos = tuple(file.tensors.values())
+    parameters = sum(info.elements for info in infos)
+    uses: dict[str, list[TensorInfo]] = {}
+    for info in infos:
+        uses.setdefault(info.type.name, []).append(info)
+    found = inspect_mhc(file, mhc)
+    config, reason = _runs(file, tokenizer)
+    if reason is None and found is not None:
+        reason = found.error
+    architecture = _text(file, "general.architecture")
+    return Summary(
+        path=file.path,
+        bytes=file.size,
+        version=file.version,
+        name=_text(file, "general.name"),
+        architecture=architecture,
+        parameters=parameters,
+        bits_per_weight=8 * sum(info.nbytes for info in infos) / parameters if parameters else 0.0,
+        types={
+            name: TypeUse(len(group), sum(i.elements for i in group), sum(i.nbytes for i in group))
+            for name, group in sorted(uses.items(), key=lambda item: -sum(i.nbytes for i in item[1]))
+        },
+        tensors=infos,
+        metadata={key: _plain(value) for key, value in file.metadata.items()},
+        tokenizer=_tokenizer(file),
+        context_length=_number(file, f"{architecture}.context_length"),
+        config=config if reason is None else None,
+        mhc=found,
+        reason=reason,
+    )
+
+
+def _runs(file: GGUFFile, tokenizer: Path | None) -> tuple[ModelConfig | None, str | None]:
+    """Return the model's shape, or why it cannot be run."""
+    try:
+        config = require_supported(file)
+        codec = codec_from_gguf(file.metadata, None if tokenizer is None else load_tokenizer(tokenizer))
+    except UserError as error:
+        return None, str(error)
+    size = codec.tokenizer.get_vocab_size(with_added_tokens=True)
+    if size > config.vocab_size:
+        return (
+            None,
+            f"the tokenizer has {size} tokens and the model only {config.vocab_size}; they do not belong together",
+        )
+    return config, None
+
+
+def _value(file: GGUFFile, key: str) -> Any:
+    found = file.metadata.get(key)
+    return None if found is None else found.value
+
+
+def _text(file: GGUFFile, key: str) -> str | None:
+    value = _value(file, key)
+    return value if isinstance(value, str) else None
+
+
+def _number(file: GGUFFile, key: str) -> int | None:
+    try:
+        found = metadata_int(file.metadata, key, -1, maximum=2**63)
+    except UserError:
+        return None
+    return found if found >= 0 else None
+
+
+def _length(file: GGUFFile, key: str) -> int:
+    value = _value(file, key)
+    return len(value) if isinstance(value, list | np.ndarray) else 0
+
+
+def _tokenizer(file: GGUFFile) -> TokenizerSummary | None:
+    kind = _text(file, "tokenizer.ggml.model")
+    if kind is None:
+        return None
+    add_bos = _value(file, "tokenizer.ggml.add_bos_token")
+    return TokenizerSummary(
+        kind=kind,
+        pre=_text(file, "tokenizer.ggml.pre"),
+        tokens=_length(file, "tokenizer.ggml.tokens"),
+        merges=_length(file, "tokenizer.ggml.merges"),
+        bos=_number(file, "tokenizer.ggml.bos_token_id"),
+        eos=_number(file, "tokenizer.ggml.eos_token_id"),
+        add_bos=add_bos if isinstance(add_bos, bool) else None,
+        chat_template=_text(file, "tokenizer.chat_template") is not None,
+    )
+
+
+def _plain(value: GGUFValue) -> Any:
+    """Return a metadata value as JSON can hold it."""
+    content = value.value
+    if isinstance(content, list | np.ndarray):
+        first = [_scalar(item) for item in content[:ARRAY_SAMPLE]]
+        return {"type": value.type_name, "length": len(content), "first": first}
+    return _scalar(content)
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        return value[:LONGEST_TEXT] + "…"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no NaN
+    return value

@@ -1,0 +1,107 @@
+"""An inspection as lines of plain text, safe to print on a terminal."""
+
+from __future__ import annotations
+
+from nanochat_tui.errors import display_safe
+from nanochat_tui.inspection.mhc_report import MhcInspection
+from nanochat_tui.inspection.summary import Summary
+from nanochat_tui.inspection.ternary_stats import TernaryStatistics, total
+
+_MIB = 1 << 20
+
+
+def summary_lines(summary: Summary, metadata: bool = False) -> list[str]:
+    """Return what a file is, for people; `metadata` adds every key of the file."""
+    lines = [
+        _row("file", display_safe(str(summary.path)) if summary.path else "(bytes)"),
+        _row("size", f"{summary.bytes:,} bytes ({summary.bytes / _MIB:.1f} MiB), GGUF version {summary.version}"),
+        _row("name", display_safe(summary.name or "none")),
+        _row("architecture", display_safe(summary.architecture or "none")),
+        _row("parameters", f"{summary.parameters:,} at {summary.bits_per_weight:.2f} bits"),
+    ]
+    data = max(1, sum(use.bytes for use in summary.types.values()))
+    for index, (name, use) in enumerate(summary.types.items()):
+        held = f"{use.tensors} tensors, {use.parameters:,} weights, {use.bytes:,} bytes ({use.bytes / data:.0%})"
+        lines.append(_row("" if index else "types", f"{display_safe(name)}: {held}"))
+    if summary.config is not None:
+        c = summary.config
+        lines.append(
+            _row(
+                "shape",
+                f"{c.n_layers} blocks of width {c.dim}, {c.n_heads} heads ({c.n_kv_heads} for keys and values), "
+                f"feed-forward {c.hidden_dim}, {'tied' if c.tied else 'own'} head",
+            )
+        )
+    if summary.context_length is not None:
+        lines.append(_row("context", f"{summary.context_length:,} tokens"))
+    tokenizer = summary.tokenizer
+    if tokenizer is not None:
+        kind = display_safe(tokenizer.kind) + (f" ({display_safe(tokenizer.pre)})" if tokenizer.pre else "")
+        template = ", with a chat template" if tokenizer.chat_template else ""
+        lines.append(_row("tokenizer", f"{kind}, {tokenizer.tokens:,} tokens{template}"))
+    if summary.mhc is not None:
+        lines += mhc_lines(summary.mhc)
+    lines.append(_row("runs", "yes" if summary.reason is None else f"no: {summary.reason}"))
+    if metadata:
+        lines += ["", "metadata"]
+        lines += [f"  {display_safe(key)} = {_shown(value)}" for key, value in summary.metadata.items()]
+    return lines
+
+
+def mhc_lines(found: MhcInspection) -> list[str]:
+    """Return the verification of mHC records, for people."""
+    if found.error is not None:
+        return [_row("mHC", f"NOT VERIFIED: {found.error}")]
+    lines = [_row("mHC", f"verified: {found.records} records over {found.streams} streams (version {found.version})")]
+    report = found.report
+    if report is None:
+        return lines
+    rows, columns = report.max_row_error, report.max_column_error
+    lines += [
+        _row("", f"rows and columns of the mixing sum to 1 within {max(rows, columns):.1e}"),
+        _row(
+            "",
+            "composed over depth within "
+            f"{max(report.composed_row_error, report.composed_column_error):.1e}; "
+            f"{report.stream_memory:.1%} of a difference between streams survives",
+        ),
+        _row(
+            "",
+            f"real gain {report.gain_per_sublayer:.2f} per sub-layer with reading and writing "
+            f"(a plain residual has 2), largest {float(report.gains.max(initial=0.0)):.2f}",
+        ),
+    ]
+    if not report.alive:
+        lines.append(_row("", "the streams stay equal for ever, so the mixing has no effect (written alike to all)"))
+    return lines
+
+
+def ternary_lines(parts: list[TernaryStatistics]) -> list[str]:
+    """Return a table of trit statistics, a line per tensor and one for all."""
+    if not parts:
+        return ["no ternary tensors"]
+    width = min(40, max(len(part.name) for part in parts))
+    lines = [f"{'tensor':<{width}}      -1       0      +1   bits  dead rows  scale 5% .. median .. 95%"]
+    for part in [*parts, total(parts)]:
+        minus, zero, plus, two = part.shares
+        q = part.scale_quantiles
+        scales = f"{q[1]:.3g} .. {q[3]:.3g} .. {q[5]:.3g}" if q else ""
+        extra = f"  +2: {two:.1%}" if two else ""
+        extra += f"  {part.bad_scales} bad scales" if part.bad_scales else ""
+        lines.append(
+            f"{display_safe(part.name)[:width]:<{width}}  {minus:6.1%}  {zero:6.1%}  {plus:6.1%}  {part.entropy:5.3f}"
+            f"  {part.dead_rows:>9}  {scales}{extra}".rstrip()
+        )
+    return lines
+
+
+def _row(label: str, text: str) -> str:
+    return f"{label:<13} {text}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        first = ", ".join(display_safe(repr(item), 40) for item in value["first"])
+        more = ", …" if value["length"] > len(value["first"]) else ""
+        return f"{value['type']} of {value['length']:,}: {first}{more}"
+    return display_safe(str(value), 120)
