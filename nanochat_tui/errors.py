@@ -15,7 +15,6 @@ class UserError(Exception):
 def display_safe(text: str, limit: int = 200) -> str:
     """Return untrusted text with control and format characters escaped, cut to `limit` characters."""
     shown = "".join(
-        c if not unicodedata.category(c).startswith("C") else c.encode("unicode_escape").decode()
-        for c in text[:limit]
+        c if not unicodedata.category(c).startswith("C") else c.encode("unicode_escape").decode() for c in text[:limit]
     )
     return shown + "…" if len(text) > limit else shown
