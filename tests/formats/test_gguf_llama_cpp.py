@@ -15,6 +15,7 @@ import pytest
 
 from nanochat_tui.formats.gguf import read_gguf, write_gguf
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES
+from nanochat_tui.model.shipped import shipped_model
 
 pytestmark = pytest.mark.peer
 
@@ -67,10 +68,8 @@ def ggml() -> Any:
     return library
 
 
-def test_llama_cpp_reads_what_we_write(ggml: Any, tmp_path: Path) -> None:
-    path = tmp_path / "ours.gguf"
-    metadata = samples.metadata()
-    write_gguf(path, metadata, samples.tensors(MAINLINE))
+def _same_as_llama_cpp(ggml: Any, path: Path) -> None:
+    """Compare keys and every tensor's name, type, offset and size as llama.cpp and we read them."""
     file = ggml.gguf_init_from_file(os.fsencode(path), _Parameters(True, None))
     assert file, "llama.cpp refuses the file"
     try:
@@ -82,7 +81,7 @@ def test_llama_cpp_reads_what_we_write(ggml: Any, tmp_path: Path) -> None:
                 (ggml.gguf_get_key(file, i).decode(), ggml.gguf_get_kv_type(file, i))
                 for i in range(ggml.gguf_get_n_kv(file))
             ]
-            assert keys == [(key, value.type) for key, value in metadata.items()]
+            assert keys == [(key, value.type) for key, value in ours.metadata.items()]
             tensors = [
                 (
                     ggml.gguf_get_tensor_name(file, i).decode(),
@@ -95,6 +94,18 @@ def test_llama_cpp_reads_what_we_write(ggml: Any, tmp_path: Path) -> None:
             assert tensors == [(t.name, t.type.id, t.offset, t.nbytes) for t in ours.tensors.values()]
     finally:
         ggml.gguf_free(file)
+
+
+def test_llama_cpp_reads_what_we_write(ggml: Any, tmp_path: Path) -> None:
+    path = tmp_path / "ours.gguf"
+    write_gguf(path, samples.metadata(), samples.tensors(MAINLINE))
+    _same_as_llama_cpp(ggml, path)
+
+
+def test_llama_cpp_reads_the_shipped_model(ggml: Any) -> None:
+    path = shipped_model()
+    assert path is not None
+    _same_as_llama_cpp(ggml, path)
 
 
 @pytest.mark.parametrize("name", ["Q2_0", "TQ1_0", "TQ2_0", "Q8_0"])
