@@ -51,6 +51,7 @@ async def say(pilot: Pilot[None], app: NanochatApp, text: str) -> None:
 
 
 async def completion(pilot: Pilot[None], app: NanochatApp) -> None:
+    app.chat.max_tokens = 160
     await say(pilot, app, "/// A point in the plane.\n#[derive(Debug, Clone, Copy, PartialEq)]\npub struct Point {")
 
 
