@@ -2,7 +2,9 @@
 
 The file's name is a hash of everything that decides what the code does: the sources of kernels and emitter,
 the versions of Numba and LLVM, processor and instruction set. So an update never meets old code, and Numba
-is imported only when there is something to compile.
+is imported only when there is something to compile. Python and the code share tables by position, so code of any
+other sources than those this process runs would end it: the sources are read once, on import, and whoever compiles
+proves that it compiled these.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat_tui.engine.dispatch import KernelInfo, cpu_feature_text, cpu_name
+from nanochat_tui.errors import UserError
 
 if TYPE_CHECKING:
     from nanochat_tui.engine.simd.library import Target
@@ -34,7 +36,6 @@ _loaded: dict[tuple[str, int], Entry] = {}
 _lock = threading.Lock()
 
 
-@cache
 def _sources_hash() -> str:
     digest = hashlib.sha256()
     here = Path(__file__).parent
@@ -43,9 +44,18 @@ def _sources_hash() -> str:
     return digest.hexdigest()
 
 
+SOURCES = _sources_hash()
+"""Hash of the sources as they were when this process imported them."""
+
+
+def _require_same_sources() -> None:
+    if _sources_hash() != SOURCES:
+        raise UserError("the program's files have changed since it was started, as in an update; start it again")
+
+
 def _file_name(kernel: KernelInfo, group: int) -> str:
     parts = (
-        _sources_hash(),
+        SOURCES,
         version("numba"),
         version("llvmlite"),
         platform.python_version(),
@@ -92,9 +102,16 @@ def cache_directory() -> Path | None:
 def _read(path: Path) -> bytes | None:
     """Return the object code in a cache file, or None if it is absent or damaged."""
     try:
-        data = path.read_bytes()
+        return _unsealed(path.read_bytes())
     except OSError:
         return None
+
+
+def _sealed(code: bytes) -> bytes:
+    return hashlib.sha256(code).digest() + code
+
+
+def _unsealed(data: bytes) -> bytes | None:
     code = data[_DIGEST:]
     return code if hashlib.sha256(code).digest() == data[:_DIGEST] else None
 
@@ -103,25 +120,37 @@ def _write(path: Path, code: bytes) -> None:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(code).digest() + code)
+            file.write(_sealed(code))
         Path(temporary).replace(path)
     except OSError:
         pass  # a full disk costs the next start a few seconds, nothing else
 
 
 def _compile(kernel: KernelInfo, group: int, target: Target) -> bytes:
-    """Compile in a child process: Numba holds the interpreter lock for seconds, and an application would freeze."""
+    """Compile in a child process: Numba holds the interpreter lock for seconds, and an application would freeze.
+
+    Raises UserError if the sources on disk are no longer those of this process.
+    """
+    _require_same_sources()
     if sys.executable:
-        command = [sys.executable, "-m", "nanochat_tui.engine.compile_cache", kernel.name, str(group)]
+        # -P: the working directory may be a checkout of another version, and must not be imported from
+        command = [sys.executable, "-P", "-m", "nanochat_tui.engine.compile_cache", kernel.name, str(group), SOURCES]
         path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
         child = subprocess.run(
             command, capture_output=True, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}, check=False
         )
-        if child.returncode == 0 and child.stdout:
-            return child.stdout
+        code = _unsealed(child.stdout)
+        if child.returncode == 0 and code is not None:
+            return code
+    return _build(target)
+
+
+def _build(target: Target) -> bytes:
     from nanochat_tui.engine.kernels.program import build_program
 
-    return build_program(target)
+    code = build_program(target)
+    _require_same_sources()
+    return code
 
 
 def _target(kernel_name: str, group: int) -> Target:
@@ -134,7 +163,8 @@ def _target(kernel_name: str, group: int) -> Target:
 def load_entry(kernel: KernelInfo, group: int, progress: Progress | None = None) -> Entry:
     """Return the program's entry for a kernel and a group size, compiling it if it is not in the cache.
 
-    progress: called with one line before anything that takes seconds. The entry takes six int64 (see
+    progress: called with one line before anything that takes seconds. Raises UserError if it cannot be compiled
+    because the program's files have changed since they were imported. The entry takes six int64 (see
     `kernels.program.work`) and releases the interpreter lock while it runs.
     """
     from nanochat_tui.engine.simd.library import ENTRY_ARGUMENTS, ENTRY_NAME, load_object
@@ -160,6 +190,6 @@ def load_entry(kernel: KernelInfo, group: int, progress: Progress | None = None)
 
 
 if __name__ == "__main__":
-    from nanochat_tui.engine.kernels.program import build_program
-
-    sys.stdout.buffer.write(build_program(_target(sys.argv[1], int(sys.argv[2]))))
+    if sys.argv[3] != SOURCES:
+        sys.exit("these are other sources than the caller's")
+    sys.stdout.buffer.write(_sealed(_build(_target(sys.argv[1], int(sys.argv[2])))))
