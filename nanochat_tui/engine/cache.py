@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_tui.engine.packing import aligned, round_up
+from nanochat_tui.errors import UserError
 from nanochat_tui.model.config import ModelConfig
 
 CacheType = Literal["f16", "f32"]
@@ -18,7 +19,8 @@ BLOCK = 16
 class KVCache:
     """Keys [layer][kv head][block of 16 positions][head_dim][16], values [layer][kv head][position][padded head_dim].
 
-    `positions` is the capacity asked for; memory is reserved at once and used as it is written.
+    `positions` is the capacity asked for; memory is reserved at once and used as it is written. Raises UserError
+    if it cannot be reserved.
     """
 
     def __init__(self, config: ModelConfig, positions: int, kind: CacheType = "f16") -> None:
@@ -28,8 +30,13 @@ class KVCache:
         rows = round_up(positions, BLOCK)
         padded = round_up(config.head_dim, BLOCK)
         shape = (config.n_layers, config.n_kv_heads)
-        self.keys: NDArray[Any] = aligned((*shape, rows // BLOCK, config.head_dim, BLOCK), dtype)
-        self.values: NDArray[Any] = aligned((*shape, rows, padded), dtype)
+        try:
+            self.keys: NDArray[Any] = aligned((*shape, rows // BLOCK, config.head_dim, BLOCK), dtype)
+            self.values: NDArray[Any] = aligned((*shape, rows, padded), dtype)
+        except MemoryError as error:
+            raise UserError(
+                f"there is not enough memory for a context of {positions} tokens; choose a smaller one"
+            ) from error
 
     @property
     def rows(self) -> int:

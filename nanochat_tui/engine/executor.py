@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from nanochat_tui.model.config import ModelConfig
 
 CHUNK = 128
 """Most tokens per job: a multiple of every kernel's tile, few enough that cancelling is not felt."""
+ROPE_POSITIONS = 1024
+"""Positions of RoPE's table at first; it grows with what is used, not with what a file claims."""
 SLACK = 64
 """Floats behind a buffer whose last row may be read in whole vectors."""
 
@@ -34,6 +38,18 @@ def rope_table(positions: int, head_dim: int, theta: float) -> NDArray[np.float3
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     angles = np.arange(positions)[:, None] * frequencies
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+_alive: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for executor in _alive:
+        executor.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Executor:
@@ -51,7 +67,7 @@ class Executor:
         as_float: bool,
     ) -> None:
         self.config = config
-        self._buffers: list[NDArray[Any]] = []
+        self._buffers: dict[object, NDArray[Any]] = {}
         self._lock = threading.Lock()
         self._model = self._keep(np.zeros(s.MODEL_SLOTS, np.int64))
         self._job = self._keep(np.zeros(s.JOB_SLOTS, np.int64))
@@ -69,16 +85,18 @@ class Executor:
         tables = (self._model, self._job, layers, self._threads)
         addresses = tuple(t.ctypes.data for t in tables)
         self._pool = Pool(entry, threads, self._control, addresses, self._buffers)  # type: ignore[arg-type]
+        _alive.add(self)
 
-    def _keep(self, array: NDArray[Any]) -> NDArray[Any]:
-        self._buffers.append(array)
+    def _keep(self, array: NDArray[Any], name: object = None) -> NDArray[Any]:
+        """Keep a buffer as long as the model; one with a name replaces the last of that name."""
+        self._buffers[len(self._buffers) if name is None else name] = array
         return array
 
-    def _address(self, array: NDArray[Any]) -> int:
-        return int(self._keep(array).ctypes.data)
+    def _address(self, array: NDArray[Any], name: object = None) -> int:
+        return int(self._keep(array, name).ctypes.data)
 
-    def _floats(self, count: int, fill: float | None = None) -> int:
-        return self._address(aligned(count + SLACK, np.float32, fill))
+    def _floats(self, count: int, fill: float | None = None, name: object = None) -> int:
+        return self._address(aligned(count + SLACK, np.float32, fill), name)
 
     def _fill_shape(self, threads: int, tile: int, as_float: bool) -> None:
         c, m, group = self.config, self._model, self._weights.group
@@ -150,33 +168,38 @@ class Executor:
             row[s.SCALE] = self._floats(CHUNK, 0.0)
             row[s.HEAD_OUT] = self._floats(self._queries * int(m[s.HEAD_PADDED]))
 
-    def _reserve_positions(self, rows: int) -> None:
-        """Make RoPE's table and the threads' score buffers reach `rows` positions."""
-        if rows > self._rope_rows:
-            table = rope_table(rows, self.config.head_dim, self.config.rope_theta)
-            self._model[s.ROPE_TABLE] = self._address(aligned(table.shape, np.float32))
-            self._buffers[-1][...] = table
-            self._rope_rows = rows
+    def _reserve(self, positions: int, rows: int) -> None:
+        """Make RoPE's table reach `positions`, and the threads' score buffers all `rows` of a cache."""
+        # the old sizes are forgotten first: whatever interrupts this, the next job does it again
+        if positions > self._rope_rows:
+            self._rope_rows = 0
+            count = min(rows, max(2 * positions, ROPE_POSITIONS))
+            table = rope_table(count, self.config.head_dim, self.config.rope_theta)
+            kept = self._keep(aligned(table.shape, np.float32), "rope")
+            kept[...] = table
+            self._model[s.ROPE_TABLE] = kept.ctypes.data
+            self._rope_rows = count
         if rows > self._score_rows:
-            for thread in self._threads:
-                thread[s.SCORES] = self._floats(self._queries * rows)
+            self._score_rows = 0
+            for number, thread in enumerate(self._threads):
+                thread[s.SCORES] = self._floats(self._queries * rows, name=("scores", number))
             self._score_rows = rows
 
     def _set_cache(self, cache: KVCache) -> None:
         j = self._job
-        self._reserve_positions(cache.rows)
         j[s.KEYS], j[s.VALUES] = cache.keys.ctypes.data, cache.values.ctypes.data
         j[s.KEY_STRIDE], j[s.HEAD_KEY_STRIDE] = cache.keys.strides[0], cache.keys.strides[1]
         j[s.VALUE_STRIDE], j[s.HEAD_VALUE_STRIDE] = cache.values.strides[0], cache.values.strides[1]
         j[s.HALF_CACHE] = int(cache.half)
 
-    def _set_tokens(self, cache: KVCache, ids: NDArray[np.int64], position: int, want: int) -> None:
+    def _set_tokens(self, cache: KVCache, ids: NDArray[np.int64], position: int, want: int, steps: int = 1) -> None:
         if not 0 < len(ids) <= CHUNK:
             raise ValueError(f"a job takes 1 to {CHUNK} tokens, not {len(ids)}")
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise ValueError("a token id is outside the vocabulary")
         if position < 0 or position + len(ids) > cache.positions:
             raise ValueError("the tokens do not fit into the cache")
+        self._reserve(position + len(ids) + steps - 1, cache.rows)
         self._set_cache(cache)
         j = self._job
         j[s.TOKENS], j[s.COUNT], j[s.POSITION], j[s.WANT] = ids.ctypes.data, len(ids), position, want
@@ -205,12 +228,18 @@ class Executor:
         if not 0 < steps <= draw.capacity or position + len(ids) + steps - 1 > cache.positions:
             raise ValueError("the tokens to generate do not fit into the cache")
         with self._lock:
-            self._set_tokens(cache, ids, position, s.WANT_SAMPLES)
+            self._set_tokens(cache, ids, position, s.WANT_SAMPLES, steps)
             self._job[s.STEPS] = steps
             draw.fill(self._job)
             self._pool.run()
             return draw.take(self._job)
 
+    def after_fork(self) -> None:
+        """Begin anew in a child process, whatever another thread was doing in the parent."""
+        self._lock = threading.Lock()
+        self._pool.after_fork()
+
     def close(self) -> None:
-        """End the worker threads."""
-        self._pool.close()
+        """End the worker threads, after the job that is running; later jobs are refused with UserError."""
+        with self._lock:
+            self._pool.close()

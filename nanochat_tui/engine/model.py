@@ -30,6 +30,8 @@ __all__ = ["Generation", "Model", "Token", "load"]
 
 Activations = Literal["int8", "float"]
 MAX_THREADS = 256
+MAX_CONTEXT = 1 << 20
+"""Longest context that is believed; a damaged number would reserve memory for it."""
 
 
 class Generation(Iterator[Token]):
@@ -102,8 +104,11 @@ class Model:
 
         Raises UserError if the sequence is empty, longer than the context or has an id outside the vocabulary.
         """
-        tokens = np.ascontiguousarray(ids, dtype=np.int64).reshape(-1)
         limit, vocab = self.config.context_length, self.config.vocab_size
+        try:
+            tokens = np.ascontiguousarray(ids, dtype=np.int64).reshape(-1)
+        except OverflowError as error:
+            raise UserError(f"a token id is outside the vocabulary of {vocab}") from error
         if not 0 < len(tokens) <= limit:
             raise UserError(f"logits are computed for 1 to {limit} tokens, not {len(tokens)}")
         if tokens.min() < 0 or tokens.max() >= vocab:
@@ -153,7 +158,7 @@ class Model:
         return Generation(session, tokens)
 
     def close(self) -> None:
-        """End the worker threads; the model cannot be used afterwards."""
+        """End the worker threads; the model cannot be used afterwards, and a reply in progress ends with UserError."""
         self.executor.close()
 
 
@@ -197,7 +202,17 @@ def load(
         progress(f"reading {display_safe(file_path.name)}")
     with read_gguf(file_path) as file:
         config = require_supported(file)
+        if config.context_length > MAX_CONTEXT:
+            raise UserError(
+                f"the file claims a context of {config.context_length} tokens, and this version runs at most "
+                f"{MAX_CONTEXT}; export it again with a smaller one"
+            )
         codec = codec_from_gguf(file.metadata, load_tokenizer(Path(tokenizer)) if tokenizer else None)
+        tokens = codec.tokenizer.get_vocab_size()
+        if tokens > config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {tokens} tokens and the model only {config.vocab_size}; they do not belong together"
+            )
         as_float = activations == "float"
         sidecar = Path(mhc) if mhc else None
         weights: Weights = load_weights(file, config, as_float=as_float, bias=isa.q8_bias, mhc=sidecar)

@@ -9,6 +9,7 @@ Rows that fill up the last block are zero. Ternary codes and scales never become
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ ALIGNMENT = 64
 
 def aligned(shape: int | tuple[int, ...], dtype: Any, fill: float | None = None) -> NDArray[Any]:
     """Return an array that begins on a cache line, uninitialised or filled."""
-    count = int(np.prod(shape))
+    count = math.prod(shape) if isinstance(shape, tuple) else shape
     kind = np.dtype(dtype)
     raw = np.empty(count * kind.itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT

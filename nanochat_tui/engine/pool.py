@@ -6,7 +6,6 @@ inside compiled code (a conversation's next token comes at once), then sleep in 
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from nanochat_tui.engine.compile_cache import Entry
 from nanochat_tui.engine.kernels import slots as s
+from nanochat_tui.errors import UserError
 
 
 class _Shared:
@@ -66,28 +66,50 @@ class Pool:
     ) -> None:
         self._shared = _Shared(entry, control, tables, keep)
         self._threads = threads
-        self._process = -1
+        self._started = False
         self._close = weakref.finalize(self, _close, self._shared)
+        # at exit a thread may be in a job: without its workers it would never come out
+        self._close.atexit = False
 
     def _start(self) -> None:
-        # first use, or first use after a fork, which leaves the workers behind in the parent
-        self._process = os.getpid()
-        control = self._shared.control
-        control[:] = 0
-        for number in range(1, self._threads):
-            name = f"nanochat-engine-{number}"
-            threading.Thread(target=_worker, args=(self._shared, number, 0), name=name, daemon=True).start()
+        self._shared.control[:] = 0
+        try:
+            for number in range(1, self._threads):
+                name = f"nanochat-engine-{number}"
+                threading.Thread(target=_worker, args=(self._shared, number, 0), name=name, daemon=True).start()
+        except RuntimeError as error:
+            self.close()
+            raise UserError(f"the system does not allow {self._threads} threads; load the model with fewer") from error
+        self._started = True
 
     def run(self) -> None:
-        """Run the job in the tables on all threads. One caller at a time."""
+        """Run the job in the tables on all threads. One caller at a time, and none while `close` runs.
+
+        Raises UserError if the pool was closed or its threads cannot be started.
+        """
         shared = self._shared
-        if self._threads > 1:
-            if self._process != os.getpid():
-                self._start()
+        if shared.closed:
+            raise UserError("the model was closed; load it again")
+        if self._threads == 1:
+            shared.entry(0, 0, *shared.tables)
+            return
+        if not self._started:
+            self._start()
+        control = shared.control
+        try:
             with shared.wake:
-                shared.control[s.SEQUENCE] += 1
+                control[s.SEQUENCE] += 1
                 shared.wake.notify_all()
-        shared.entry(0, 0, *shared.tables)
+            shared.entry(0, 0, *shared.tables)
+        finally:
+            # Ctrl+C may arrive between announcing a job and running it, and the workers wait in it for thread 0
+            if control[s.STARTED] != control[s.SEQUENCE]:
+                shared.entry(0, 0, *shared.tables)
+
+    def after_fork(self) -> None:
+        """Begin anew in a child process: a fork leaves the workers behind, and locks as they happened to be."""
+        self._shared.wake = threading.Condition()
+        self._started = False
 
     def close(self) -> None:
         """Let the workers end; the pool cannot be used afterwards."""

@@ -14,6 +14,9 @@ from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.errors import UserError
 
 MAX_ALTERNATIVES = 1000
+GREEDY_BELOW = 1e-30
+"""Temperatures at which only equal logits still share a draw; their inverse need not fit a float32."""
+MAX_PENALTY = 1e6
 SEED_BITS = 63
 
 
@@ -40,7 +43,11 @@ class Sampling:
             ("top_k", self.top_k >= 0, "must be 0 (no limit) or more"),
             ("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "must be between 0 and 1"),
-            ("repeat_penalty", self.repeat_penalty > 0, "must be above 0 (1 = none)"),
+            (
+                "repeat_penalty",
+                1 / MAX_PENALTY <= self.repeat_penalty <= MAX_PENALTY,
+                f"must be {1 / MAX_PENALTY:g} to {MAX_PENALTY:g} (1 = none)",
+            ),
             ("top_logprobs", 0 <= self.top_logprobs <= MAX_ALTERNATIVES, f"must be 0 to {MAX_ALTERNATIVES}"),
         )
         for name, fine, rule in checks:
@@ -66,6 +73,7 @@ class Draw:
         self.capacity = capacity
         self._seed = secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed % 2**SEED_BITS
         self._drawn = 0
+        self._vocab = vocab
         self._k = min(sampling.top_logprobs, vocab)
         self._ends: NDArray[np.int64] = np.array(sorted(end_ids), np.int64)
         self._ids = np.zeros(capacity, np.int64)
@@ -94,7 +102,9 @@ class Draw:
             return int(np.array(value, np.float32).view(np.uint32))
 
         c = self.sampling
-        job[s.TEMPERATURE_BITS], job[s.TOP_K] = bits(c.temperature), c.top_k
+        hottest = float(np.finfo(np.float32).max)
+        temperature = 0.0 if c.temperature < GREEDY_BELOW else min(c.temperature, hottest)
+        job[s.TEMPERATURE_BITS], job[s.TOP_K] = bits(temperature), min(c.top_k, self._vocab)
         job[s.TOP_P_BITS], job[s.MIN_P_BITS], job[s.PENALTY_BITS] = bits(c.top_p), bits(c.min_p), bits(c.repeat_penalty)
         job[s.SEED], job[s.DRAW], job[s.ALTERNATIVES] = self._seed, self._drawn, self._k
         job[s.OUT_IDS], job[s.OUT_LOGPROBS] = self._ids.ctypes.data, self._logprobs.ctypes.data

@@ -69,6 +69,7 @@ class Session:
         self.finish_reason: FinishReason = "stop"
         self._cache = KVCache(model.config, self.context, kv or model.kv)
         self._ids: list[int] = []
+        self._reply: object = None
 
     @property
     def position(self) -> int:
@@ -116,8 +117,9 @@ class Session:
     ) -> Iterator[Token]:
         """Check the request and return an iterator over the reply's tokens; `finish_reason` is set when it ends.
 
-        A token that ends the text is not handed out, unless text was held back that goes with it. Raises
-        UserError for impossible settings and for a prompt longer than the context.
+        A token that ends the text is not handed out, unless text was held back that goes with it. A reply that begins
+        ends an earlier one of this session that was left unfinished. Raises UserError for impossible settings and
+        for a prompt longer than the context.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed, top_logprobs)
         stops = [stop] if isinstance(stop, str) else list(stop)
@@ -148,6 +150,7 @@ class Session:
     ) -> Iterator[Token]:
         self.stats = Stats()
         self.finish_reason = "length"
+        self._reply = reply = object()
         codec, executor = self.model.codec, self.model.executor
         pending = self._prefill(tokens, cancel)
         if pending is None or cancel.is_set():
@@ -193,7 +196,7 @@ class Session:
                 if index + 1 < len(drawn.ids) and not (text.stopped or last):
                     self._ids.append(token)
                 yield self._token(drawn, index, piece)
-                if text.stopped or last:
+                if text.stopped or last or self._reply is not reply:
                     return
             pending = [drawn.ids[-1]]
             each = seconds / len(drawn.ids) if produced > 1 else BURST_SECONDS / 2

@@ -65,6 +65,8 @@ def work(tid, seen, model, job, layers, threads):
     tables: see `slots`.
     """
     if tid == 0:
+        # the pool looks here for whether the job it announced was begun
+        put(get(model, s.CONTROL), s.STARTED, get(get(model, s.CONTROL), s.SEQUENCE))
         run_job(0, model, job, layers, threads)
         return seen
     while True:

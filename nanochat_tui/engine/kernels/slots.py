@@ -31,7 +31,7 @@ X, MIXED, X8, INIT, SCALE, SCORES, HEAD_OUT, FLOATS = range(8)
 THREAD_SLOTS = 16
 
 # ---- CONTROL: shared between threads, each value on a cache line of its own (64 bytes = 8 slots)
-SEQUENCE, BARRIER_COUNT, BARRIER_GENERATION, CLOSED = 0, 8, 16, 24
+SEQUENCE, BARRIER_COUNT, BARRIER_GENERATION, STARTED = 0, 8, 16, 24
 CONTROL_SLOTS = 32
 
 # ---- JOB: what to run now

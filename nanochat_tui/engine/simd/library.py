@@ -43,7 +43,6 @@ class EmittedKernel:
 
 
 KERNELS: dict[str, EmittedKernel] = {}
-_engines: list[Any] = []
 
 
 def symbol(name: str) -> str:
@@ -141,5 +140,6 @@ def load_object(target: Target, code: bytes, names: list[str]) -> dict[str, int]
     addresses = {name: engine.get_function_address(name) for name in names}
     if not all(addresses.values()):
         raise ValueError("the object code lacks a function")
-    _engines.append(engine)  # owns the code, which is used until the process ends
+    # never disposed of: threads may be in the code when the interpreter shuts down and clears its modules
+    engine.detach()
     return addresses
