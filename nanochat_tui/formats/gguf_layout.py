@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanochat_tui.errors import display_safe
-from nanochat_tui.formats.tensor_types import Q2_0_MEANINGS, TensorType, type_by_id
+from nanochat_tui.formats.tensor_types import TensorType, may_mean_more, meanings, unsized
 
 _MAX_ELEMENTS_PER_BYTE = 16
 """Half a bit per weight: no type of unknown layout that exists is denser."""
@@ -54,18 +54,25 @@ class RawInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class _Placed:
+class Placed:
+    """A tensor with the bytes from its offset to the next one's."""
+
     raw: RawInfo
     elements: int
     span: int
     is_last: bool
 
     def fits(self, kind: TensorType, alignment: int) -> bool:
-        """Whether the span is what this type would take."""
+        """Whether the span is what this type would take; behind the last tensor, more bytes may follow."""
         if self.raw.dims[0] % kind.block_elements:
             return False
-        slack = self.span - kind.nbytes(self.elements)
-        return slack >= 0 and (slack < alignment or self.is_last)
+        return self.is_tight(kind, alignment) or (self.is_last and self.span >= kind.nbytes(self.elements))
+
+    def is_tight(self, kind: TensorType, alignment: int) -> bool:
+        """Whether the span is what this type would take, and no more."""
+        if self.raw.dims[0] % kind.block_elements:
+            return False
+        return 0 <= self.span - kind.nbytes(self.elements) < alignment
 
 
 def resolve(raws: Sequence[RawInfo], data_start: int, file_size: int, alignment: int) -> dict[str, TensorInfo]:
@@ -73,11 +80,14 @@ def resolve(raws: Sequence[RawInfo], data_start: int, file_size: int, alignment:
 
     Returns tensors by name in the order of the table. Raises LayoutError.
     """
-    placed = _place(raws, file_size - data_start, alignment)
-    q2_0 = _meaning_of_42([p for p in placed if p.raw.type_id == 42], alignment)
+    placed = place(raws, file_size - data_start, alignment)
+    by_id: dict[int, list[Placed]] = {}
+    for item in placed:
+        by_id.setdefault(item.raw.type_id, []).append(item)
+    kinds = {type_id: _meaning(type_id, items, alignment) for type_id, items in by_id.items()}
     tensors = {}
     for item in placed:
-        kind = q2_0 if item.raw.type_id == 42 else type_by_id(item.raw.type_id)
+        kind = kinds[item.raw.type_id]
         name = display_safe(item.raw.name)
         nbytes = item.span
         if kind.is_known:
@@ -96,7 +106,7 @@ def resolve(raws: Sequence[RawInfo], data_start: int, file_size: int, alignment:
     return {raw.name: tensors[raw.name] for raw in raws}
 
 
-def _place(raws: Sequence[RawInfo], room: int, alignment: int) -> list[_Placed]:
+def place(raws: Sequence[RawInfo], room: int, alignment: int) -> list[Placed]:
     """Return the tensors by offset, each with its span. Raises LayoutError."""
     ordered = sorted(raws, key=lambda raw: raw.offset)
     if ordered and ordered[0].offset != 0:
@@ -112,37 +122,43 @@ def _place(raws: Sequence[RawInfo], room: int, alignment: int) -> list[_Placed]:
         end = room if is_last else ordered[index + 1].offset
         if end == raw.offset:
             raise LayoutError(f"tensors {name} and {display_safe(ordered[index + 1].name)} overlap")
-        placed.append(_Placed(raw, math.prod(raw.dims), min(end, room) - raw.offset, is_last))
+        placed.append(Placed(raw, math.prod(raw.dims), min(end, room) - raw.offset, is_last))
     return placed
 
 
-def _meaning_of_42(tensors: Sequence[_Placed], alignment: int) -> TensorType:
-    """Return the one meaning of type id 42 that fits all tensors of a file.
+def _meaning(type_id: int, tensors: Sequence[Placed], alignment: int) -> TensorType:
+    """Return the one meaning of a type id that fits all tensors of a file which have it.
 
-    Mainline's groups of 64 take 18 bytes, an older fork's groups of 128 take 34, and Sherry's STQ1_0, which
-    is named and not decoded, 42 per 256. Where tensors are so small that padding hides the difference,
-    mainline's meaning holds. Raises LayoutError for a mix, and for tensors that are none of these.
+    Mainline's Q2_0 takes 18 bytes per 64 weights, an older fork's 34 per 128, and Sherry's STQ1_0 42 per 256: all are
+    42. Where tensors are so small that padding hides the difference, the usual meaning holds. Raises LayoutError for
+    a mix, and for tensors that are none of these unless the id may stand for something that is not known.
     """
-    fitting = [kind for kind in Q2_0_MEANINGS if all(item.fits(kind, alignment) for item in tensors)]
-    if len(fitting) > 1:
-        # a file may go on behind its last tensor, which then fits anything: prefer what leaves nothing over
-        tight = [
-            kind for kind in fitting if all(item.span - kind.nbytes(item.elements) < alignment for item in tensors)
-        ]
-        if not tight:
-            raise LayoutError(
-                "its one tensor of type id 42 is the last and bytes follow it, so its group size cannot be told"
-            )
-        return tight[0]
-    if fitting:
-        return fitting[0]
-    sherry = TensorType(42, "STQ1_0", 0, 0)
-    if all(0 <= item.span - math.ceil(item.elements / 256) * 42 < alignment for item in tensors):
-        return sherry
-    if all(any(item.fits(kind, alignment) for kind in Q2_0_MEANINGS) for item in tensors):
-        raise LayoutError("its Q2_0 tensors (type id 42) are partly in groups of 64 and partly of 128")
-    misfit = next(item for item in tensors if not any(item.fits(kind, alignment) for kind in Q2_0_MEANINGS))
+    kinds = meanings(type_id)
+    if len(kinds) == 1 and not may_mean_more(type_id):
+        return kinds[0]  # what does not fit is damaged, and the caller says how
+    candidates = [kind for kind in kinds if all(item.fits(kind, alignment) for item in tensors)]
+    # a file may go on behind its last tensor, which then fits anything small enough: that alone is no evidence
+    told = [kind for kind in candidates if any(item.is_tight(kind, alignment) for item in tensors)]
+    if len(told) > 1:
+        told = [kind for kind in told if all(item.is_tight(kind, alignment) for item in tensors)]
+    if told:
+        return told[0]
+    some = [kind for kind in kinds if any(item.is_tight(kind, alignment) for item in tensors)]
+    if not some and may_mean_more(type_id):
+        return unsized(type_id)
+    if candidates:
+        raise LayoutError(
+            f"bytes follow its last tensor, of type id {type_id}, so that its type cannot be told "
+            f"({_names(candidates)} would fit)"
+        )
+    misfit = next((item for item in tensors if not any(item.fits(kind, alignment) for kind in kinds)), None)
+    if misfit is None:
+        raise LayoutError(f"its tensors of type id {type_id} are of different types, of {_names(some)}")
     raise LayoutError(
-        f"tensor {display_safe(misfit.raw.name)} of type id 42 has {misfit.span} bytes for {misfit.elements} "
-        "elements, which is neither Q2_0 in groups of 64 nor of 128"
+        f"tensor {display_safe(misfit.raw.name)} of type id {type_id} has {misfit.span} bytes for {misfit.elements} "
+        f"elements, which fits none of {_names(kinds)}"
     )
+
+
+def _names(kinds: Sequence[TensorType]) -> str:
+    return ", ".join(kind.name for kind in kinds)

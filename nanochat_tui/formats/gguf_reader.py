@@ -259,26 +259,32 @@ class GGUFFile:
     def blocks(self, name: str) -> NDArray[np.uint8]:
         """Return a tensor's blocks, uint8 [n_blocks, block_bytes]: a read-only view of the map.
 
-        Blocks of a row are consecutive. Raises FormatError if it is absent or its type's layout is not known.
+        Blocks of a row are consecutive; what follows the last one, `tail` returns.
+        Raises FormatError if it is absent or its type's layout is not known.
         """
         info = self.tensor(name)
         if not info.type.is_known:
-            raise FormatError(
-                f"tensor {display_safe(name)} is of type {info.type.name} (id {info.type.id}), which cannot "
-                "be decoded; use a file of this model in another type"
-            )
-        return self.raw(name).reshape(-1, info.type.block_bytes)
+            raise FormatError(f"tensor {display_safe(name)} is of {info.type.refusal}")
+        end = info.nbytes - info.type.tail_bytes
+        return self.raw(name)[:end].reshape(-1, info.type.block_bytes)
+
+    def tail(self, name: str) -> NDArray[np.uint8]:
+        """Return the bytes behind a tensor's blocks, uint8 [tail_bytes]; most types have none."""
+        info = self.tensor(name)
+        return self.raw(name)[info.nbytes - info.type.tail_bytes :]
 
     def array(self, name: str) -> NDArray[np.float32]:
         """Return a tensor decoded: a new float32 array of its shape. Raises FormatError as `blocks` does."""
         info = self.tensor(name)
-        blocks = self.blocks(name)
+        blocks, tail = self.blocks(name), self.tail(name)
+        if not info.type.is_decodable:
+            raise FormatError(f"tensor {display_safe(name)} is of {info.type.refusal}")
         step = max(1, _DECODE_BYTES // info.type.block_bytes)
         if len(blocks) <= step:
-            return info.type.decode(blocks).reshape(info.shape)
+            return info.type.decode(blocks, tail).reshape(info.shape)
         out = np.empty((len(blocks), info.type.block_elements), dtype=np.float32)
         for start in range(0, len(blocks), step):
-            out[start : start + step] = info.type.decode(blocks[start : start + step])
+            out[start : start + step] = info.type.decode(blocks[start : start + step], tail)
         return out.reshape(info.shape)
 
     def close(self) -> None:

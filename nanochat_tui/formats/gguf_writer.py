@@ -126,7 +126,7 @@ def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, GGUFValue], 
 
 
 def _check_types_survive(contents: Sequence[TensorData], raws: Sequence[RawInfo], size: int, alignment: int) -> None:
-    """Refuse a file whose type id 42 a reader would take for another type than was meant."""
+    """Refuse a file with a type id that a reader would take for another type than was meant."""
     try:
         read_back = resolve(raws, 0, size, alignment)
     except LayoutError as error:
@@ -136,5 +136,5 @@ def _check_types_survive(contents: Sequence[TensorData], raws: Sequence[RawInfo]
         if taken_for != tensor.type:
             raise FormatError(
                 f"tensor {display_safe(tensor.name)} of type {tensor.type.name} would be read back as "
-                f"{taken_for.name}; choose PQ2_0 or Q2_0"
+                f"{taken_for.name}; choose a type whose id has one meaning, such as PQ2_0"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -25,7 +25,10 @@ class TensorType:
 
     `block_elements` numbers take `block_bytes` bytes; both are 0 for a type whose layout is not known (such a
     tensor can be described but not decoded). `decoder` and `encoder` are None where the project has none.
-    `split` and `join` exist for ternary types only.
+    `split` and `join` exist for ternary types with a scale in every block only.
+
+    A type whose numbers depend on something said once per tensor (I2_S: its scale) has that in `tail_bytes` bytes
+    behind the blocks; it has a `tail_decoder` of blocks and tail, and its `encoder` takes the whole tensor.
     """
 
     id: int
@@ -38,6 +41,10 @@ class TensorType:
     join: Callable[[Codes, Scales], Blocks] | None = None
     max_code: int = 3
     """Largest ternary code that the layout can hold."""
+    tail_bytes: int = 0
+    tail_decoder: Callable[[Blocks, Blocks], Values] | None = None
+    remedy: str = "use a file of this model in a type that can be decoded, such as Q2_0, TQ2_0 or Q8_0"
+    """For a type that is not decoded: what to do instead, as the end of a sentence."""
 
     @property
     def is_known(self) -> bool:
@@ -46,37 +53,52 @@ class TensorType:
 
     @property
     def is_ternary(self) -> bool:
-        """Whether blocks are trits and one float16 scale."""
+        """Whether blocks are codes, meaning −1 to 1 (or 2, or never 0), and one float16 scale."""
         return self.split is not None
 
     @property
+    def is_decodable(self) -> bool:
+        """Whether the project can turn the type into numbers."""
+        return self.decoder is not None or self.tail_decoder is not None
+
+    @property
+    def refusal(self) -> str:
+        """Why a tensor of this type is not decoded, and what to do, as the end of a sentence that names a tensor."""
+        return f"type {self.name} (id {self.id}), which cannot be decoded; {self.remedy}"
+
+    @property
     def bits_per_weight(self) -> float:
-        """Bits on disk per element; 0.0 if the layout is not known."""
+        """Bits on disk per element without the tail; 0.0 if the layout is not known."""
         return 8 * self.block_bytes / self.block_elements if self.is_known else 0.0
 
     def nbytes(self, elements: int) -> int:
-        """Return the bytes that `elements` numbers take. Raises FormatError unless they fill whole blocks."""
+        """Return the bytes of a tensor of `elements` numbers. Raises FormatError unless they fill whole blocks."""
         if not self.is_known or elements % self.block_elements:
             raise FormatError(f"{elements} elements are not a whole number of {self.name} blocks")
-        return elements // self.block_elements * self.block_bytes
+        return elements // self.block_elements * self.block_bytes + self.tail_bytes
 
-    def decode(self, blocks: Blocks) -> Values:
+    def decode(self, blocks: Blocks, tail: Blocks | None = None) -> Values:
         """Turn uint8 [n_blocks, block_bytes] into float32 [n_blocks, block_elements].
 
+        A type with a tail needs it, uint8 [tail_bytes], even for a part of the blocks.
         Raises FormatError if the project cannot decode this type, or the shape is wrong.
         """
-        if self.decoder is None:
-            raise FormatError(
-                f"tensor type {self.name} (id {self.id}) cannot be decoded; "
-                "use a file of this model in a type that `nanochat-tui inspect` lists as known"
-            )
         if blocks.dtype != np.uint8:
             raise FormatError(f"blocks of {self.name} are bytes, not {blocks.dtype}")
-        return self.decoder(_checked(blocks, self.block_bytes, self.name))
+        if self.is_decodable:
+            _checked(blocks, self.block_bytes, self.name)
+        if self.tail_decoder is not None:
+            if tail is None or tail.shape != (self.tail_bytes,) or tail.dtype != np.uint8:
+                raise FormatError(f"blocks of {self.name} mean nothing without the {self.tail_bytes} bytes behind them")
+            return self.tail_decoder(blocks, tail)
+        if self.decoder is None:
+            raise FormatError(f"these blocks are of {self.refusal}")
+        return self.decoder(blocks)
 
     def encode(self, values: Values) -> Blocks:
         """Turn float32 [n_blocks, block_elements] into uint8 [n_blocks, block_bytes].
 
+        A type with a tail takes a whole tensor and returns all its bytes, uint8 [nbytes].
         Raises FormatError if the project cannot write this type, the shape is wrong or a value does not fit.
         """
         if self.encoder is None:
@@ -122,6 +144,7 @@ def _ternary(
     *,
     split: Callable[[Blocks], tuple[Codes, Scales]],
     join: Callable[[Codes, Scales], Blocks],
+    quantise: Callable[[Values], tuple[Codes, Scales]] = ternary.absmax_codes,
     max_code: int = 3,
 ) -> TensorType:
     return TensorType(
@@ -130,11 +153,16 @@ def _ternary(
         elements,
         size,
         decoder=lambda blocks: ternary.weigh(*split(blocks)),
-        encoder=lambda values: join(*ternary.absmax_codes(values)),
+        encoder=lambda values: join(*quantise(values)),
         split=split,
         join=join,
         max_code=max_code,
     )
+
+
+def _recognised(type_id: int, name: str, elements: int, size: int, remedy: str) -> TensorType:
+    """Return a type that is told by its id, and its size where that is known, in order to be refused by name."""
+    return TensorType(type_id, name, elements, size, remedy=remedy)
 
 
 _ALL: Final = (
@@ -147,6 +175,29 @@ _ALL: Final = (
     _ternary(42, "Q2_0", 64, 18, split=ternary.split_q2, join=ternary.join_q2),
     _ternary(42, "Q2_0_g128", 128, 34, split=ternary.split_q2, join=ternary.join_q2),
     _ternary(142, "PQ2_0", 128, 34, split=ternary.split_q2, join=ternary.join_q2),
+    _ternary(143, "PTQ1_0", 128, 28, split=ternary.split_ptq1_0, join=ternary.join_ptq1_0, max_code=2),
+    _ternary(
+        43,
+        "STQ1_0",
+        256,
+        42,
+        split=ternary.split_stq1_0,
+        join=ternary.join_stq1_0,
+        quantise=ternary.sherry_codes,
+        max_code=2,
+    ),
+    _ternary(
+        41, "Q1_0", 128, 18, split=ternary.split_q1, join=ternary.join_q1, quantise=ternary.sign_codes, max_code=2
+    ),
+    TensorType(
+        36,
+        "I2_S",
+        128,
+        32,
+        encoder=ternary.encode_i2_s,
+        tail_bytes=ternary.I2_S_TAIL,
+        tail_decoder=ternary.decode_i2_s,
+    ),
     _plain(24, "I8", "i1"),
     _plain(25, "I16", "<i2"),
     _plain(26, "I32", "<i4"),
@@ -170,45 +221,84 @@ _ALL: Final = (
     _foreign(22, "IQ2_S", 256, 82),
     _foreign(23, "IQ4_XS", 256, 136),
     _foreign(29, "IQ1_M", 256, 56),
+    _foreign(39, "MXFP4", 32, 17),
+    _foreign(40, "NVFP4", 64, 36),
+    _ternary(
+        40, "Q1_0_g32", 32, 6, split=ternary.split_q1, join=ternary.join_q1, quantise=ternary.sign_codes, max_code=2
+    ),
 )
 
 TENSOR_TYPES: Final = MappingProxyType({kind.name: kind for kind in _ALL})
-"""Known types by name. Id 42 is there twice: `Q2_0` is mainline's groups of 64, `Q2_0_g128` an older fork's."""
+"""Types that can be decoded, by name. Two names can share an id: 42 is `Q2_0`, mainline's groups of 64, and
+`Q2_0_g128`, an older fork's; 40 is `NVFP4` and the early forks' `Q1_0_g32`. `STQ1_0` has the id that its pull request
+has now; files were also published with 42 and 253."""
 
-_BY_ID: Final = {kind.id: kind for kind in reversed(_ALL)}  # reversed: mainline's meaning of id 42 wins
+_GIVEN_UP: Final = "llama.cpp has given the type up, so quantise the model again"
+_TILES: Final = "its bytes depend on the program that made it, so use the I2_S file of the same model"
+_IK: Final = "only ik_llama.cpp reads it, so use the model's I2_S or TQ2_0 file"
 
-Q2_0_MEANINGS: Final = (TENSOR_TYPES["Q2_0"], TENSOR_TYPES["Q2_0_g128"])
-"""What id 42 can mean; the reader tells them apart by bytes per element."""
+_RECOGNISED: Final = (
+    replace(TENSOR_TYPES["STQ1_0"], id=42),
+    replace(TENSOR_TYPES["STQ1_0"], id=253),
+    _recognised(31, "Q4_0_4_4", 32, 18, _GIVEN_UP),
+    _recognised(32, "Q4_0_4_8", 32, 18, _GIVEN_UP),
+    _recognised(33, "Q4_0_8_8", 32, 18, _GIVEN_UP),
+    _recognised(36, "IQ4_NL_4_4", 32, 18, _GIVEN_UP),
+    _recognised(37, "IQ4_NL_4_8", 32, 18, _GIVEN_UP),
+    _recognised(38, "IQ4_NL_8_8", 32, 18, _GIVEN_UP),
+)
+"""Further meanings of ids, by size."""
 
-_FOREIGN_NAMES: Final = {
-    9: "Q8_1",
-    15: "Q8_K",
-    36: "I2_S",
-    37: "I8_S",
-    38: "TL1",
-    39: "MXFP4 or TL2",
-    40: "NVFP4 or Q1_0 in groups of 32",
-    41: "Q1_0",
-    43: "STQ1_0",
-    100: "Q1_58",
-    143: "PTQ1_0",
-    144: "PQ1_0",
+_UNSIZED: Final = {
+    9: ("Q8_1", "it belongs into a running program and not into a file, so fetch or convert the model again"),
+    15: ("Q8_K", "it belongs into a running program and not into a file, so fetch or convert the model again"),
+    37: ("I8_S", "it belongs into a running program and not into a file, so fetch or convert the model again"),
+    38: ("TL1", _TILES),
+    39: ("TL2", _TILES),
+    100: ("Q1_58", "it is the original nanochat's, so convert its file with nanochat_tui.formats.gugf"),
+    134: ("IQ1_BN", _IK),
+    135: ("IQ2_BN", _IK),
+    144: ("PQ1_0", "no published file is known to use it, so use the model's Q1_0 or PQ2_0 file"),
+    335: ("IQ2_BN_R4", _IK),
 }
-"""Types that are met and not decoded here, for a refusal by name; several ids have more than one meaning."""
+"""Types whose layout is not known, with what to do; what an id means when no size above fits it."""
+
+_OPEN_IDS: Final = frozenset({37, 38, 39, 40, 43, 253})
+"""Ids that stand for something else too, so that a size which does not fit is no damage."""
+
+_BY_ID: Final[dict[int, list[TensorType]]] = {}
+for _kind in (*_ALL, *_RECOGNISED):
+    _BY_ID.setdefault(_kind.id, []).append(_kind)
 
 
 def type_by_id(type_id: int) -> TensorType:
-    """Return the type of this id; an unknown one gets an entry that can be described but not decoded."""
-    known = _BY_ID.get(type_id)
-    if known is not None:
-        return known
-    return TensorType(type_id, _FOREIGN_NAMES.get(type_id, f"type {type_id}"), 0, 0)
+    """Return the usual type of this id; an unknown one gets an entry that can be described but not decoded."""
+    meanings = _BY_ID.get(type_id)
+    return meanings[0] if meanings else unsized(type_id)
+
+
+def meanings(type_id: int) -> tuple[TensorType, ...]:
+    """Return the types of known size that an id can mean, the usual one first; a reader chooses by bytes."""
+    return tuple(_BY_ID.get(type_id, ()))
+
+
+def may_mean_more(type_id: int) -> bool:
+    """Whether an id can also mean a type of unknown size: no `meanings`, or not all of them."""
+    return type_id in _OPEN_IDS or type_id not in _BY_ID
+
+
+def unsized(type_id: int) -> TensorType:
+    """Return the type of unknown layout that an id stands for, by name if it has one."""
+    found = _UNSIZED.get(type_id)
+    if found is None:
+        return TensorType(type_id, f"type {type_id}", 0, 0)
+    return TensorType(type_id, found[0], 0, 0, remedy=found[1])
 
 
 def ternary_codes(kind: TensorType, blocks: Blocks) -> tuple[Codes, Scales]:
     """Split ternary blocks without going through floats.
 
-    Parameters: kind, one of TQ1_0, TQ2_0, Q2_0, Q2_0_g128, PQ2_0; blocks uint8 [n_blocks, block_bytes].
+    Parameters: kind, a type with `is_ternary`; blocks uint8 [n_blocks, block_bytes].
     Returns: codes uint8 [n_blocks, block_elements] of 0 to 3, meaning code − 1; scales float16 [n_blocks].
     Raises FormatError if the type is not ternary or the shape is wrong.
     """
@@ -220,8 +310,9 @@ def ternary_codes(kind: TensorType, blocks: Blocks) -> tuple[Codes, Scales]:
 def encode_ternary(kind: TensorType, codes: Codes, scales: Scales) -> Blocks:
     """Put codes and scales together exactly; the inverse of `ternary_codes`.
 
-    Parameters: codes uint8 [n_blocks, block_elements], 0 to 3 (TQ1_0: 0 to 2); scales float16 [n_blocks].
-    Returns uint8 [n_blocks, block_bytes]. Raises FormatError for another type, shape, dtype or code.
+    Parameters: codes uint8 [n_blocks, block_elements], 0 to `max_code`; scales float16 [n_blocks].
+    Returns uint8 [n_blocks, block_bytes]. Raises FormatError for another type, shape, dtype or code, or if
+    the type has no place for these codes (Q1_0: a zero; STQ1_0: not one zero in four).
     """
     if kind.join is None:
         raise FormatError(f"tensor type {kind.name} is not ternary")

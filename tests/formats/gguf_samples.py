@@ -22,7 +22,7 @@ from nanochat_tui.formats.gguf import (
     u32,
     u64,
 )
-from nanochat_tui.formats.tensor_types import TENSOR_TYPES
+from nanochat_tui.formats.tensor_types import TENSOR_TYPES, type_by_id
 
 
 def metadata(tokens: int = 300) -> dict[str, GGUFValue]:
@@ -60,12 +60,16 @@ def metadata(tokens: int = 300) -> dict[str, GGUFValue]:
     }
 
 
-def tensors(names: Sequence[str] | None = None, group_type: str = "Q2_0") -> list[TensorData]:
-    """Return one tensor of every type that can be written, and random bytes of every other known one."""
+def tensors(names: Sequence[str] | None = None, instead: Sequence[str] = ()) -> list[TensorData]:
+    """Return one tensor of every type that can be written, and random bytes of every other one.
+
+    Of types that share an id, the usual one, or the one in `instead`: a file can hold only one of them.
+    """
     rng = np.random.default_rng(7)
     found = []
     for name, kind in TENSOR_TYPES.items():
-        if (names is not None and name not in names) or (kind.id == 42 and name != group_type):
+        chosen = next((other for other in instead if TENSOR_TYPES[other].id == kind.id), type_by_id(kind.id).name)
+        if (names is not None and name not in names) or name != chosen:
             continue
         if kind.encoder is not None:
             values = rng.standard_normal((8, 256)).astype(np.float32)

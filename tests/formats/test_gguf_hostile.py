@@ -173,7 +173,7 @@ def test_arbitrary_bytes_raise_nothing_else(data: bytes) -> None:
             samples.info,
             st.binary(max_size=4),
             st.lists(st.integers(0, 600) | st.sampled_from([2048, 4096]) | st.integers(0, HUGE), max_size=5),
-            st.integers(0, 45) | st.sampled_from([42, 142, 2**32 - 1]),
+            st.integers(0, 45) | st.sampled_from([42, 142, 143, 253, 2**32 - 1]),
             st.integers(0, 20).map(lambda n: 32 * n) | st.integers(0, HUGE),
         ),
         max_size=4,

@@ -19,8 +19,9 @@ from nanochat_tui.model.shipped import shipped_model
 
 pytestmark = pytest.mark.peer
 
-# Q2_0 in groups of 128 and PQ2_0 are other programs' types
-MAINLINE = [name for name in TENSOR_TYPES if name not in ("Q2_0_g128", "PQ2_0")]
+# the types of other programs
+FOREIGN = ("Q2_0_g128", "PQ2_0", "PTQ1_0", "STQ1_0", "Q1_0_g32", "I2_S")
+MAINLINE = [name for name in TENSOR_TYPES if name not in FOREIGN]
 
 
 def _library_path() -> Path | None:
@@ -108,7 +109,7 @@ def test_llama_cpp_reads_the_shipped_model(ggml: Any) -> None:
     _same_as_llama_cpp(ggml, path)
 
 
-@pytest.mark.parametrize("name", ["Q2_0", "TQ1_0", "TQ2_0", "Q8_0"])
+@pytest.mark.parametrize("name", ["Q2_0", "TQ1_0", "TQ2_0", "Q1_0", "Q8_0"])
 def test_llama_cpp_decodes_blocks_alike(ggml: Any, name: str) -> None:
     kind = TENSOR_TYPES[name]
     rng = np.random.default_rng(0)

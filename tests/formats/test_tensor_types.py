@@ -15,11 +15,14 @@ from nanochat_tui.formats.tensor_types import (
     encode_ternary_matrix,
     ternary_codes,
     ternary_matrix,
-    type_by_id,
 )
 
 TERNARY = ["TQ1_0", "TQ2_0", "Q2_0", "Q2_0_g128", "PQ2_0"]
-SHARED = [name for name in TENSOR_TYPES if name in gguf.GGMLQuantizationType.__members__]
+SHARED = [
+    name
+    for name in TENSOR_TYPES
+    if name in gguf.GGMLQuantizationType.__members__ and name != "Q1_0"  # the package knows its size only
+]
 
 
 def one_block(name: str, text: str) -> np.ndarray:
@@ -226,13 +229,3 @@ def test_wrong_codes_shapes_and_types_are_refused_by_name() -> None:
         encode_ternary_matrix(pq2, np.full((1, 128), 2, np.int8), np.ones((1, 1), np.float16))
     with pytest.raises(FormatError, match="do not divide"):
         encode_ternary_matrix(pq2, np.ones((1, 128), np.int8), np.ones((1, 3), np.float16))
-
-
-def test_unknown_ids_are_described_and_not_decoded() -> None:
-    assert type_by_id(42) is TENSOR_TYPES["Q2_0"]
-    for type_id, name in ((143, "PTQ1_0"), (36, "I2_S"), (9999, "type 9999")):
-        kind = type_by_id(type_id)
-        assert (kind.id, kind.name, kind.is_known, kind.bits_per_weight) == (type_id, name, False, 0.0)
-        with pytest.raises(FormatError, match=name):
-            kind.decode(np.zeros((1, 1), np.uint8))
-    assert TENSOR_TYPES["Q2_0"].bits_per_weight == 2.25
