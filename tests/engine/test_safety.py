@@ -282,6 +282,14 @@ def test_another_version_in_the_working_directory(tmp_path: Path, make_model: Ma
     assert done.stdout.strip() == str(ids_of(make_model(TINY, threads=1))[:5])
 
 
+@pytest.mark.slow
+def test_numbas_switch_for_debugging_does_not_matter(tmp_path: Path, make_model: MakeModel) -> None:
+    environment = {compile_cache.ENVIRONMENT: str(tmp_path / "cache"), "NUMBA_DISABLE_JIT": "1"}
+    done = run(PLAIN, write_model(tmp_path / "m.gguf"), **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == str(ids_of(make_model(TINY, threads=1))[:5])
+
+
 def test_what_the_compiling_child_says_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = dispatch.choose_kernel("portable")
     target = Target(None, 64, "", "")  # type: ignore[arg-type]

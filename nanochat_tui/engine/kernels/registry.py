@@ -57,8 +57,9 @@ def program_ir(entry: str) -> tuple[str, str]:
             namespace.update(function.__globals__)
         namespace["__name__"] = __name__
         config: Any = numba.config
-        optimisation = config.OPT
-        config.OPT = type(optimisation)(0)
+        optimisation, disabled = config.OPT, config.DISABLE_JIT
+        # NUMBA_DISABLE_JIT is for stepping through Python functions; these have no meaning in Python
+        config.OPT, config.DISABLE_JIT = type(optimisation)(0), 0
         try:
             for name, (function, signature) in _program.items():
                 copy = FunctionType(function.__code__, namespace, name, function.__defaults__)
@@ -68,5 +69,5 @@ def program_ir(entry: str) -> tuple[str, str]:
                     (compiled_entry,) = made.overloads.values()
                     return compiled_entry.library.get_llvm_str(), compiled_entry.fndesc.llvm_func_name
         finally:
-            config.OPT = optimisation
+            config.OPT, config.DISABLE_JIT = optimisation, disabled
     raise KeyError(entry)
