@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from nanochat_tui.errors import display_safe
 from nanochat_tui.formats.atomic import atomic_write
 from nanochat_tui.formats.errors import FormatError
-from nanochat_tui.formats.gguf_layout import LayoutError, RawInfo, resolve
-from nanochat_tui.formats.gguf_reader import (
+from nanochat_tui.formats.gguf_header import (
     MAGIC,
     MAX_DIMS,
     MAX_KEY_BYTES,
     MAX_NAME_BYTES,
     alignment_of,
 )
+from nanochat_tui.formats.gguf_layout import LayoutError, RawInfo, resolve
 from nanochat_tui.formats.gguf_values import FIXED, GGUFValue, ValueType
 from nanochat_tui.formats.tensor_types import TensorType
 

@@ -1,7 +1,9 @@
 """The types of other programs' low-bit files: written-out blocks, exact storage, and ids with several meanings."""
 
+import json
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import gguf_samples as samples
 import numpy as np
@@ -10,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from nanochat_tui.engine.model import load
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.errors import FormatError
-from nanochat_tui.formats.gguf import GGUFFile, TensorData, read_gguf, tensor_from_array, write_gguf
+from nanochat_tui.formats.gguf import GGUFFile, TensorData, read_gguf, string, tensor_from_array, write_gguf
 from nanochat_tui.formats.tensor_types import (
     TENSOR_TYPES,
     encode_ternary,
@@ -20,6 +24,9 @@ from nanochat_tui.formats.tensor_types import (
     type_by_id,
 )
 from nanochat_tui.formats.ternary_blocks import join_i2_s, split_i2_s
+from nanochat_tui.inspection.summary import inspect_file
+from nanochat_tui.inspection.ternary_stats import ternary_statistics
+from tests.support import TINY, write_model
 
 HALF = np.float32(0.5)
 
@@ -300,3 +307,39 @@ def test_unknown_ids_are_described_and_not_decoded() -> None:
     assert TENSOR_TYPES["Q2_0"].bits_per_weight == 2.25
     bits = {"PTQ1_0": 1.75, "STQ1_0": 1.3125, "Q1_0": 1.125, "I2_S": 2.0}
     assert {name: TENSOR_TYPES[name].bits_per_weight for name in bits} == bits
+
+
+# what is said of them elsewhere ------------------------------------------------------------------
+
+
+def test_inspection_describes_them(tmp_path: Path) -> None:
+    tensors = samples.tensors()
+    write_gguf(tmp_path / "a.gguf", {"general.architecture": string("bitnet")}, tensors)
+    summary = inspect_file(tmp_path / "a.gguf")
+    assert {name: (use.tensors, use.parameters, use.bytes) for name, use in summary.types.items()} == {
+        tensor.type.name: (1, 8 * 256, tensor.data.nbytes) for tensor in tensors
+    }
+    assert summary.types["I2_S"].bytes == 8 * 256 // 4 + 32
+    assert "bitnet cannot be run" in str(summary.reason)
+    json.dumps(summary.to_json(), allow_nan=False)
+    with read_gguf(tmp_path / "a.gguf") as file:
+        found = {part.name.split(".")[2]: part for part in ternary_statistics(file)}
+    assert {"PTQ1_0", "STQ1_0", "Q1_0"} <= set(found)
+    assert found["Q1_0"].counts[1] == 0
+    assert found["STQ1_0"].counts[1] == 8 * 256 // 4
+
+
+@pytest.mark.parametrize("name", ["PTQ1_0", "STQ1_0", "Q1_0", "I2_S"])
+def test_a_model_in_a_type_without_a_kernel_is_refused_in_words(tmp_path: Path, name: str) -> None:
+    with read_gguf(write_model(tmp_path / "runs.gguf", TINY.with_(dim=256, n_heads=4, n_kv_heads=4))) as file:
+        tensors = [
+            tensor_from_array(info.name, file.array(info.name), TENSOR_TYPES[name])
+            if info.name == "blk.1.attn_q.weight"
+            else TensorData(info.name, info.shape, info.type, file.raw(info.name))
+            for info in file.tensors.values()
+        ]
+        write_gguf(tmp_path / "a.gguf", file.metadata, tensors)
+    sentence = f"the tensor blk.1.attn_q.weight is of type {name}, and this version runs it only as PQ2_0, "
+    assert str(inspect_file(tmp_path / "a.gguf").reason).startswith(sentence)
+    with pytest.raises(UserError, match=sentence):
+        load(tmp_path / "a.gguf")
