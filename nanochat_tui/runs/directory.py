@@ -168,6 +168,14 @@ class RunDirectory:
         write_json(self.path / "control", {"id": request, "command": command})
         return request
 
+    def last_control(self) -> int | None:
+        """Id of the last command sent, answered or not; None without one."""
+        try:
+            request = read_json(self.path / "control").get("id")
+        except UserError:
+            return None
+        return request if isinstance(request, int) else None
+
     def pending_control(self, done: int | None) -> tuple[int, str] | None:
         """The command not answered yet, as (id, word)."""
         try:

@@ -29,6 +29,8 @@ from nanochat_tui.train.sampling import write_sample
 from nanochat_tui.train.schedule import Schedule, total_steps
 
 HEARTBEAT_SECONDS = 10.0
+SETTLING_STEPS = 5
+"""Steps of a process that compile or fill caches, left out of the estimate of a step's time."""
 
 
 class Trainer:
@@ -70,7 +72,8 @@ class Trainer:
         self.trunk = torch.compile(self.model.trunk, dynamic=False) if compiled else self.model.trunk
         self.step = 0
         self.seconds = 0.0
-        self.control_done: int | None = None
+        # a command of before this start was meant for an earlier trainer
+        self.control_done = self.run_directory.last_control()
         self.stop_requested = False
         self._last_status = 0.0
         self._per_step: float | None = None
@@ -167,6 +170,7 @@ class Trainer:
         self._status("compiling" if self.environment.compiled else "running")
         window: list[tuple[float, float]] = []
         tokens_seen = self.step * config.tokens_per_step
+        started, settled = self.step, None
         while self.step < self.schedule.total and not self.stop_requested:
             began = time.perf_counter()
             decaying = self.schedule.enter(self.step)
@@ -181,10 +185,11 @@ class Trainer:
                 raise UserError(
                     f"the loss became {loss} at step {self.step}; resume from an earlier checkpoint with a lower rate"
                 )
-            if config.minutes and not decaying and self.step >= 20:
-                recent = [t for _, t in window[1:]] or [took]
-                mean = sum(recent) / len(recent)
-                self._per_step = mean if self._per_step is None else 0.9 * self._per_step + 0.1 * mean
+            if self.step - started == SETTLING_STEPS:
+                settled = (self.step, self.seconds)
+            if config.minutes and not decaying and settled and self.step > settled[0]:
+                # the mean of this process, not a recent one: a busy minute must not end a long run early
+                self._per_step = (self.seconds - settled[1]) / max(1, self.step - settled[0])
                 self.schedule.total = total_steps(config, self.data.train.size, self.step, self.seconds, self._per_step)
             last = self.step >= self.schedule.total
             evaluation = None

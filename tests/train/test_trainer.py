@@ -141,6 +141,22 @@ def test_control_checkpoints_and_stops(tmp_path: Path) -> None:
     assert len(run.checkpoints()) >= 1
 
 
+def test_a_command_of_before_the_start_is_not_obeyed(tmp_path: Path) -> None:
+    _train(tmp_path, steps=5)
+    RunDirectory(tmp_path).send("stop")
+    rows = _train(tmp_path, resume=tmp_path / "final", steps=12)
+    assert rows[-1]["step"] == 12
+
+
+def test_minutes_end_the_run_in_time(tmp_path: Path) -> None:
+    began = time.monotonic()
+    rows = _train(tmp_path, minutes=0.05)
+    assert rows[-1]["seconds"] < 6
+    assert time.monotonic() - began < 30
+    assert RunDirectory(tmp_path).status()["state"] == "finished"
+    assert rows[-1]["lr"] < 0.5 * max(r["lr"] for r in rows)
+
+
 def test_longer_horizon_continues_a_finished_run(tmp_path: Path) -> None:
     _train(tmp_path, steps=10)
     rows = _train(tmp_path, resume=tmp_path / "final", steps=20)
