@@ -25,10 +25,11 @@ from nanochat_tui.model.tokenizer import from_gguf_metadata, load_tokenizer
 MAX_DIFFERENCE = 1e-3
 """Allowed difference of any logit with float activations, where nothing but the order of additions differs."""
 
-MAX_RELATIVE_RMS = 0.02
+MAX_RELATIVE_RMS = 0.1
 """Allowed rms difference of logits over their standard deviation, with int8 activations: a value on a rounding
-border may fall either way, and one that does changes all that follows. PyTorch in float32 is as far from PyTorch in
-float64 (1.2 % on the shipped model's held-out prompts, at most 1.8 %)."""
+border may fall either way, and one that does changes all that follows. On the shipped model's held-out prompts PyTorch
+in float32 differs from PyTorch in float64 by 2.8 %, at most 4.6 %, so this finds gross faults only; `MAX_DIFFERENCE` is
+the test of the files."""
 
 
 @dataclass(frozen=True, slots=True)

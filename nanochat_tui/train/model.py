@@ -242,6 +242,7 @@ class NanochatModel(nn.Module):
     def _attention(self, block: Block, w: BlockWeights, x: Tensor) -> Tensor:
         c = self.config
         batch, tokens, _ = x.shape
+        residual = x.dtype
         x = self._round(rms_norm(x, block.attn_norm.weight, c.norm_eps)).to(self.compute_dtype)
         q, k, v = torch.split(F.linear(x, w.qkv), [c.dim, c.kv_dim, c.kv_dim], dim=-1)
         cos, sin = self.cos[:tokens].to(q.dtype), self.sin[:tokens].to(q.dtype)
@@ -250,12 +251,13 @@ class NanochatModel(nn.Module):
         v = v.view(batch, tokens, c.n_kv_heads, -1).transpose(1, 2)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=c.n_heads != c.n_kv_heads)
         y = y.transpose(1, 2).reshape(batch, tokens, c.dim)
-        return F.linear(self._round(y), w.output).float()
+        return F.linear(self._round(y), w.output).to(residual)
 
     def _feed_forward(self, block: Block, w: BlockWeights, x: Tensor) -> Tensor:
+        residual = x.dtype
         x = self._round(rms_norm(x, block.ffn_norm.weight, self.config.norm_eps)).to(self.compute_dtype)
         gate, up = F.linear(x, w.gate_up).chunk(2, dim=-1)
-        return F.linear(self._round(F.silu(gate) * up), w.down).float()
+        return F.linear(self._round(F.silu(gate) * up), w.down).to(residual)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Final normed state of int64 tokens [batch, tokens], float32 [batch, tokens, dim]."""

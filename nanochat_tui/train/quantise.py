@@ -68,7 +68,8 @@ class _Int8Activation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-8) / 127
+        wide = torch.promote_types(x.dtype, torch.float32)
+        scale = x.abs().amax(dim=-1, keepdim=True).to(wide).clamp(min=1e-8) / 127
         return ((x / scale).round() * scale).to(x.dtype)
 
     @staticmethod

@@ -26,8 +26,10 @@ from nanochat_tui.train.trainer import Trainer
 PROMPTS = [p["text"] for p in json.loads((Path(__file__).parents[1] / "data" / "held_out_prompts.json").read_text())]
 
 
-def _pytorch(path: Path, config: Any, activations: Literal["int8", "float"]) -> NanochatModel:
-    model = NanochatModel(config, quantise=False, activations=activations)
+def _pytorch(
+    path: Path, config: Any, activations: Literal["int8", "float"], dtype: torch.dtype = torch.float32
+) -> NanochatModel:
+    model = NanochatModel(config, quantise=False, activations=activations, dtype=dtype)
     with read_gguf(path) as file:
         state = {name: torch.from_numpy(np.array(file.array(name))) for name in model.state_dict()}
     model.load_state_dict(state)
@@ -98,8 +100,33 @@ def test_short_runs_can_be_chatted_with(short_run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activations", ["float", "int8"])
-def test_shipped_model_agrees_on_held_out_code(activations: Literal["int8", "float"]) -> None:
+def test_shipped_model_agrees_on_held_out_code() -> None:
     path = shipped_model()
     assert path is not None
-    _compare(path, PROMPTS, activations)
+    _compare(path, PROMPTS, "float")
+
+
+@pytest.mark.slow
+def test_shipped_model_with_int8_activations_is_as_close_as_pytorch_to_itself() -> None:
+    """A value on a rounding border may fall either way and moves all that follows: float32 arithmetic allows no more.
+
+    So the measure is PyTorch itself: the engine is no further from PyTorch in float64 than PyTorch in float32 is.
+    """
+    path = shipped_model()
+    assert path is not None
+    engine = load(path, kv="f32")
+    single = _pytorch(path, engine.config, "int8")
+    double = _pytorch(path, engine.config, "int8", torch.float64).double()
+    ours, theirs = [], []
+    for prompt in PROMPTS:
+        ids = engine.encode(prompt)
+        with torch.no_grad():
+            exact, rounded = (m.logits(torch.tensor([ids]))[0].double().numpy() for m in (double, single))
+        found = engine.logits(ids).astype(np.float64)
+        ours.append(np.sqrt(np.mean((found - exact) ** 2)) / exact.std())
+        theirs.append(np.sqrt(np.mean((rounded - exact) ** 2)) / exact.std())
+        ordered = np.sort(exact, axis=-1)
+        clear = ordered[:, -1] - ordered[:, -2] > 2 * 0.05 * exact.std()
+        assert (found.argmax(-1) == exact.argmax(-1))[clear].all()
+    assert np.mean(ours) <= 1.1 * np.mean(theirs)
+    assert max(ours) <= 1.25 * max(theirs)
