@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import TINY, tiny_tokenizer
 
 from nanochat_tui.engine.model import load
 from nanochat_tui.formats.errors import FormatError
@@ -23,7 +24,6 @@ from nanochat_tui.model.architectures import nanochat
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.support import require_supported
 from nanochat_tui.model.tokenizer import END_OF_TEXT, to_gguf_metadata
-from tests.support import TINY, tiny_tokenizer
 
 CONFIG = ModelConfig(
     dim=128, n_layers=2, n_heads=2, n_kv_heads=2, hidden_dim=256, vocab_size=40, context_length=64, rope_theta=10_000.0

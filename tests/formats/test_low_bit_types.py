@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support import TINY, write_model
 
 from nanochat_tui.engine.model import load
 from nanochat_tui.errors import UserError
@@ -26,7 +27,6 @@ from nanochat_tui.formats.tensor_types import (
 from nanochat_tui.formats.ternary_blocks import join_i2_s, split_i2_s
 from nanochat_tui.inspection.summary import inspect_file
 from nanochat_tui.inspection.ternary_stats import ternary_statistics
-from tests.support import TINY, write_model
 
 HALF = np.float32(0.5)
 
