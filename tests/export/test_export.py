@@ -174,7 +174,9 @@ def test_logits_decide(tmp_path: Path) -> None:
     agreed = report.with_logits(exact, rounded)
     assert agreed.logits_int8.relative_rms == pytest.approx(0.001, rel=0.2)
     assert agreed.to_json()["logits"]["tokens"] == 8
-    for bad in (reference[::-1], reference * np.float32(1.05), np.full_like(reference, np.nan)):
+    with pytest.raises(ExportError, match="does not compute"):
+        report.with_logits(compare_logits(reference, reference * np.float32(1.01)), rounded)
+    for bad in (reference[::-1], reference * np.float32(1.2), np.full_like(reference, np.nan)):
         for pair in ((compare_logits(reference, bad), rounded), (exact, compare_logits(reference, bad))):
             with pytest.raises(ExportError, match="does not compute"):
                 report.with_logits(*pair)
