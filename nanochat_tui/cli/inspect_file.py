@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from nanochat_tui.cli.options import JsonOption, MhcOption, TokenizerOption, check_file, find_model
+from nanochat_tui.cli.options import JsonOption, MhcOption, ModelArgument, TokenizerOption, check_file, find_model
 from nanochat_tui.errors import UserError
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)],
+    model: ModelArgument = None,
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
     metadata: Annotated[bool, typer.Option("--metadata", help="Show every key of the file too.")] = False,

@@ -42,7 +42,6 @@ def test_help_names_every_command() -> None:
         (["chat", ".", "-p", "x"], "is a folder"),
         (["chat", __file__, "-p", "x", "--mhc", "missing.mhc"], "There is no mHC sidecar missing.mhc"),
         (["chat", __file__, "-p", "x", "--threads", "0"], "--threads must be between"),
-        (["inspect"], "Missing argument"),
     ],
 )
 def test_bad_usage_is_one_sentence_and_exit_code_2(arguments: list[str], words: str) -> None:
