@@ -64,7 +64,7 @@ async def writing(pilot: Pilot[None], app: NanochatApp) -> None:
 async def sampling(pilot: Pilot[None], app: NanochatApp) -> None:
     app.chat.max_tokens = 96
     await say(pilot, app, "fn main() {")
-    await pilot.press("f2")
+    await pilot.press("ctrl+s")
     await pilot.pause(0.3)
 
 

@@ -7,6 +7,7 @@ for the words of the next one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from textual.message import Message
 
@@ -83,3 +84,18 @@ class SettingsChanged(Message):
 
     sampling: SamplingSettings
     max_tokens: int | None
+
+
+@dataclass
+class OpenFile(Message):
+    """Posted to the application: show this model file in the inspector."""
+
+    path: Path
+
+
+@dataclass
+class ChatWith(Message):
+    """Posted to the application: load this model file in the chat, with its mHC sidecar if it needs one."""
+
+    path: Path
+    mhc: Path | None = None

@@ -112,7 +112,7 @@ async def test_failure_to_load_is_explained_and_the_app_lives() -> None:
         assert "The file is [red]damaged[/red]; get it \\x1b[31m again." in shown(app)
         assert "Ctrl+Q" in shown(app)
         assert app.chat.prompt.disabled
-        await pilot.press("f2")
+        await pilot.press("ctrl+s")
         await pilot.press("escape")
         assert app.is_running
 
@@ -208,7 +208,7 @@ async def test_sampling_panel_applies_at_once_and_refuses_nonsense() -> None:
     app = NanochatApp(backend)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: state(app) == "ready")
-        await pilot.press("f2")
+        await pilot.press("ctrl+s")
         assert isinstance(app.focused, Input)
         app.focused.value = "0.25"
         await until(pilot, lambda: app.chat.sampling.temperature == 0.25)
@@ -345,7 +345,7 @@ async def test_small_terminals_keep_input_status_and_transcript(size: tuple[int,
             assert region.bottom <= screen.height
             assert region.right <= screen.width
         assert app.chat.transcript.region.height >= 2
-        await pilot.press("f2")
+        await pilot.press("ctrl+s")
         panel = app.chat.query_one("#sampling").region
         assert panel.right <= screen.width
         assert panel.height >= 3

@@ -17,7 +17,7 @@ class Prompt(TextArea):
     HELP = """\
 **Enter** sends, **Ctrl+J** begins a new line, **↑ ↓** bring back what you typed before.
 
-**Esc** stops a reply, **Ctrl+R** writes it anew, **Ctrl+Y** copies it, **Ctrl+N** starts over, **F2** changes the
+**Esc** stops a reply, **Ctrl+R** writes it anew, **Ctrl+Y** copies it, **Ctrl+N** starts over, **Ctrl+S** changes the
 sampling, **Ctrl+P** finds every command, **Tab** goes to the transcript.
 
 With a base model, **Enter on an empty input** lets the last reply go on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -45,7 +46,7 @@ class ChatScreen(Screen[None]):
 A **base model** continues text: what you type is the beginning, and everything in the transcript is one document that
 grows. **Enter** on an empty input lets it go on. A model with a chat template answers messages instead.
 
-**Esc** stops a reply, **Ctrl+R** writes it anew, **Ctrl+Y** copies it, **Ctrl+N** starts over, **F2** opens the
+**Esc** stops a reply, **Ctrl+R** writes it anew, **Ctrl+Y** copies it, **Ctrl+N** starts over, **Ctrl+S** opens the
 sampling settings, **Ctrl+P** finds every command. The line at the bottom shows the speed and how much of the context is
 used; when the context is full, the oldest text no longer reaches the model, and a note says so.
 """
@@ -56,7 +57,7 @@ used; when the context is full, the oldest text no longer reaches the model, and
         Binding("ctrl+r", "regenerate", "Again", priority=True, id="chat.again"),
         Binding("ctrl+n", "new", "New", priority=True, id="chat.new"),
         Binding("ctrl+y", "copy_reply", "Copy", priority=True, id="chat.copy"),
-        Binding("f2,ctrl+s", "toggle_sampling", "Sampling", priority=True, id="chat.sampling"),
+        Binding("ctrl+s,f6", "toggle_sampling", "Sampling", priority=True, id="chat.sampling"),
     ]
 
     def __init__(self, backend: Backend) -> None:
@@ -110,6 +111,36 @@ used; when the context is full, the oldest text no longer reaches the model, and
         """The input."""
         return self.query_one("#prompt", Prompt)
 
+    async def use_backend(self, backend: Backend) -> None:
+        """Put another model in the place of this one and load it; what was said goes with the old one."""
+        self.loader.stop()
+        if self.generation is not None:
+            self.generation.stop()
+            self.generation = None
+        self.backend = backend
+        self.ready = False
+        self.loader = Loader(backend, self.post_message)
+        self.conversation = Conversation(is_chat=False)
+        self.prompt.disabled = False
+        await self.transcript.clear()
+        self.set_status(Status(backend.name, "loading"))
+        await self.transcript.welcome(backend.name, ["Loading …"])
+        self.loader.start()
+
+    def palette_commands(self) -> Iterable[tuple[str, str, Callable[[], object]]]:
+        """Every action that makes sense now, for the palette."""
+        offers: tuple[tuple[str, str, str, Callable[[], object]], ...] = (
+            ("stop", "Stop the reply", "End it at the next token (Esc)", self.action_stop),
+            ("regenerate", "Write again", "Replace the last reply by a new one (Ctrl+R)", self.action_regenerate),
+            ("new", "New conversation", "Start over with an empty transcript (Ctrl+N)", self.action_new),
+            ("copy_reply", "Copy the last reply", "To the clipboard (Ctrl+Y)", self.action_copy_reply),
+            ("copy_reply", "Copy everything", "The whole document or conversation", self.action_copy_all),
+            ("sampling", "Sampling settings", "Temperature, top-k and others (Ctrl+S)", self.action_toggle_sampling),
+        )
+        for action, title, text, callback in offers:
+            if self.check_action(action, ()):
+                yield title, text, callback
+
     def set_status(self, status: Status) -> None:
         """Change the status line, and with the state the keys that make sense."""
         self.status = status
@@ -140,12 +171,12 @@ used; when the context is full, the oldest text no longer reaches the model, and
 
     def _welcome(self) -> list[str]:
         if self.backend.is_chat:
-            return ["Write a message and press Enter.", "", "F1 explains the keys, F2 the sampling."]
+            return ["Write a message and press Enter.", "", "F1 explains the keys, Ctrl+S the sampling."]
         return [
             "This is a base model: it continues text.",
             "",
             "Type the beginning of something and press Enter; ↑ brings examples.",
-            "Enter on an empty input lets it go on. F1 explains the keys, F2 the sampling.",
+            "Enter on an empty input lets it go on. F1 explains the keys, Ctrl+S the sampling.",
         ]
 
     @on(messages.BackendFailed)
