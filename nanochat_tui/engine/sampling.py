@@ -22,11 +22,12 @@ SEED_BITS = 63
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Settings of one reply, applied in this order: penalty, temperature, top-k, top-p, min-p, draw.
+    """Settings of one reply, applied in this order: penalties, temperature, top-k, top-p, min-p, draw.
 
     temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 cut nothing. top_p is the share of the mass that top-k
     left; min_p is relative to the most likely token. repeat_penalty divides positive and multiplies negative logits of
-    every token of prompt and reply. seed None draws one. Raises UserError for impossible values.
+    every token of prompt and reply. presence_penalty is taken from the logit of every token the reply has,
+    frequency_penalty from it for each time (OpenAI's API). seed None draws one. Raises UserError for impossible values.
     """
 
     temperature: float = 0.8
@@ -36,6 +37,13 @@ class Sampling:
     repeat_penalty: float = 1.0
     seed: int | None = None
     top_logprobs: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the next token's distribution depends on which tokens were seen."""
+        return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def __post_init__(self) -> None:
         checks = (
@@ -48,6 +56,8 @@ class Sampling:
                 1 / MAX_PENALTY <= self.repeat_penalty <= MAX_PENALTY,
                 f"must be {1 / MAX_PENALTY:g} to {MAX_PENALTY:g} (1 = none)",
             ),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "must be between -2 and 2"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "must be between -2 and 2"),
             ("top_logprobs", 0 <= self.top_logprobs <= MAX_ALTERNATIVES, f"must be 0 to {MAX_ALTERNATIVES}"),
         )
         for name, fine, rule in checks:
@@ -80,18 +90,18 @@ class Draw:
         self._logprobs = np.zeros(capacity, np.float32)
         self._other_ids = np.zeros((capacity, self._k), np.int64)
         self._other_logprobs = np.zeros((capacity, self._k), np.float32)
-        penal = sampling.repeat_penalty != 1
-        self._flags = np.zeros(vocab if penal else 0, np.uint8)
-        self._seen = np.zeros(vocab if penal else 0, np.int32)
+        # 0: never seen; n + 1: generated n times
+        self._times = np.zeros(vocab if sampling.counts_tokens else 0, np.int32)
+        self._seen = np.zeros(len(self._times), np.int32)
         self._n_seen = 0
 
     def see(self, ids: Iterable[int]) -> None:
         """Let the repetition penalty know the tokens of the prompt."""
-        if not self._flags.size:
+        if self.sampling.repeat_penalty == 1:
             return
         for token in dict.fromkeys(ids):
-            if not self._flags[token]:
-                self._flags[token] = 1
+            if not self._times[token]:
+                self._times[token] = 1
                 self._seen[self._n_seen] = token
                 self._n_seen += 1
 
@@ -111,7 +121,8 @@ class Draw:
         job[s.OUT_ALTERNATIVE_IDS] = self._other_ids.ctypes.data
         job[s.OUT_ALTERNATIVE_LOGPROBS] = self._other_logprobs.ctypes.data
         job[s.STOP_IDS], job[s.STOP_COUNT] = self._ends.ctypes.data, len(self._ends)
-        job[s.SEEN_FLAGS] = self._flags.ctypes.data if self._flags.size else 0
+        job[s.PRESENCE_BITS], job[s.FREQUENCY_BITS] = bits(c.presence_penalty), bits(c.frequency_penalty)
+        job[s.SEEN_TIMES] = self._times.ctypes.data if self._times.size else 0
         job[s.SEEN_IDS], job[s.SEEN_COUNT] = self._seen.ctypes.data, self._n_seen
 
     def take(self, job: NDArray[np.int64]) -> Drawn:

@@ -56,6 +56,23 @@ class Stats:
     decode_seconds: float = 0.0
 
 
+def checked_prompt(model: Model, ids: Sequence[int], context: int) -> list[int]:
+    """Return a prompt as plain integers, an empty one as the token that begins a text.
+
+    Raises UserError if it is longer than the context, has an id outside the vocabulary, or is empty without remedy.
+    """
+    tokens = [int(token) for token in ids]
+    if not tokens and model.codec.bos is not None:
+        tokens = [model.codec.bos]
+    if not tokens:
+        raise UserError("the prompt is empty and the model has no token to begin a text with; write something")
+    if len(tokens) > context:
+        raise UserError(f"the prompt has {len(tokens)} tokens and the context holds {context}; shorten the prompt")
+    if min(tokens) < 0 or max(tokens) >= model.config.vocab_size:
+        raise UserError(f"a token id of the prompt is outside the vocabulary of {model.config.vocab_size}")
+    return tokens
+
+
 class Session:
     """A model with a cache of its own. Several sessions may share a model; each is used by one thread at a time."""
 
@@ -86,20 +103,6 @@ class Session:
         del self._ids[same:]
         return same
 
-    def _checked(self, ids: Sequence[int]) -> list[int]:
-        tokens = [int(token) for token in ids]
-        if not tokens and self.model.codec.bos is not None:
-            tokens = [self.model.codec.bos]
-        if not tokens:
-            raise UserError("the prompt is empty and the model has no token to begin a text with; write something")
-        if len(tokens) > self.context:
-            raise UserError(
-                f"the prompt has {len(tokens)} tokens and the context holds {self.context}; shorten the prompt"
-            )
-        if min(tokens) < 0 or max(tokens) >= self.model.config.vocab_size:
-            raise UserError(f"a token id of the prompt is outside the vocabulary of {self.model.config.vocab_size}")
-        return tokens
-
     def generate(
         self,
         ids: Sequence[int],
@@ -113,6 +116,8 @@ class Session:
         seed: int | None = None,
         stop: Sequence[str] = (),
         top_logprobs: int = 0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         cancel: threading.Event | None = None,
     ) -> Iterator[Token]:
         """Check the request and return an iterator over the reply's tokens; `finish_reason` is set when it ends.
@@ -121,9 +126,11 @@ class Session:
         ends an earlier one of this session that was left unfinished. Raises UserError for impossible settings and
         for a prompt longer than the context.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed, top_logprobs)
+        sampling = Sampling(
+            temperature, top_k, top_p, min_p, repeat_penalty, seed, top_logprobs, presence_penalty, frequency_penalty
+        )
         stops = [stop] if isinstance(stop, str) else list(stop)
-        tokens = self._checked(ids)
+        tokens = checked_prompt(self.model, ids, self.context)
         if max_tokens < 0:
             raise UserError(f"max_tokens is {max_tokens} and must be 0 or more")
         room = min(max_tokens, self.context - len(tokens))

@@ -12,6 +12,7 @@ from support import TINY
 from nanochat_tui.engine.cache import KVCache
 from nanochat_tui.engine.model import Model
 from nanochat_tui.engine.sampling import Draw, Sampling
+from nanochat_tui.engine.session import Session
 from nanochat_tui.errors import UserError
 
 PROMPT = [5, 17, 200, 41]
@@ -116,6 +117,32 @@ def test_penalty_reaches_generated_tokens(model: Model) -> None:
         logits = model.logits(ids)[-1].astype(np.float64)
         assert token == expected(logits, Sampling(temperature=0, repeat_penalty=1e4), ids).argmax()
         ids.append(token)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"presence_penalty": 1.7},
+        {"frequency_penalty": 1.1},
+        {"presence_penalty": 0.9, "frequency_penalty": 0.4, "repeat_penalty": 1.2},
+        {"presence_penalty": -2.0, "frequency_penalty": -0.3},
+    ],
+    ids=str,
+)
+def test_presence_and_frequency_count_generated_tokens_only(model: Model, settings: dict[str, Any]) -> None:
+    generated: list[int] = []
+    for token in Session(model).generate(PROMPT, max_tokens=25, temperature=0, **settings):
+        ids = PROMPT + generated
+        logits = model.logits(ids)[-1].astype(np.float64)
+        repeat = settings.get("repeat_penalty", 1.0)
+        for seen in set(ids):
+            logits[seen] = logits[seen] / repeat if logits[seen] > 0 else logits[seen] * repeat
+        for seen in set(generated):
+            logits[seen] -= settings.get("presence_penalty", 0.0)
+            logits[seen] -= settings.get("frequency_penalty", 0.0) * generated.count(seen)
+        assert token.id == logits.argmax()
+        generated.append(token.id)
+    assert len(generated) > 5
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 2.0, "repeat_penalty": 2.0}])

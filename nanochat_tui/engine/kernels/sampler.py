@@ -1,6 +1,6 @@
-"""Choose the next token: repetition penalty, temperature, top-k, top-p, min-p, seeded draw.
+"""Choose the next token: penalties, temperature, top-k, top-p, min-p, seeded draw.
 
-The order is penalty, temperature, then the three cuts on the resulting distribution. Exactness before
+The order is penalties, temperature, then the three cuts on the resulting distribution. Exactness before
 speed, but few logits are looked at: block maxima rule out most of the vocabulary, and a heap hands out the
 rest from the most to the least likely (ties: smaller id first) until the cuts stop it. Log-probabilities
 are those of the unmodified distribution.
@@ -27,12 +27,10 @@ from nanochat_tui.engine.simd.intrinsics import (
     load_f32,
     load_i32,
     load_i64,
-    load_u8,
     put,
     store_f32,
     store_i32,
     store_i64,
-    store_u8,
 )
 
 SMALL_K = 256
@@ -127,15 +125,25 @@ def uniform(seed, draw):
 
 @compiled("v:ii")
 def penalise(model, job):
-    """Copy the logits with the penalty applied to every token seen; positive ones are divided, others multiplied."""
+    """Copy the logits with the penalties applied to every token seen.
+
+    Repetition first: positive logits are divided, others multiplied. Then what was generated loses the presence
+    penalty once and the frequency penalty for every time.
+    """
     padded = get(model, s.VOCAB_PADDED)
     work = get(model, s.WORK_LOGITS)
     penalty = f32_from_bits(get(job, s.PENALTY_BITS))
+    presence, frequency = f32_from_bits(get(job, s.PRESENCE_BITS)), f32_from_bits(get(job, s.FREQUENCY_BITS))
     copy_floats(get(model, s.LOGITS), work, padded)
     for i in range(get(job, s.SEEN_COUNT)):
-        place = work + load_i32(get(job, s.SEEN_IDS) + i * 4) * 4
+        token = load_i32(get(job, s.SEEN_IDS) + i * 4)
+        place = work + token * 4
         value = load_f32(place)
-        store_f32(place, value / penalty if value > 0 else value * penalty)
+        value = value / penalty if value > 0 else value * penalty
+        generated = load_i32(get(job, s.SEEN_TIMES) + token * 4) - 1
+        if generated > 0:
+            value -= presence + frequency * np.float32(generated)
+        store_f32(place, value)
     block_maxima(work, 0, padded // s.STATISTICS_BLOCK, get(model, s.WORK_MAXIMA))
 
 
@@ -283,10 +291,13 @@ def sample(model, job, index):
             store_i64(get(job, s.OUT_ALTERNATIVE_IDS) + place * 8, best)
             logprob = np.float64(load_f32(logits + best * 4)) - normaliser
             store_f32(get(job, s.OUT_ALTERNATIVE_LOGPROBS) + place * 4, np.float32(logprob))
-    if get(job, s.SEEN_FLAGS) != 0 and load_u8(get(job, s.SEEN_FLAGS) + token) == 0:
-        store_u8(get(job, s.SEEN_FLAGS) + token, 1)
-        store_i32(get(job, s.SEEN_IDS) + get(job, s.SEEN_COUNT) * 4, token)
-        put(job, s.SEEN_COUNT, get(job, s.SEEN_COUNT) + 1)
+    if get(job, s.SEEN_TIMES) != 0:
+        place = get(job, s.SEEN_TIMES) + token * 4
+        if load_i32(place) == 0:
+            store_i32(place, 1)
+            store_i32(get(job, s.SEEN_IDS) + get(job, s.SEEN_COUNT) * 4, token)
+            put(job, s.SEEN_COUNT, get(job, s.SEEN_COUNT) + 1)
+        store_i32(place, load_i32(place) + 1)
     for i in range(get(job, s.STOP_COUNT)):
         if load_i64(get(job, s.STOP_IDS) + i * 8) == token:
             return 1
