@@ -213,6 +213,6 @@ def test_large_tensors_are_counted_in_pieces(tmp_path: Path, monkeypatch: pytest
     path = write_model(tmp_path / "m.gguf")
     with read_gguf(path) as file:
         whole = ternary_statistics(file)
-        monkeypatch.setattr("nanochat_tui.inspection.ternary_stats._CHUNK_WEIGHTS", 300)
+        monkeypatch.setattr("nanochat_tui.inspection.trits.CHUNK_WEIGHTS", 300)
         assert ternary_statistics(file) == whole
     assert sum(part.weights for part in whole) == TINY.ternary_parameters
