@@ -28,9 +28,11 @@ def sums_of(x: np.ndarray, block: int, tile: int, factor: int) -> np.ndarray:
     return np.ascontiguousarray(out.reshape(-1, tile, columns // block).transpose(0, 2, 1))
 
 
-def multiply(k: Kernels, what: str, packed, x: np.ndarray, a: np.ndarray, block: int, factor: int) -> np.ndarray:
-    """Run `what`_one for a single token, `what`_tiles for more; return float32 [tokens, rows]."""
-    tile = 1 if len(x) == 1 else k.isa.tile
+def multiply(
+    k: Kernels, what: str, packed, x: np.ndarray, a: np.ndarray, block: int, factor: int, few: int = 0
+) -> np.ndarray:
+    """Run `what`_one for a single token, tiles (of `few`, or the kernel's own) for more; float32 [tokens, rows]."""
+    tile = 1 if len(x) == 1 else few or k.isa.tile
     blocks = len(packed.weights)
     y = aligned((round_up(len(x), tile), blocks * 16), F32, np.nan)
     scale = np.ones(len(y), F32)
@@ -40,7 +42,7 @@ def multiply(k: Kernels, what: str, packed, x: np.ndarray, a: np.ndarray, block:
     if tile == 1:
         getattr(k, f"{what}_one")(*common)
     else:
-        getattr(k, f"{what}_tiles")(*common, 0, len(y) // tile, 1)
+        getattr(k, f"{what}_tiles_{few}" if few else f"{what}_tiles")(*common, 0, len(y) // tile, 1)
     return y[: len(x), : packed.rows]
 
 
@@ -105,6 +107,8 @@ def test_every_instruction_set_gives_the_same_floats(what: str) -> None:
         together = multiply(k, what, packed, x, a, block, factor)
         alone = [multiply(k, what, packed, x[i : i + 1], a[i : i + 1], block, factor)[0] for i in range(tokens)]
         np.testing.assert_array_equal(together, alone)
+        for few in [n for n in (2, 4, 8) if n < k.isa.tile]:
+            np.testing.assert_array_equal(multiply(k, what, packed, x, a, block, factor, few), alone)
         np.testing.assert_allclose(together, (x * a[:, None].astype(np.float64)) @ matrix.T, rtol=1e-4, atol=1e-3)
         results.append(together)
     for other in results[1:]:

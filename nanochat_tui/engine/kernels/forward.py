@@ -18,7 +18,7 @@ from nanochat_tui.engine.kernels.attention import (
     store_key,
     store_value,
 )
-from nanochat_tui.engine.kernels.linear import dense_f32, ternary_one, ternary_tiles
+from nanochat_tui.engine.kernels.linear import dense_f32, ternary, tile_of
 from nanochat_tui.engine.kernels.registry import compiled
 from nanochat_tui.engine.kernels.threads import barrier
 from nanochat_tui.engine.kernels.vectors import (
@@ -98,50 +98,22 @@ def linear(model, thread, weights, scales, source, columns, padded, y, y_stride,
     """Multiply tiles of tokens by row blocks first..last of one matrix.
 
     `source`: float32 activations [token][columns], read only when activations stay floats; otherwise the
-    thread's int8 tiles are used. `tiles` counts tiles when count > 1.
+    thread's int8 tiles are used.
     """
     if get(model, s.FLOAT_ACTIVATIONS) == 1:
-        tile = get(model, s.TILE)
+        tile = tile_of(model, count)
         for t in range(t0, tiles, step):
             for token in range(t * tile, min(t * tile + tile, count)):
                 dense_f32(weights, source + token * columns * 4, y + token * y_stride, first, last, columns)
         return
-    groups = padded // get(model, s.GROUP)
-    if count == 1:
-        ternary_one(
-            weights,
-            scales,
-            get(thread, s.X8),
-            get(thread, s.INIT),
-            get(thread, s.SCALE),
-            y,
-            first,
-            last,
-            groups,
-            y_stride,
-        )
-    else:
-        ternary_tiles(
-            weights,
-            scales,
-            get(thread, s.X8),
-            get(thread, s.INIT),
-            get(thread, s.SCALE),
-            y,
-            first,
-            last,
-            groups,
-            y_stride,
-            t0,
-            tiles,
-            step,
-        )
+    ternary(model, tile_of(model, count), weights, scales, get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE),
+            y, first, last, padded // get(model, s.GROUP), y_stride, t0, tiles, step)  # fmt: skip
 
 
 @compiled("v:iiiiiiiiiii")
 def round_row(model, x8, init, scales, row, n, padded, token, count, block, factor):
     """Quantise a row into its place in the thread's int8 tiles."""
-    tile = get(model, s.TILE) if count > 1 else 1
+    tile = tile_of(model, count)
     index, lane = token // tile, token % tile
     quantise(
         row,
@@ -239,7 +211,7 @@ def forward(model, job, layers, thread, tid, tokens, count, by_rows):
     qkv, projection, attention = get(model, s.QKV), get(model, s.PROJECTION), get(model, s.ATTENTION)
     gate_up, product = get(model, s.GATE_UP), get(model, s.PRODUCT)
 
-    tile = get(model, s.TILE) if count > 1 else 1
+    tile = tile_of(model, count)
     tiles = (count + tile - 1) // tile
     t0, step, part, parts = tid, threads, 0, 1
     if by_rows == 1:

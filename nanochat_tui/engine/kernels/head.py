@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.forward import mix_read, round_row
-from nanochat_tui.engine.kernels.linear import dense_f16, dense_f32, dequantise, q8_one, q8_tiles
+from nanochat_tui.engine.kernels.linear import dense_f16, dense_f32, dequantise, q8, tile_of
 from nanochat_tui.engine.kernels.registry import compiled
 from nanochat_tui.engine.kernels.statistics import block_statistics, fill_floats
 from nanochat_tui.engine.kernels.threads import barrier
@@ -40,7 +40,7 @@ def head_input(model, thread, token, place, count):
     )
     if get(model, s.TABLE_KIND) != s.KIND_Q8:
         # float tables see the rounded activations as well, so that every kind of head means the same model
-        tile = get(model, s.TILE) if count > 1 else 1
+        tile = tile_of(model, count)
         x8 = get(model, s.HEAD_X8) + (place // tile) * tile * dim + (place % tile) * 4
         dequantise(x8, row, get(model, s.HEAD_SCALE) + place * 4, dim, tile * 4)
 
@@ -58,11 +58,9 @@ def table_product(model, tid, count, logits):
     weights, scales = get(model, s.TABLE_WEIGHTS), get(model, s.TABLE_SCALES)
     x8, init, scale = get(model, s.HEAD_X8), get(model, s.HEAD_INIT), get(model, s.HEAD_SCALE)
     if get(model, s.TABLE_KIND) == s.KIND_Q8:
-        if count == 1:
-            q8_one(weights, scales, x8, init, scale, logits, first, last, dim // 32, padded * 4)
-        else:
-            tiles = (count + get(model, s.TILE) - 1) // get(model, s.TILE)
-            q8_tiles(weights, scales, x8, init, scale, logits, first, last, dim // 32, padded * 4, 0, tiles, 1)
+        tile = tile_of(model, count)
+        tiles = (count + tile - 1) // tile
+        q8(model, tile, weights, scales, x8, init, scale, logits, first, last, dim // 32, padded * 4, tiles)
     else:
         for i in range(count):
             x, y = get(model, s.HEAD_FLOAT) + i * dim * 4, logits + i * padded * 4
@@ -79,7 +77,7 @@ def table_product(model, tid, count, logits):
 @compiled("v:iiiii")
 def last_logits(model, thread, tid, count, by_rows):
     """Compute the logits of the last of `count` tokens and the statistics of their blocks."""
-    tile = get(model, s.TILE) if count > 1 else 1
+    tile = tile_of(model, count)
     owner = 0 if by_rows == 1 else ((count - 1) // tile) % get(model, s.THREADS)
     if tid == owner:
         head_input(model, thread, count - 1, 0, 1)
@@ -94,7 +92,7 @@ def last_logits(model, thread, tid, count, by_rows):
 @compiled("v:iiiiii")
 def all_logits(model, job, thread, tid, count, by_rows):
     """Compute the logits of all `count` tokens into the job's own buffer."""
-    tile = get(model, s.TILE) if count > 1 else 1
+    tile = tile_of(model, count)
     tiles = (count + tile - 1) // tile
     for t in range(tid, tiles, get(model, s.THREADS)):
         for token in range(t * tile, min(t * tile + tile, count)):

@@ -8,9 +8,11 @@ the same order whatever the tile, so decode and prefill agree bit for bit.
 
 from __future__ import annotations
 
+from nanochat_tui.engine.kernels import slots as s
+from nanochat_tui.engine.kernels.registry import compiled
 from nanochat_tui.engine.kernels.slots import Q8_BLOCK
 from nanochat_tui.engine.simd.emitter import F32, I32, LANES, VF32, VI32
-from nanochat_tui.engine.simd.intrinsics import kernel
+from nanochat_tui.engine.simd.intrinsics import get, kernel
 from nanochat_tui.engine.simd.isa import STEP_BYTES, STEP_COLUMNS
 
 
@@ -115,6 +117,22 @@ def ternary_tiles(e, target, weights, scales, x, init, x_scale, y, first, last, 
     _ternary(e, target, tokens, weights, scales, x, init, x_scale, y, y_stride, (first, last, groups), tiles)
 
 
+def _fewer(emit, tokens, what):
+    """Return a kernel for tiles of `tokens`: for batches between one token and a whole tile, where it is smaller."""
+
+    def few(e, target, weights, scales, x, init, x_scale, y, first, last, groups, y_stride, t0, t1, step):
+        if tokens < target.isa.tile:
+            blocks, tiles = (first, last, groups), (t0, t1, step)
+            emit(e, target, tokens, weights, scales, x, init, x_scale, y, y_stride, blocks, tiles)
+
+    few.__name__, few.__doc__ = f"{what}_tiles_{tokens}", f"Tiles of {tokens} tokens, if that is less than a whole one."
+    return kernel("v:iiiiiiiiiiiii")(few)
+
+
+ternary_tiles_2, ternary_tiles_4, ternary_tiles_8 = (_fewer(_ternary, n, "ternary") for n in (2, 4, 8))
+q8_tiles_2, q8_tiles_4, q8_tiles_8 = (_fewer(_q8, n, "q8") for n in (2, 4, 8))
+
+
 @kernel("v:iiiiiiiiii")
 def q8_one(e, target, weights, scales, x, init, x_scale, y, first, last, groups, y_stride):
     """One token times the int8 table; groups = columns / 32."""
@@ -127,6 +145,45 @@ def q8_tiles(e, target, weights, scales, x, init, x_scale, y, first, last, group
     tiles = (t0, t1, step)
     tokens = target.isa.tile
     _q8(e, target, tokens, weights, scales, x, init, x_scale, y, y_stride, (first, last, groups), tiles)
+
+
+@compiled("i:ii")
+def tile_of(model, count):
+    """Return the tokens per tile for a batch: 1, 2, 4 … up to the kernel's own, the smallest that takes all."""
+    tile = 1
+    while tile < count and tile < get(model, s.TILE):
+        tile *= 2
+    return tile
+
+
+@compiled("v:iiiiiiiiiiiiiii")
+def ternary(model, tile, weights, scales, x, init, x_scale, y, first, last, groups, y_stride, t0, tiles, step):
+    """Multiply tiles t0, t0 + step, … of `tile` tokens, as `tile_of` says; one token is tile 0 of 1."""
+    if tile == 1:
+        ternary_one(weights, scales, x, init, x_scale, y, first, last, groups, y_stride)
+    elif tile == get(model, s.TILE):
+        ternary_tiles(weights, scales, x, init, x_scale, y, first, last, groups, y_stride, t0, tiles, step)
+    elif tile == 2:
+        ternary_tiles_2(weights, scales, x, init, x_scale, y, first, last, groups, y_stride, t0, tiles, step)
+    elif tile == 4:
+        ternary_tiles_4(weights, scales, x, init, x_scale, y, first, last, groups, y_stride, t0, tiles, step)
+    else:
+        ternary_tiles_8(weights, scales, x, init, x_scale, y, first, last, groups, y_stride, t0, tiles, step)
+
+
+@compiled("v:iiiiiiiiiiiii")
+def q8(model, tile, weights, scales, x, init, x_scale, y, first, last, groups, y_stride, tiles):
+    """Multiply tiles 0 … tiles - 1 by the int8 table."""
+    if tile == 1:
+        q8_one(weights, scales, x, init, x_scale, y, first, last, groups, y_stride)
+    elif tile == get(model, s.TILE):
+        q8_tiles(weights, scales, x, init, x_scale, y, first, last, groups, y_stride, 0, tiles, 1)
+    elif tile == 2:
+        q8_tiles_2(weights, scales, x, init, x_scale, y, first, last, groups, y_stride, 0, tiles, 1)
+    elif tile == 4:
+        q8_tiles_4(weights, scales, x, init, x_scale, y, first, last, groups, y_stride, 0, tiles, 1)
+    else:
+        q8_tiles_8(weights, scales, x, init, x_scale, y, first, last, groups, y_stride, 0, tiles, 1)
 
 
 def _dense(e, weights, x, y, first, last, columns, half):

@@ -22,20 +22,10 @@ def run_job(tid, model, job, layers, thread):
     barrier(control, threads)  # before it nothing of the job is read: thread 0 may still be writing
     count, tokens = get(job, s.COUNT), get(job, s.TOKENS)
     all_rows = get(job, s.WANT) == s.WANT_ALL_LOGITS
-    by_rows = 1
-    if count * 3 < get(model, s.TILE) and not all_rows:
-        # a tile costs as much half empty as full: a few tokens are faster one by one
-        for i in range(count):
-            if tid == 0:
-                put(job, s.CURRENT, get(job, s.POSITION) + i)
-            barrier(control, threads)
-            forward(model, job, layers, thread, tid, tokens + i * 8, 1, 1)
-        rows = 1
-    else:
-        # too few tiles leave threads without one of their own: then they share rows
-        by_rows = 1 if threads == 1 or count < threads * get(model, s.TILE) else 0
-        forward(model, job, layers, thread, tid, tokens, count, by_rows)
-        rows = count
+    # too few tiles leave threads without one of their own: then they share rows
+    by_rows = 1 if threads == 1 or count < threads * get(model, s.TILE) else 0
+    forward(model, job, layers, thread, tid, tokens, count, by_rows)
+    rows = count
     if all_rows:
         all_logits(model, job, thread, tid, count, by_rows)
     elif get(job, s.WANT) == s.WANT_SAMPLES:
