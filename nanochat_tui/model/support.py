@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Set
+
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.formats.gguf import GGUFFile, metadata_int, metadata_string
-from nanochat_tui.model.architectures import nanochat
+from nanochat_tui.formats.tensor_types import TensorType
+from nanochat_tui.model import architectures
+from nanochat_tui.model.architectures.description import Architecture, Attention, Part, Role
 from nanochat_tui.model.config import ModelConfig
 
-SUPPORTED_ARCHITECTURES = (nanochat.NAME,)
+SUPPORTED_ARCHITECTURES = tuple(architectures.BY_NAME)
 """Values of `general.architecture` that can be run."""
 
-TYPES_BY_ROLE: dict[nanochat.Role, frozenset[str]] = {
+MAX_CONTEXT = 1 << 20
+"""Longest context that is believed; a damaged number would reserve memory for it."""
+
+_FLOATS = frozenset({"F32", "F16", "BF16"})
+TYPES_BY_ROLE: dict[Role, frozenset[str]] = {
     "table": frozenset({"Q8_0", "F16"}),
     "norm": frozenset({"F32"}),
     "mhc": frozenset({"F32"}),
+    "vector": _FLOATS,
     "ternary": frozenset({"Q2_0", "Q2_0_g128", "PQ2_0", "TQ1_0", "TQ2_0"}),
 }
-"""Tensor types that the engine can compute with."""
+"""Tensor types that the engine can compute with, by what the tensor is for."""
+
+UNFINISHED: dict[str, str] = {
+    name: "its description is known, its computation is not finished" for name in SUPPORTED_ARCHITECTURES[1:]
+}
+"""Architectures that can be described but not run, with the reason."""
+
+IGNORED = ("mm.", "v.", "a.")
+"""Beginnings of names of tensors that a text model does without."""
+WIDTH_STEP = 32
+"""The kernels work on whole vectors: widths are multiples of this."""
+MAX_HEAD_DIM = 1024
 
 
 class UnsupportedModelError(UserError):
@@ -28,45 +49,128 @@ def architecture(file: GGUFFile) -> str:
     return metadata_string(file.metadata, "general.architecture", "")
 
 
-def require_supported(file: GGUFFile) -> ModelConfig:
-    """Return the model's shape, after checking that the engine can run the file.
+def require_described(file: GGUFFile) -> Architecture:
+    """Return the model that a file holds, after checking that the engine can run it.
 
-    Raises UnsupportedModelError (architecture, split file, tensor type) or UserError (a key or tensor is missing or has
-    the wrong shape), in one sentence.
+    Raises UnsupportedModelError (architecture, tensor type, width) or UserError (a key or tensor is missing or has the wrong
+    shape), in one sentence.
     """
-    name = architecture(file)
-    if not name:
-        raise UnsupportedModelError("the file names no architecture, so it is not known how to run it")
-    if name not in SUPPORTED_ARCHITECTURES:
-        known = ", ".join(SUPPORTED_ARCHITECTURES)
+    _require_whole(file)
+    try:
+        found = architectures.describe(file)
+    except architectures.UnknownArchitectureError as error:
+        raise UnsupportedModelError(str(error)) from None
+    if found.name in UNFINISHED:
         raise UnsupportedModelError(
-            f"models of the architecture {display_safe(name)} cannot be run by this version, only {known}"
+            f"models of the architecture {found.name} cannot be run by this version: {UNFINISHED[found.name]}"
         )
-    shards = metadata_int(file.metadata, "split.count", 1)
-    if shards > 1:
+    if found.context_length > MAX_CONTEXT:
         raise UnsupportedModelError(
-            f"the model is split over {shards} files; join them first with llama-gguf-split --merge"
+            f"the file claims a context of {found.context_length} tokens, and this version runs at most "
+            f"{MAX_CONTEXT}; export it again with a smaller one"
         )
-    config = nanochat.from_metadata(file.metadata, file.tensors.keys())
-    for part in nanochat.parts(config).values():
-        info = file.tensor(part.name)
-        if info.shape != part.shape:
-            raise UserError(
-                f"the tensor {part.name} has the shape {list(info.shape)} and should have {list(part.shape)}; "
-                "the file is damaged"
-            )
-        if info.type.name not in TYPES_BY_ROLE[part.role]:
-            known = ", ".join(sorted(TYPES_BY_ROLE[part.role]))
-            raise UnsupportedModelError(
-                f"the tensor {part.name} is of type {info.type.name}, and this version runs it only as {known}"
-            )
-    return config
+    _require_widths(found)
+    expected = {part.name: part for part in found.parts()}
+    for part in expected.values():
+        _require_part(file, part)
+    _require_nothing_else(file, found, expected.keys())
+    return found
+
+
+def require_supported(file: GGUFFile) -> ModelConfig | Architecture:
+    """Return the model's shape: a nanochat file's own, else the description; raises as `require_described`."""
+    found = require_described(file)
+    return found.config or found
+
+
+def require_vocabulary(tokens: int, vocabulary: int) -> None:
+    """Raise UserError if a tokenizer has more tokens than the model has rows."""
+    if tokens > vocabulary:
+        raise UserError(
+            f"the tokenizer has {tokens} tokens and the model only {vocabulary}; they do not belong together"
+        )
 
 
 def refusal(file: GGUFFile) -> str | None:
     """Return why the engine cannot run a file, in one sentence, or None if it can."""
     try:
-        require_supported(file)
+        require_described(file)
     except UserError as error:
         return str(error)
     return None
+
+
+def _require_whole(file: GGUFFile) -> None:
+    shards = metadata_int(file.metadata, "split.count", 1)
+    if shards > 1:  # `shards.open_model` joins what lies together
+        raise UnsupportedModelError(
+            f"the model is split over {shards} files and this is one of them; put all of them into one folder, "
+            "named as they were published"
+        )
+
+
+def _require_widths(found: Architecture) -> None:
+    widths = {"embedding_length": found.dim}
+    for layer in found.layers:
+        widths["feed_forward_length"] = layer.ffn.hidden
+        mixer = layer.mixer
+        if isinstance(mixer, Attention):
+            widths["all query heads"], widths["all key heads"] = mixer.q_dim, mixer.kv_dim
+            if mixer.head_dim % 2 or mixer.head_dim > MAX_HEAD_DIM:
+                raise UnsupportedModelError(
+                    f"heads of {mixer.head_dim} components cannot be run; the width is even and at most {MAX_HEAD_DIM}"
+                )
+            if mixer.rotates and found.rope.dims > mixer.head_dim:
+                raise UserError(
+                    f"the file rotates {found.rope.dims} components of heads of {mixer.head_dim}; it is damaged"
+                )
+            if mixer.qk_norm:
+                widths["one head"] = mixer.head_dim
+        else:
+            widths["one head"] = mixer.width
+    for what, width in widths.items():
+        step = 16 if what == "all key heads" else WIDTH_STEP
+        if width % step and found.config is None:
+            raise UnsupportedModelError(
+                f"the width of {what} is {width}, and this version runs multiples of {step} only"
+            )
+    scales = (found.embedding_scale, found.residual_scale, found.logit_scale)
+    if any(scale != 1.0 for scale in scales):
+        raise UnsupportedModelError("models that scale their embedding, residual or logits cannot be run")
+
+
+def _require_part(file: GGUFFile, part: Part) -> None:
+    info = file.tensor(part.name)
+    if info.shape != part.shape and not (part.role == "vector" and info.elements == math.prod(part.shape)):
+        raise UserError(
+            f"the tensor {part.name} has the shape {list(info.shape)} and should have {list(part.shape)}; "
+            "the file is damaged"
+        )
+    if info.type.name not in TYPES_BY_ROLE[part.role]:
+        raise UnsupportedModelError(f"the tensor {part.name} is {_type_refusal(info.type, part.role)}")
+
+
+def _type_refusal(kind: TensorType, role: Role) -> str:
+    if not kind.is_decodable:
+        return f"of {kind.refusal}"
+    known = ", ".join(sorted(TYPES_BY_ROLE[role]))
+    return f"of type {kind.name}, and this version runs it only as {known}"
+
+
+def _require_nothing_else(file: GGUFFile, found: Architecture, names: Set[str]) -> None:
+    """Refuse a tensor that the description does not know: leaving it out would compute another model."""
+    for name in file.tensors:
+        if name in names or name.startswith(IGNORED) or ".nextn." in name:
+            continue
+        block = name.split(".")[1] if name.startswith("blk.") and name.count(".") > 1 else ""
+        if block.isdigit() and int(block) >= found.n_layers and found.recurrences:
+            continue  # blocks behind the last predict further tokens
+        if "_norm_in" in name:
+            raise UnsupportedModelError(
+                f"the file normalises the input of every matrix ({display_safe(name)}), as BitNet's embedding models do, "
+                "which this version cannot run"
+            )
+        raise UnsupportedModelError(
+            f"the file holds the tensor {display_safe(name)}, which is not known for {found.name}; without it another "
+            "model would be computed"
+        )

@@ -6,30 +6,46 @@ Written by export, read by engine and inspection; the names are llama.cpp's wher
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf_values import GGUFValue, f32, metadata_float, metadata_int, string, u32
+from nanochat_tui.model.architectures.description import (
+    Architecture,
+    Attention,
+    FeedForward,
+    Layer,
+    Part,
+    Role,
+    Rope,
+)
+from nanochat_tui.model.architectures.keys import MAX_LAYERS, MAX_WIDTH, Keys
 from nanochat_tui.model.config import MHC_RECORD_FLOATS, ModelConfig
 
 NAME = "nanochat"
-MAX_LAYERS = 1024
-"""More blocks than any model has: a damaged count is refused before tensors are looked for."""
-MAX_WIDTH = 1 << 24
-
-Role = Literal["table", "norm", "ternary", "mhc"]
+NAMES = (NAME,)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One tensor of the model: its shape in NumPy's order, rows (outputs) first, and what it is for."""
+def describe(keys: Keys) -> Architecture:
+    """Return the model that a file describes. Raises UserError."""
+    return of_config(from_metadata(keys.metadata, keys.shapes))
 
-    name: str
-    shape: tuple[int, ...]
-    role: Role
+
+def of_config(config: ModelConfig) -> Architecture:
+    """Return a shape in the words of all architectures."""
+    attention = Attention(config.n_heads, config.n_kv_heads, config.head_dim)
+    return Architecture(
+        name=NAME,
+        dim=config.dim,
+        vocab_size=config.vocab_size,
+        context_length=config.context_length,
+        layers=(Layer(attention, FeedForward(config.hidden_dim)),) * config.n_layers,
+        rope=Rope(config.head_dim, config.rope_theta),
+        norm_eps=config.norm_eps,
+        tied=config.tied,
+        config=config,
+    )
 
 
 def is_nanochat(metadata: Mapping[str, GGUFValue]) -> bool:
