@@ -10,13 +10,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.config import PRESETS, ModelConfig
 
+FIELD_GROUPS: dict[str, str] = {
+    "config": "Model",
+    "dataset": "Data",
+    "seq_len": "Batches",
+    "steps": "Length",
+    "warmup_steps": "Optimisation",
+    "head_frequent": "Softmax",
+    "seed": "Machine",
+    "log_interval": "Reports",
+}
+"""Where a form begins a new group: at these fields, in the order below, so that a new field falls into one by its place."""
+
 
 class TrainConfig(BaseModel):
     """Everything that decides a training run. Unknown keys are errors, so a typo is never silent."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
-    config: str = Field("d20", description="Named model shape.")
+    config: str = Field("d20", description="Named model shape.", json_schema_extra={"enum": [*PRESETS]})
     n_layers: int | None = Field(None, ge=1, description="Override the preset's number of blocks.")
     vocab_size: int | None = Field(None, ge=2, description="Override the preset's vocabulary.")
     n_streams: Literal[1, 2, 4] | None = Field(None, description="mHC residual streams; 1 is a plain residual.")

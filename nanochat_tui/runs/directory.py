@@ -121,7 +121,8 @@ class RunDirectory:
         if status.get("host") == socket.gethostname():
             try:
                 process = psutil.Process(int(status["pid"]))
-                return bool(abs(process.create_time() - float(status["process_started"])) < 2)
+                same = abs(process.create_time() - float(status["process_started"])) < 2
+                return bool(same and process.status() != psutil.STATUS_ZOMBIE)
             except (psutil.Error, KeyError, TypeError, ValueError):
                 return False
         return time.time() - float(status.get("heartbeat", 0)) < stale_after
