@@ -34,8 +34,8 @@ class JoinedFile(GGUFFile):
         total = metadata_int(first.metadata, "split.tensors.count", len(self.tensors))
         if total != len(self.tensors):
             raise UserError(
-                f"the {len(shards)} files of {display_safe(path.name)} hold {len(self.tensors)} tensors and should hold "
-                f"{total}; fetch them again"
+                f"the {len(shards)} files of {display_safe(path.name)} hold {len(self.tensors)} tensors and should "
+                f"hold {total}; fetch them again"
             )
 
     def _adopt(self, shard: GGUFFile, number: int, count: int) -> None:
@@ -76,8 +76,8 @@ def shard_paths(path: Path) -> list[Path]:
     missing = [each for each in found if not each.is_file()]
     if missing and path.is_file():
         raise UserError(
-            f"the model is split over {int(count)} files, and {display_safe(missing[0].name)} is missing; put it beside "
-            "the others"
+            f"the model is split over {int(count)} files, and {display_safe(missing[0].name)} is missing; "
+            "put it beside the others"
         )
     return found if not missing else [path]
 

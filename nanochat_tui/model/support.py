@@ -28,9 +28,9 @@ TYPES_BY_ROLE: dict[Role, frozenset[str]] = {
 }
 """Tensor types that the engine can compute with, by what the tensor is for."""
 
-UNFINISHED: dict[str, str] = {
-    name: "its description is known, its computation is not finished" for name in SUPPORTED_ARCHITECTURES[1:]
-}
+UNFINISHED: dict[str, str] = dict.fromkeys(
+    SUPPORTED_ARCHITECTURES[1:], "its description is known, its computation is not finished"
+)
 """Architectures that can be described but not run, with the reason."""
 
 IGNORED = ("mm.", "v.", "a.")
@@ -52,8 +52,8 @@ def architecture(file: GGUFFile) -> str:
 def require_described(file: GGUFFile) -> Architecture:
     """Return the model that a file holds, after checking that the engine can run it.
 
-    Raises UnsupportedModelError (architecture, tensor type, width) or UserError (a key or tensor is missing or has the wrong
-    shape), in one sentence.
+    Raises UnsupportedModelError (architecture, tensor type, width) or UserError (a key or tensor is missing or has the
+    wrong shape), in one sentence.
     """
     _require_whole(file)
     try:
@@ -167,8 +167,8 @@ def _require_nothing_else(file: GGUFFile, found: Architecture, names: Set[str]) 
             continue  # blocks behind the last predict further tokens
         if "_norm_in" in name:
             raise UnsupportedModelError(
-                f"the file normalises the input of every matrix ({display_safe(name)}), as BitNet's embedding models do, "
-                "which this version cannot run"
+                f"the file normalises the input of every matrix ({display_safe(name)}), as BitNet's embedding models "
+                "do, which this version cannot run"
             )
         raise UnsupportedModelError(
             f"the file holds the tensor {display_safe(name)}, which is not known for {found.name}; without it another "

@@ -1,8 +1,8 @@
 """What the engine has to know of a model before it looks at a weight: one description for every architecture.
 
 A model is an embedding, layers of a mixer (attention or a recurrence) and a feed-forward part, a norm and a head. What
-differs between architectures is said by values, not by code, so that engine, inspection and server ask the same questions
-of all of them. All widths are in elements.
+differs between architectures is said by values, not by code, so that engine, inspection and server ask the same
+questions of all of them. All widths are in elements.
 """
 
 from __future__ import annotations
@@ -114,15 +114,13 @@ class Attention:
 class DeltaNet:
     """Gated delta rule: a state [value width, key width] per value head instead of a cache (Yang et al. 2024).
 
-    Value head h reads key head h modulo key_heads. `taps` inputs of a causal convolution precede it. grouped_output: the
-    columns of its projection are in the order (key head, repeat) instead (the rotated files of Prism).
+    Value head h reads key head h modulo key_heads. `taps` inputs of a causal convolution precede it.
     """
 
     key_heads: int
     value_heads: int
     width: int
     taps: int = 4
-    grouped_output: bool = False
 
     @property
     def key_dim(self) -> int:
@@ -173,8 +171,9 @@ class Layer:
 class Rotation:
     """A signed blockwise Walsh-Hadamard transform that was folded into weights (keys `prism.hadamard.*`).
 
-    Before each matrix of `forward`: x' = H_block (x · signs[width]) / sqrt(block), block by block; an embedding row z of
-    `inverse` means signs · (H z / sqrt(block)). signs: ±1 float32 by width; a width without an entry has none.
+    Before each matrix of `forward`: x' = H_block (x · signs[width]) / sqrt(block), block by block; an embedding row z
+    of `inverse` means signs · (H z / sqrt(block)). signs: ±1 float32 by width; a width without an entry has none.
+    grouped_values: `ssm_out` takes its heads in the order (key head, repeat), not (repeat, key head).
     """
 
     block: int

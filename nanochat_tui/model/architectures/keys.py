@@ -75,8 +75,6 @@ class Keys:
         values = found.value
         if isinstance(values, np.ndarray) and values.dtype == np.dtype(bool):
             listed = [int(v) for v in values]
-        elif isinstance(values, list) and all(isinstance(v, bool) for v in values):
-            listed = [int(v) for v in values]
         else:
             listed = [int(v) for v in metadata_integers(self.metadata, name)]
         if len(listed) < layers:

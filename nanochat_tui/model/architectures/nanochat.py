@@ -17,7 +17,6 @@ from nanochat_tui.model.architectures.description import (
     FeedForward,
     Layer,
     Part,
-    Role,
     Rope,
 )
 from nanochat_tui.model.architectures.keys import MAX_LAYERS, MAX_WIDTH, Keys

@@ -17,7 +17,7 @@ def describe(keys: Keys) -> Architecture:
     ahead = keys.count("nextn_predict_layers", 0, minimum=0, maximum=MAX_LAYERS)
     layers = keys.layers - ahead
     if layers < 1:
-        raise UserError("the file has no blocks but those that predict further tokens; it is no model to run on its own")
+        raise UserError("the file has only blocks that predict further tokens; it is no model to run on its own")
     delta = _delta_net(keys)
     recurrent = keys.per_layer("attention.recurrent_layers", layers)
     if recurrent is None:
