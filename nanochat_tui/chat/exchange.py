@@ -1,0 +1,163 @@
+"""Sessions as files: JSON that can be read back exactly, Markdown for people (and read back as far as it says)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from nanochat_tui.chat.records import (
+    SessionSettings,
+    StoredSession,
+    StoredTurn,
+    new_session,
+    reason_from,
+    settings_from_dict,
+    settings_to_dict,
+    stats_from_dict,
+    title_of,
+)
+from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.formats.atomic import atomic_write
+
+FORMAT = "nanochat-tui session"
+VERSION = 1
+MAX_BYTES = 64 << 20
+"""Largest file that is read: no conversation comes near it, and a wrong file might."""
+_HEADING = re.compile(r"^## (User|Assistant|Prompt|Continuation|System)[ \t]*$", re.MULTILINE)
+
+
+def to_json(session: StoredSession) -> str:
+    """Return a session as indented JSON."""
+    info = session.info
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "title": info.title,
+            "model": info.model,
+            "kind": "chat" if info.is_chat else "completion",
+            "system": info.settings.system,
+            "settings": settings_to_dict(info.settings),
+            "created": info.created,
+            "turns": [asdict(turn) for turn in session.turns],
+        },
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+def to_markdown(session: StoredSession) -> str:
+    """Return a session as Markdown: a heading for every message, or fenced text for a completion."""
+    info = session.info
+    ours = ("User", "Assistant") if info.is_chat else ("Prompt", "Continuation")
+    lines = [f"# {info.title}", "", f"Model: {info.model}", ""]
+    if info.settings.system:
+        lines += ["## System", "", _guarded(info.settings.system, info.is_chat), ""]
+    for turn in session.turns:
+        for heading, text in zip(ours, (turn.prompt, turn.reply), strict=True):
+            lines += [f"## {heading}", "", _guarded(text, info.is_chat), ""]
+    return "\n".join(lines)
+
+
+def _guarded(text: str, is_chat: bool) -> str:
+    """Fence the text of completions, whose blanks matter, and escape what would read as one of our headings."""
+    text = _HEADING.sub(r"\\\g<0>", text)
+    if is_chat:
+        return text
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _unguarded(text: str) -> str:
+    fenced = re.fullmatch(r"\n*(`{3,})\n(.*)\n\1\n*", text, re.DOTALL)
+    inner = fenced[2] if fenced else text.strip("\n")
+    return re.sub(r"^\\(?=## )", "", inner, flags=re.MULTILINE)
+
+
+def from_json(text: str) -> StoredSession:
+    """Return the session that `to_json` wrote, under a new id. Raises `UserError` for anything else."""
+    try:
+        data = json.loads(text)
+    except ValueError as exc:
+        raise UserError(f"The file is not JSON ({exc}); export a session as JSON and import that.") from exc
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError("The JSON file is no session of this program; export one as JSON and import that.")
+    if not isinstance(data.get("version"), int) or data["version"] > VERSION:
+        raise UserError("The session was exported by a newer version of this program; update it first.")
+    turns = data.get("turns")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise UserError("The session file is damaged: its turns are missing.")
+    values = data.get("settings")
+    settings = settings_from_dict(str(data.get("system") or ""), values if isinstance(values, dict) else {})
+    info = new_session(str(data.get("model") or ""), is_chat=data.get("kind") != "completion", settings=settings)
+    made = tuple(map(_turn, turns))
+    title = str(data.get("title") or "")[:200]
+    info = replace(info, title=title or _first_title(made), titled=bool(title), turns=len(made))
+    return StoredSession(info, made)
+
+
+def _turn(data: Mapping[str, Any]) -> StoredTurn:
+    parts = data.get("parts")
+    stats = data.get("stats")
+    return StoredTurn(
+        prompt=str(data.get("prompt") or ""),
+        parts=tuple(map(str, parts)) if isinstance(parts, list) and parts else ("",),
+        thinking=str(data.get("thinking") or ""),
+        reason=reason_from(data.get("reason")),
+        stats=stats_from_dict(stats if isinstance(stats, dict) else None),
+    )
+
+
+def from_markdown(text: str) -> StoredSession:
+    """Return the session that a Markdown file with our headings tells. Raises `UserError` if it has none."""
+    pieces = _HEADING.split(text)
+    sections = [(pieces[i], _unguarded(pieces[i + 1])) for i in range(1, len(pieces), 2)]
+    if not sections:
+        raise UserError("The Markdown file has no '## User' or '## Prompt' headings; export a session to see the form.")
+    is_chat = any(heading in ("User", "Assistant") for heading, _ in sections)
+    system = next((body for heading, body in sections if heading == "System"), "")
+    turns: list[StoredTurn] = []
+    for heading, body in sections:
+        if heading in ("User", "Prompt"):
+            turns.append(StoredTurn(body))
+        elif heading in ("Assistant", "Continuation"):
+            last = turns.pop() if turns and not turns[-1].reply else StoredTurn("")
+            turns.append(replace(last, parts=(body,), reason="stop"))
+    title = re.match(r"\s*# (.+)", text)
+    model = re.search(r"^Model: (.+)$", pieces[0], re.MULTILINE)
+    info = new_session(model[1].strip() if model else "", is_chat=is_chat, settings=SessionSettings(system))
+    name = title[1].strip()[:200] if title else ""
+    info = replace(info, title=name or _first_title(tuple(turns)), titled=bool(name), turns=len(turns))
+    return StoredSession(info, tuple(turns))
+
+
+def _first_title(turns: tuple[StoredTurn, ...]) -> str:
+    return title_of(turns[0].prompt if turns else "")
+
+
+def export_session(session: StoredSession, path: Path) -> Path:
+    """Write a session to `path`; its ending, .md or .json, says how. Returns the path. Raises `UserError`."""
+    if path.suffix.lower() not in (".md", ".markdown", ".json"):
+        raise UserError(f"{display_safe(path.name)} must end in .md or .json, which says how the session is written.")
+    text = to_json(session) if path.suffix.lower() == ".json" else to_markdown(session)
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8", "replace"))
+    return path
+
+
+def import_session(path: Path) -> StoredSession:
+    """Read a session from a .json or .md file. Raises `UserError`."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{display_safe(path.name)} is too large to be a session; choose another file.")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as exc:
+        raise UserError(f"{display_safe(path.name)} is not text; choose a .json or .md file.") from exc
+    except OSError as exc:
+        raise UserError(f"Cannot read {display_safe(str(path))}: {exc.strerror or exc}.") from exc
+    return from_json(text) if path.suffix.lower() == ".json" else from_markdown(text)
