@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,28 +18,49 @@ def inspect(
     tokenizer: TokenizerOption = None,
     metadata: Annotated[bool, typer.Option("--metadata", help="Show every key of the file too.")] = False,
     ternary: Annotated[bool, typer.Option("--ternary", help="Count the trits of every ternary tensor too.")] = False,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", help="Another file: say what changed from MODEL to it instead.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Say what a file is, verify its mHC records, and whether it can be run; exit code 2 if something is wrong."""
-    from nanochat_tui.formats.gguf import read_gguf
-    from nanochat_tui.inspection import summarise, ternary_statistics
-    from nanochat_tui.inspection.text import summary_lines, ternary_lines
-
     path = find_model(model)
     check_file(mhc, "mHC sidecar")
     check_file(tokenizer, "tokenizer")
-    with read_gguf(path) as file:
-        summary = summarise(file, mhc, tokenizer)
-        statistics = ternary_statistics(file) if ternary else []
+    if compare is not None:
+        if mhc is not None or tokenizer is not None or metadata or ternary:
+            raise UserError("--compare shows all that changed and takes no other options than --json.")
+        _compare(path, find_model(str(compare)), json)
+        return
+
+    from nanochat_tui.formats.gguf import read_gguf
+    from nanochat_tui.inspection import inspect_file, ternary_statistics
+    from nanochat_tui.inspection.text import summary_lines, ternary_lines
+
+    summary = inspect_file(path, mhc, tokenizer)
+    statistics = None
+    if ternary and summary.is_gguf:
+        with read_gguf(path) as file:
+            statistics = ternary_statistics(file)
     if json:
         found = summary.to_json()
-        if ternary:
+        if statistics is not None:
             found["ternary"] = [part.to_json() for part in statistics]
         typer.echo(json_module.dumps(found, indent=2))
     else:
         lines = summary_lines(summary, metadata=metadata)
-        if ternary:
+        if statistics is not None:
             lines += ["", *ternary_lines(statistics)]
         typer.echo("\n".join(lines))
     if summary.problem is not None:
         raise UserError(summary.problem)
+
+
+def _compare(before: Path, after: Path, json: bool) -> None:
+    from nanochat_tui.formats.gguf import read_gguf
+    from nanochat_tui.inspection import compare
+    from nanochat_tui.inspection.text import comparison_lines
+
+    with read_gguf(before) as old, read_gguf(after) as new:
+        found = compare(old, new)
+    typer.echo(json_module.dumps(found.to_json(), indent=2) if json else "\n".join(comparison_lines(found)))

@@ -45,6 +45,7 @@ class MhcInspection:
         if self.report is None or self.report.matrices is None:
             return found
         report, matrices = self.report, self.report.matrices
+        alpha = alphas(matrices.residual)
         return found | {
             "max_row_error": report.max_row_error,
             "max_column_error": report.max_column_error,
@@ -58,16 +59,41 @@ class MhcInspection:
             "details": [
                 {
                     "name": name,
+                    "alpha": float(kept),
                     "read": pre.tolist(),
                     "write": post.tolist(),
                     "mixing": residual.tolist(),
                     "gain": float(gain),
                 }
-                for name, pre, residual, post, gain in zip(
-                    record_names(report.n_records), *matrices, report.gains, strict=True
+                for name, kept, pre, residual, post, gain in zip(
+                    record_names(report.n_records), alpha, *matrices, report.gains, strict=True
                 )
             ],
         }
+
+
+def alphas(residual: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return how much of each stream stays in its place, by record [n]: the mean diagonal of H [n, N, N].
+
+    For 2 streams this is the record's alpha; 1 / N means that the streams are averaged.
+    """
+    kept: NDArray[np.float64] = np.diagonal(residual, axis1=1, axis2=2).astype(np.float64).mean(axis=1)
+    return kept
+
+
+def composed_over_depth(residual: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what the mixing has done up to and with each record.
+
+    Returns the products H_k · ... · H_0 [n, N, N], and how much of a difference between streams survives each, [n]:
+    the spectral norm of the product minus the averaging matrix.
+    """
+    count, streams = residual.shape[:2]
+    products = np.empty(residual.shape, np.float64)
+    product = np.eye(streams)
+    for index in range(count):
+        product = residual[index].astype(np.float64) @ product
+        products[index] = product
+    return products, np.linalg.norm(products - 1.0 / streams, 2, axis=(-2, -1)) if count else np.zeros(0)
 
 
 def inspect_mhc(file: GGUFFile, sidecar: Path | None = None) -> MhcInspection | None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile, GGUFValue, TensorInfo, metadata_int, read_gguf
 from nanochat_tui.inspection.mhc_report import MhcInspection, inspect_mhc
+from nanochat_tui.inspection.original import is_original, read_original
+from nanochat_tui.inspection.rotation import Rotation, rotation
+from nanochat_tui.inspection.traps import Trap, find_traps
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.support import require_supported
 from nanochat_tui.model.tokenizer import codec_from_gguf, load_tokenizer
@@ -81,6 +85,21 @@ class Summary:
     mhc: MhcInspection | None
     reason: str | None
     """Why the file cannot be run, in one sentence; None if it can."""
+    rotation: Rotation | None = None
+    traps: tuple[Trap, ...] = ()
+    """What is known to go wrong with such a file, here or elsewhere."""
+    is_gguf: bool = True
+    """False for a file of the original nanochat-rs-ternary, whose tensors cannot be read before it is converted."""
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all tensors, without metadata and padding."""
+        return sum(use.bytes for use in self.types.values())
+
+    @property
+    def f16_bytes(self) -> int:
+        """Bytes that the same parameters would take as F16."""
+        return 2 * self.parameters
 
     @property
     def runs(self) -> bool:
@@ -103,11 +122,19 @@ class Summary:
             "parameters": self.parameters,
             "bits_per_weight": self.bits_per_weight,
             "types": {
-                name: {"tensors": use.tensors, "bytes": use.bytes, "parameters": use.parameters}
+                name: {
+                    "tensors": use.tensors,
+                    "bytes": use.bytes,
+                    "parameters": use.parameters,
+                    "share": use.bytes / max(1, self.data_bytes),
+                }
                 for name, use in self.types.items()
             },
+            "f16_bytes": self.f16_bytes,
             "context_length": self.context_length,
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_json(),
+            "rotation": None if self.rotation is None else self.rotation.to_json(),
+            "traps": [trap.to_json() for trap in self.traps],
             "mhc": None if self.mhc is None else self.mhc.to_json(),
             "runs": self.runs,
             "reason": self.reason,
@@ -121,6 +148,8 @@ def inspect_file(path: Path | str, mhc: Path | None = None, tokenizer: Path | No
     Raises FormatError if the file cannot be read or is not sound GGUF. Everything else that is wrong, or not
     supported, is part of what is found.
     """
+    if is_original(Path(path)):
+        return _summarise_original(Path(path))
     with read_gguf(path) as file:
         return summarise(file, mhc, tokenizer)
 
@@ -128,35 +157,82 @@ def inspect_file(path: Path | str, mhc: Path | None = None, tokenizer: Path | No
 def summarise(file: GGUFFile, mhc: Path | None = None, tokenizer: Path | None = None) -> Summary:
     """Say what an open GGUF file is; see `inspect_file`."""
     infos = tuple(file.tensors.values())
-    parameters = sum(info.elements for info in infos)
-    uses: dict[str, list[TensorInfo]] = {}
-    for info in infos:
-        uses.setdefault(info.type.name, []).append(info)
     found = inspect_mhc(file, mhc)
     config, reason = _runs(file, tokenizer)
     if reason is None and found is not None:
         reason = found.error
-    architecture = _text(file, "general.architecture")
+    turned = rotation(file.metadata)
+    architecture = _text(file.metadata, "general.architecture")
     return Summary(
         path=file.path,
         bytes=file.size,
         version=file.version,
-        name=_text(file, "general.name"),
+        name=_text(file.metadata, "general.name"),
         architecture=architecture,
-        parameters=parameters,
-        bits_per_weight=8 * sum(info.nbytes for info in infos) / parameters if parameters else 0.0,
-        types={
-            name: TypeUse(len(group), sum(i.elements for i in group), sum(i.nbytes for i in group))
-            for name, group in sorted(uses.items(), key=lambda item: -sum(i.nbytes for i in item[1]))
-        },
-        tensors=infos,
-        metadata={key: _plain(value) for key, value in file.metadata.items()},
-        tokenizer=_tokenizer(file),
-        context_length=_number(file, f"{architecture}.context_length"),
+        **_sizes(infos),
+        metadata={key: plain_value(value) for key, value in file.metadata.items()},
+        tokenizer=_tokenizer(file.metadata),
+        context_length=_number(file.metadata, f"{architecture}.context_length"),
         config=config if reason is None else None,
         mhc=found,
         reason=reason,
+        rotation=turned,
+        traps=find_traps(file, turned),
     )
+
+
+def _summarise_original(path: Path) -> Summary:
+    """Say what a file of the original nanochat-rs-ternary is; its mHC records are in a file beside it."""
+    found = read_original(path)
+    traps = [Trap("gugf", "it begins with GUGF, as the original nanochat-rs-ternary writes it: not valid GGUF")]
+    if found.scales_are_counts:
+        traps.append(
+            Trap(
+                "lost_scales",
+                "every scale is the share of weights in its group that are not zero, as the original's export wrote by "
+                "mistake until 16 February 2026; the trained scales are lost, and the model will not write sense",
+            )
+        )
+    return Summary(
+        path=path,
+        bytes=found.bytes,
+        version=found.version,
+        name=_text(found.metadata, "general.name"),
+        architecture=_text(found.metadata, "general.architecture"),
+        **_sizes(found.tensors),
+        metadata={key: plain_value(value) for key, value in found.metadata.items()},
+        tokenizer=_tokenizer(found.metadata),
+        context_length=_number(found.metadata, "nanochat.max_seq_len"),
+        config=None,
+        mhc=None,
+        reason="files of the original nanochat-rs-ternary (GUGF) are not run as they are; convert it with "
+        "nanochat-tui convert",
+        traps=tuple(traps),
+        is_gguf=False,
+    )
+
+
+class _Sizes(TypedDict):
+    parameters: int
+    bits_per_weight: float
+    types: dict[str, TypeUse]
+    tensors: tuple[TensorInfo, ...]
+
+
+def _sizes(infos: tuple[TensorInfo, ...]) -> _Sizes:
+    uses: dict[str, list[TensorInfo]] = {}
+    for info in infos:
+        uses.setdefault(info.type.name, []).append(info)
+    parameters = sum(info.elements for info in infos)
+    return {
+        "parameters": parameters,
+        "bits_per_weight": 8 * sum(info.nbytes for info in infos) / parameters if parameters else 0.0,
+        "types": {
+            name: TypeUse(len(group), sum(i.elements for i in group), sum(i.nbytes for i in group))
+            for name, group in sorted(uses.items(), key=lambda item: -sum(i.nbytes for i in item[1]))
+        },
+        "tensors": infos,
+    }
 
 
 def _runs(file: GGUFFile, tokenizer: Path | None) -> tuple[ModelConfig | None, str | None]:
@@ -175,48 +251,48 @@ def _runs(file: GGUFFile, tokenizer: Path | None) -> tuple[ModelConfig | None, s
     return config, None
 
 
-def _value(file: GGUFFile, key: str) -> Any:
-    found = file.metadata.get(key)
+def _value(metadata: Mapping[str, GGUFValue], key: str) -> Any:
+    found = metadata.get(key)
     return None if found is None else found.value
 
 
-def _text(file: GGUFFile, key: str) -> str | None:
-    value = _value(file, key)
+def _text(metadata: Mapping[str, GGUFValue], key: str) -> str | None:
+    value = _value(metadata, key)
     return value if isinstance(value, str) else None
 
 
-def _number(file: GGUFFile, key: str) -> int | None:
+def _number(metadata: Mapping[str, GGUFValue], key: str) -> int | None:
     try:
-        found = metadata_int(file.metadata, key, -1, maximum=2**63)
+        found = metadata_int(metadata, key, -1, maximum=2**63)
     except UserError:
         return None
     return found if found >= 0 else None
 
 
-def _length(file: GGUFFile, key: str) -> int:
-    value = _value(file, key)
+def _length(metadata: Mapping[str, GGUFValue], key: str) -> int:
+    value = _value(metadata, key)
     return len(value) if isinstance(value, list | np.ndarray) else 0
 
 
-def _tokenizer(file: GGUFFile) -> TokenizerSummary | None:
-    kind = _text(file, "tokenizer.ggml.model")
+def _tokenizer(metadata: Mapping[str, GGUFValue]) -> TokenizerSummary | None:
+    kind = _text(metadata, "tokenizer.ggml.model")
     if kind is None:
         return None
-    add_bos = _value(file, "tokenizer.ggml.add_bos_token")
+    add_bos = _value(metadata, "tokenizer.ggml.add_bos_token")
     return TokenizerSummary(
         kind=kind,
-        pre=_text(file, "tokenizer.ggml.pre"),
-        tokens=_length(file, "tokenizer.ggml.tokens"),
-        merges=_length(file, "tokenizer.ggml.merges"),
-        bos=_number(file, "tokenizer.ggml.bos_token_id"),
-        eos=_number(file, "tokenizer.ggml.eos_token_id"),
+        pre=_text(metadata, "tokenizer.ggml.pre"),
+        tokens=_length(metadata, "tokenizer.ggml.tokens"),
+        merges=_length(metadata, "tokenizer.ggml.merges"),
+        bos=_number(metadata, "tokenizer.ggml.bos_token_id"),
+        eos=_number(metadata, "tokenizer.ggml.eos_token_id"),
         add_bos=add_bos if isinstance(add_bos, bool) else None,
-        chat_template=_text(file, "tokenizer.chat_template") is not None,
+        chat_template=_text(metadata, "tokenizer.chat_template") is not None,
     )
 
 
-def _plain(value: GGUFValue) -> Any:
-    """Return a metadata value as JSON can hold it."""
+def plain_value(value: GGUFValue) -> Any:
+    """Return a metadata value as JSON can hold it; long texts are cut, arrays given by their first entries."""
     content = value.value
     if isinstance(content, list | np.ndarray):
         first = [_scalar(item) for item in content[:ARRAY_SAMPLE]]

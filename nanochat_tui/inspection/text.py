@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nanochat_tui.errors import display_safe
+from nanochat_tui.inspection.comparison import Comparison, Status, TensorChange
 from nanochat_tui.inspection.mhc_report import MhcInspection
 from nanochat_tui.inspection.summary import Summary
 from nanochat_tui.inspection.ternary_stats import TernaryStatistics, total
@@ -18,8 +19,12 @@ def summary_lines(summary: Summary, metadata: bool = False) -> list[str]:
         _row("name", display_safe(summary.name or "none")),
         _row("architecture", display_safe(summary.architecture or "none")),
         _row("parameters", f"{summary.parameters:,} at {summary.bits_per_weight:.2f} bits"),
+        _row(
+            "as F16",
+            f"{summary.f16_bytes:,} bytes ({summary.f16_bytes / max(1, summary.data_bytes):.1f} times as many)",
+        ),
     ]
-    data = max(1, sum(use.bytes for use in summary.types.values()))
+    data = max(1, summary.data_bytes)
     for index, (name, use) in enumerate(summary.types.items()):
         held = f"{use.tensors} tensors, {use.parameters:,} weights, {use.bytes:,} bytes ({use.bytes / data:.0%})"
         lines.append(_row("" if index else "types", f"{display_safe(name)}: {held}"))
@@ -41,6 +46,10 @@ def summary_lines(summary: Summary, metadata: bool = False) -> list[str]:
         lines.append(_row("tokenizer", f"{kind}, {tokenizer.tokens:,} tokens{template}"))
     if summary.mhc is not None:
         lines += mhc_lines(summary.mhc)
+    if summary.rotation is not None:
+        lines.append(_row("rotation", summary.rotation.sentence()))
+    for index, trap in enumerate(summary.traps):
+        lines.append(_row("" if index else "notes", trap.text))
     lines.append(_row("runs", "yes" if summary.reason is None else f"no: {summary.reason}"))
     if metadata:
         lines += ["", "metadata"]
@@ -93,6 +102,58 @@ def ternary_lines(parts: list[TernaryStatistics]) -> list[str]:
             f"  {part.dead_rows:>9}  {scales}{extra}".rstrip()
         )
     return lines
+
+
+def comparison_lines(found: Comparison) -> list[str]:
+    """Return what changed from one file to another, for people."""
+    a, b = (display_safe(str(path)) if path else "(bytes)" for path in (found.before, found.after))
+    lines = [_row("before", a), _row("after", b)]
+    if found.same:
+        return [*lines, "", "keys and tensors are all equal"]
+    lines.append(
+        _row(
+            "keys",
+            f"{len(found.metadata_added)} added, {len(found.metadata_removed)} removed, "
+            f"{len(found.metadata_changed)} changed",
+        )
+    )
+    statuses: tuple[Status, ...] = ("equal", "changed", "added", "removed", "reshaped", "unknown")
+    counts = [f"{found.count(status)} {status}" for status in statuses if found.count(status)]
+    lines.append(_row("tensors", ", ".join(counts) or "none"))
+    if found.trits:
+        share = found.flipped / found.trits
+        lines.append(_row("trits", f"{found.flipped:,} of {found.trits:,} flipped ({share:.2%})"))
+    lines += ["", *(f"+ {display_safe(key)} = {_shown(value)}" for key, value in found.metadata_added.items())]
+    lines += [f"- {display_safe(key)} = {_shown(value)}" for key, value in found.metadata_removed.items()]
+    for key, (old, new) in found.metadata_changed.items():
+        lines.append(f"~ {display_safe(key)} = {_shown(old)} -> {_shown(new)}")
+    for layer, (flipped, trits) in found.layers.items():
+        name = "no layer" if layer is None else f"layer {layer}"
+        lines.append(f"  {name:<10} {flipped / trits:8.2%} of {trits:,} trits flipped")
+    lines += [change_line(tensor) for tensor in found.tensors if tensor.status != "equal"]
+    return lines
+
+
+def change_line(change: TensorChange) -> str:
+    """Return what happened to one tensor, in a line."""
+    name = display_safe(change.name)
+    if change.before is None or change.after is None:
+        info = change.after or change.before
+        what = "" if info is None else f"{info.type.name} {list(info.shape)}"
+        return f"{'+' if change.before is None else '-'} {name} {what}"
+    old, new = change.before, change.after
+    if change.status == "reshaped":
+        return f"~ {name} {list(old.shape)} -> {list(new.shape)}"
+    types = old.type.name if old.type is new.type else f"{old.type.name} -> {new.type.name}"
+    if change.flips is not None:
+        f = change.flips
+        return (
+            f"~ {name} {types}: {f.share:.2%} of trits flipped ({f.to_zero:,} to zero, {f.from_zero:,} from zero, "
+            f"{f.sign_flips:,} sign), scales {f.scale_change:.2%}"
+        )
+    if change.relative is None:
+        return f"~ {name} {types}: bytes differ and cannot be decoded"
+    return f"~ {name} {types}: values differ by {change.relative:.2%} (rms {change.rms:.3g})"
 
 
 def _row(label: str, text: str) -> str:

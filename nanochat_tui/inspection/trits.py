@@ -111,6 +111,22 @@ class TritReader:
             return split_i2_s(blocks, self._tail)[0], None
         return ternary_codes(self.kind, blocks)
 
+    @property
+    def order(self) -> str | None:
+        """In which order the type packs codes of two bits, for `packed`; None if it does not."""
+        if self.kind.name in ("Q2_0", "Q2_0_g128", "PQ2_0"):
+            return "sequential"
+        return "TQ2_0" if self.kind.name == "TQ2_0" else None
+
+    def packed(self, start: int, stop: int) -> NDArray[np.uint64] | None:
+        """Return codes as they are packed, uint64 [rows * columns / 32], or None where they are not two bits each.
+
+        Equal positions of two tensors of the same `order` and shape are the same weights, whatever their groups.
+        """
+        if self.order is None or self.columns % 32:
+            return None
+        return np.ascontiguousarray(self.blocks(start, stop)[:, _TWO_BIT[self.kind.name]]).reshape(-1).view("<u8")
+
     def counts(self, blocks: NDArray[np.uint8]) -> Counts:
         """Return how often each code occurs in each block, int32 [n, 4].
 

@@ -40,11 +40,15 @@ def test_our_own_file(tmp_path: Path, n_streams: int) -> None:
     assert found["bytes"] == path.stat().st_size
     data = sum(use["bytes"] for use in found["types"].values())
     assert found["bits_per_weight"] == pytest.approx(8 * data / config.parameters)
+    stored = config.ternary_parameters * 18 // 64
     assert found["types"]["Q2_0"] == {
         "tensors": 14,
-        "bytes": config.ternary_parameters * 18 // 64,
+        "bytes": stored,
         "parameters": config.ternary_parameters,
+        "share": stored / data,
     }
+    assert found["f16_bytes"] == 2 * config.parameters
+    assert found["rotation"] is None and found["traps"] == []
     assert found["tokenizer"]["tokens"] == 300 and found["tokenizer"]["add_bos"] is True
     assert summary.config == config
     if n_streams == 1:

@@ -1,0 +1,84 @@
+"""A file's chat template, tried on a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat_tui.errors import UserError
+from nanochat_tui.formats.gguf import GGUFValue
+from nanochat_tui.model.chat_template import render
+
+SAMPLE: tuple[Mapping[str, str], ...] = (
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "What is a ternary weight?"},
+    {"role": "assistant", "content": "One of −1, 0 and +1, times a scale."},
+    {"role": "user", "content": "And a trit?"},
+)
+"""A conversation with every ordinary role, for a template to be tried on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """What a template made of a conversation: a prompt, or the sentence that says why not."""
+
+    text: str | None
+    error: str | None
+    note: str | None = None
+    """What had to be changed for it to work."""
+
+
+def template_of(metadata: Mapping[str, GGUFValue]) -> str | None:
+    """Return a file's chat template, or None."""
+    found = metadata.get("tokenizer.chat_template")
+    return found.value if found is not None and isinstance(found.value, str) else None
+
+
+def special_tokens(metadata: Mapping[str, GGUFValue]) -> tuple[str, str]:
+    """Return the texts of BOS and EOS; '' where the file names none."""
+    found = metadata.get("tokenizer.ggml.tokens")
+    tokens = found.value if found is not None and isinstance(found.value, list) else []
+
+    def text(which: str) -> str:
+        number = metadata.get(f"tokenizer.ggml.{which}_token_id")
+        if number is None or not isinstance(number.value, int) or not 0 <= number.value < len(tokens):
+            return ""
+        return str(tokens[number.value])
+
+    return text("bos"), text("eos")
+
+
+def render_sample(
+    metadata: Mapping[str, GGUFValue],
+    messages: Sequence[Mapping[str, Any]] = SAMPLE,
+    *,
+    add_generation_prompt: bool = True,
+    enable_thinking: bool | None = None,
+) -> Rendering:
+    """Render a file's template. One that refuses a system message is tried without. Never raises."""
+    template = template_of(metadata)
+    if template is None:
+        return Rendering(None, "the file has no chat template; text is completed as it is")
+    bos, eos = special_tokens(metadata)
+
+    def attempt(said: Sequence[Mapping[str, Any]]) -> str:
+        return render(
+            template,
+            said,
+            bos_token=bos,
+            eos_token=eos,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=enable_thinking,
+        )
+
+    try:
+        return Rendering(attempt(messages), None)
+    except UserError as error:
+        without = [message for message in messages if message["role"] != "system"]
+        if len(without) == len(messages):
+            return Rendering(None, str(error))
+        try:
+            return Rendering(attempt(without), None, "the template takes no system message; rendered without")
+        except UserError:
+            return Rendering(None, str(error))
