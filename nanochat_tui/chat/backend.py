@@ -85,6 +85,12 @@ class Request:
     max_tokens: int | None = 256
     stop: tuple[str, ...] = ()
     top_logprobs: int = 0
+    prefix: str = ""
+    """Beginning of the reply, already written, that the answer goes on from."""
+    prefix_ids: tuple[int, ...] = ()
+    """The tokens of `prefix` where they are known exactly; a backend that cannot use them goes by the text."""
+    prefix_thinking: bool = False
+    """Whether `prefix` ends inside the model's thinking."""
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (not self.messages):
@@ -127,7 +133,9 @@ class Token:
     logprob: float | None = None
     """Natural logarithm of the probability before temperature and truncation."""
     top: tuple[tuple[int, str, float], ...] = ()
-    """Alternatives as (id, text, logprob), likeliest first; empty unless asked for."""
+    """Alternatives as (id, text, logprob), likeliest first; empty unless asked for. A server's have id -1."""
+    thinking: bool = False
+    """Whether the model is thinking aloud and not yet answering."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +183,9 @@ class Backend(Protocol):
     @property
     def is_chat(self) -> bool:
         """Whether the model has a chat template; without one it continues text."""
+
+    def can_continue(self, *, chat: bool) -> bool:
+        """Whether a reply (of a conversation, or of a raw text) can go on from a `Request.prefix`."""
 
     def load(self, progress: Progress | None = None) -> None:
         """Make ready to answer; idempotent. Raises `UserError`."""

@@ -25,6 +25,7 @@ from nanochat_tui.chat.backend import (
     Token,
 )
 from nanochat_tui.chat.context import Fitted, fit_messages, fit_text, reply_room
+from nanochat_tui.chat.thinking import ThinkingSplitter, thinking_tags
 from nanochat_tui.errors import UserError, display_safe
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ class LocalBackend:
         """Whether the file brings a chat template."""
         return self.model.chat_template is not None
 
+    def can_continue(self, *, chat: bool) -> bool:
+        """Every reply can go on from any of its tokens."""
+        return True
+
     def load(self, progress: Progress | None = None) -> None:
         """Map the file and make the kernels ready; the second call does nothing. Raises `UserError`."""
         with self._lock:
@@ -125,11 +130,12 @@ class LocalBackend:
         size = self.context_size
         room = reply_room(size, request.max_tokens)
         if request.messages and model.chat_template is not None:
-            return fit_messages(request.messages, partial(_render, model, model.chat_template), size, room)
+            encode = partial(_render, model, model.chat_template, request)
+            return fit_messages(request.messages, encode, size, room)
         if any(m.role == "system" for m in request.messages):
             raise UserError("This model has no chat template, so it cannot take a system message; leave it out.")
         text = request.prompt if request.prompt is not None else "".join(m.content for m in request.messages)
-        ids = model.encode(text)
+        ids = [*model.encode(text), *request.prefix_ids] if request.prefix_ids else model.encode(text + request.prefix)
         if not ids:
             raise UserError("The prompt is empty and this model has no begin-of-text token; write something.")
         codec = model.codec
@@ -167,20 +173,31 @@ class LocalBackend:
             top_logprobs=request.top_logprobs,
             cancel=cancel,
         )
+        split = self._splitter(request, ids)
         for token in stream:
             now = time.perf_counter()
             count += 1
             if first is None:
                 first = now
-            yield Token(token.text, token.id, token.logprob, tuple(token.top))
+            yield from split.token(Token(token.text, token.id, token.logprob, tuple(token.top)))
             if now - shown >= STATS_INTERVAL:
                 shown = now
                 yield stats()
+        yield from split.rest()
         yield stats()
         yield Finished(session.finish_reason)
 
+    def _splitter(self, request: Request, ids: list[int]) -> ThinkingSplitter:
+        template = self.model.chat_template
+        tags = thinking_tags(template) if template is not None and request.messages else None
+        if tags is None or request.prefix:
+            return ThinkingSplitter(tags, inside=request.prefix_thinking, begun=True)
+        # some templates open the thinking themselves
+        end = self.model.codec.decode(ids[-16:], special=True).rstrip()
+        return ThinkingSplitter(tags, inside=end.endswith(tags[0]))
 
-def _render(model: Model, template: str, messages: Sequence[Message]) -> list[int]:
+
+def _render(model: Model, template: str, request: Request, messages: Sequence[Message]) -> list[int]:
     from nanochat_tui.model.chat_template import render
 
     codec = model.codec
@@ -197,4 +214,7 @@ def _render(model: Model, template: str, messages: Sequence[Message]) -> list[in
         add_generation_prompt=True,
     )
     # Many templates write the begin-of-text mark themselves; a second one would confuse the model.
-    return codec.encode(text, bos=not (bos and text.startswith(bos)))
+    add_bos = not (bos and text.startswith(bos))
+    if request.prefix_ids:
+        return [*codec.encode(text, bos=add_bos), *request.prefix_ids]
+    return codec.encode(text + request.prefix, bos=add_bos)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from nanochat_tui.chat.places import make_private
@@ -87,7 +88,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     # the store's one thread uses it; only closing happens elsewhere
     connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode=WAL")  # where the file system cannot, SQLite keeps another journal
+        _write_ahead(connection)
         connection.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; a power cut the last moment
         if new:
             path.chmod(0o600)
@@ -97,11 +98,39 @@ def _connect(path: Path) -> sqlite3.Connection:
         raise
 
 
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn the write-ahead log on; where the file system cannot, SQLite keeps another journal."""
+    for _ in range(50):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc):
+                raise
+            time.sleep(0.1)  # another process is turning it on, which SQLite does not wait for by itself
+        else:
+            return
+
+
 def _migrated(connection: sqlite3.Connection) -> sqlite3.Connection:
+    connection.execute("BEGIN IMMEDIATE")  # so that two applications started at once do not both migrate
     (done,) = connection.execute("PRAGMA user_version").fetchone()
     if done > len(MIGRATIONS):
+        connection.execute("ROLLBACK")
         raise StoreError("The sessions were written by a newer version of this program; update it to see them.")
-    for version, script in enumerate(MIGRATIONS[done:], done + 1):
-        connection.executescript(f"BEGIN IMMEDIATE;{script};PRAGMA user_version={version};COMMIT")
+    for script in MIGRATIONS[done:]:
+        for statement in statements(script):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+    connection.execute("COMMIT")
     connection.execute("PRAGMA foreign_keys=ON")
     return connection
+
+
+def statements(script: str) -> Iterator[str]:
+    """Split SQL into statements, each of which may hold semicolons of its own, as triggers do."""
+    begun = ""
+    for piece in script.split(";"):
+        begun += piece + ";"
+        if sqlite3.complete_statement(begun):
+            yield begun
+            begun = ""

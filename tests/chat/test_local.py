@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,26 @@ def test_a_sidecar_that_disagrees_is_refused(base_model: Path, tmp_path: Path) -
     write_mhc(sidecar, 2, random_records(CONFIG, seed=1))
     with pytest.raises(UserError):
         LocalBackend(base_model, mhc=sidecar).load()
+
+
+def test_a_reply_goes_on_from_its_own_tokens_as_if_it_had_never_stopped(base: LocalBackend, chat: LocalBackend) -> None:
+    for backend, request in (
+        (base, Request(prompt="fn main() {", sampling=GREEDY, max_tokens=16)),
+        (chat, Request(messages=(Message("user", "hi"),), sampling=GREEDY, max_tokens=16)),
+    ):
+        whole = [e for e in ask(backend, request) if isinstance(e, Token)]
+        half = whole[:7]
+        ids = tuple(token.id for token in half if token.id is not None)
+        rest = replace(request, prefix="".join(t.text for t in half), prefix_ids=ids, max_tokens=16 - len(half))
+        assert [e.id for e in ask(backend, rest) if isinstance(e, Token)] == [t.id for t in whole[7:]]
+        assert backend.can_continue(chat=backend.is_chat)
+
+
+def test_a_prefix_is_part_of_what_the_model_reads(base: LocalBackend, chat: LocalBackend) -> None:
+    short = started(ask(base, Request(prompt="fn main() {", max_tokens=1)))
+    longer = started(ask(base, Request(prompt="fn main() {", prefix=" let x", max_tokens=1)))
+    assert longer.prompt_tokens > short.prompt_tokens
+    message = (Message("user", "hi"),)
+    plain = started(ask(chat, Request(messages=message, max_tokens=1)))
+    longer = started(ask(chat, Request(messages=message, prefix="Well, ", max_tokens=1)))
+    assert longer.prompt_tokens > plain.prompt_tokens

@@ -29,6 +29,9 @@ class ScriptedBackend:
         self.gate.set()
         self.note_dropped = 0
 
+    def can_continue(self, *, chat: bool) -> bool:
+        return True
+
     def load(self, progress: Progress | None = None) -> None:
         if progress is not None:
             progress("compiling the paper kernel")
