@@ -1,0 +1,286 @@
+"""Tiny GGUF models of every architecture and tensor type, with random weights of known values.
+
+`write_architecture(path, "qwen3", kind="PQ2_0")` writes one; with `twin=True` every tensor holds the same numbers as F32. Shapes
+are odd on purpose: the heads together are wider than the model, queries share keys, the vocabulary fills no block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from support import tiny_tokenizer
+
+from nanochat_tui.formats.gguf import (
+    GGUFValue,
+    TensorData,
+    array,
+    boolean,
+    f32,
+    string,
+    tensor_from_array,
+    u32,
+    write_gguf,
+)
+from nanochat_tui.formats.tensor_types import TENSOR_TYPES, encode_ternary
+from nanochat_tui.model.tokenizer import END_OF_TEXT, to_gguf_metadata
+
+LAYERS, DIM, HEADS, KV_HEADS, WIDTH, HIDDEN, VOCAB, CONTEXT = 2, 256, 4, 2, 128, 512, 300, 128
+Values = NDArray[np.float32]
+
+
+@dataclass
+class Draft:
+    """A file in the making: keys without their prefix, tensors in order, and what to make of matrices."""
+
+    name: str
+    kind: str
+    table: str
+    twin: bool
+    rng: np.random.Generator
+    tied: bool = True
+    keys: dict[str, GGUFValue] = field(default_factory=dict)
+    plain_keys: dict[str, GGUFValue] = field(default_factory=dict)
+    tensors: list[TensorData] = field(default_factory=list)
+
+    def floats(self, name: str, values: Any, kind: str = "F32") -> None:
+        self.tensors.append(tensor_from_array(name, np.asarray(values, np.float32), TENSOR_TYPES[kind]))
+
+    def norm(self, name: str, width: int) -> None:
+        self.floats(name, self.rng.uniform(0.8, 1.2, width))
+
+    def matrix(self, name: str, *shape: int, kind: str | None = None, gain: float = 1.2) -> None:
+        """A matrix [..., rows, columns] whose outputs have about the size of its inputs."""
+        kind = kind or self.kind
+        made = random_matrix(self.rng, shape, kind, gain / np.sqrt(shape[-1]))
+        if self.twin:
+            rows = made.data.reshape(-1)
+            tail = TENSOR_TYPES[kind].tail_bytes
+            blocks = rows[: len(rows) - tail].reshape(-1, TENSOR_TYPES[kind].block_bytes)
+            values = TENSOR_TYPES[kind].decode(blocks, rows[len(rows) - tail :] if tail else None)
+            self.floats(name, values.reshape(shape))
+        else:
+            self.tensors.append(TensorData(name, made.shape, made.type, made.data))
+
+
+def random_matrix(rng: np.random.Generator, shape: tuple[int, ...], kind: str, size: float) -> TensorData:
+    """Return a matrix of `kind`; of a ternary one the codes are at random and the scales near `size`."""
+    made = TENSOR_TYPES[kind]
+    n = int(np.prod(shape)) // made.block_elements
+    if kind == "I2_S" or kind == "STQ1_0":
+        trits = rng.integers(-1, 2, (n, made.block_elements)).astype(np.float32) * np.float32(size)
+        return TensorData("", shape, made, made.encode(trits).reshape(-1))
+    if made.is_ternary:
+        scales = (rng.uniform(0.7, 1.3, n) * size).astype(np.float16)
+        codes = rng.integers(0, 3, (n, made.block_elements)).astype(np.uint8)
+        if made.name.startswith("Q1_0"):
+            codes = (codes // 2 * 2).astype(np.uint8)
+        elif made.name in ("Q2_0", "Q2_0_g128", "PQ2_0"):
+            codes[rng.random(codes.shape) < 0.02] = 3  # +2 is legal, and rare
+        return TensorData("", shape, made, encode_ternary(made, codes, scales))
+    values = rng.normal(0.0, size, shape).astype(np.float32)
+    return tensor_from_array("", values, made)
+
+
+def _attention(d: Draft, b: str, *, gated: bool = False, qk_norm: bool = False, sub_norm: bool = False) -> None:
+    d.matrix(b + "attn_q.weight", HEADS * WIDTH * (2 if gated else 1), DIM)
+    d.matrix(b + "attn_k.weight", KV_HEADS * WIDTH, DIM)
+    d.matrix(b + "attn_v.weight", KV_HEADS * WIDTH, DIM)
+    d.matrix(b + "attn_output.weight", DIM, HEADS * WIDTH)
+    if qk_norm:
+        d.norm(b + "attn_q_norm.weight", WIDTH)
+        d.norm(b + "attn_k_norm.weight", WIDTH)
+    if sub_norm:
+        d.norm(b + "attn_sub_norm.weight", HEADS * WIDTH)
+
+
+def _ffn(d: Draft, b: str) -> None:
+    d.matrix(b + "ffn_gate.weight", HIDDEN, DIM)
+    d.matrix(b + "ffn_up.weight", HIDDEN, DIM)
+    d.matrix(b + "ffn_down.weight", DIM, HIDDEN)
+
+
+def _usual_keys(d: Draft, theta: float, layers: int = LAYERS) -> None:
+    d.keys |= {
+        "block_count": u32(layers),
+        "context_length": u32(CONTEXT),
+        "embedding_length": u32(DIM),
+        "feed_forward_length": u32(HIDDEN),
+        "attention.head_count": u32(HEADS),
+        "attention.head_count_kv": u32(KV_HEADS),
+        "attention.key_length": u32(WIDTH),
+        "attention.value_length": u32(WIDTH),
+        "attention.layer_norm_rms_epsilon": f32(1e-5),
+        "rope.freq_base": f32(theta),
+    }
+
+
+def _llama(d: Draft) -> None:
+    _usual_keys(d, 500_000.0)
+    d.keys["rope.dimension_count"] = u32(WIDTH)
+    for layer in range(LAYERS):
+        b = f"blk.{layer}."
+        d.norm(b + "attn_norm.weight", DIM)
+        _attention(d, b)
+        d.norm(b + "ffn_norm.weight", DIM)
+        _ffn(d, b)
+
+
+def _qwen3(d: Draft) -> None:
+    _usual_keys(d, 1e6)
+    for layer in range(LAYERS):
+        b = f"blk.{layer}."
+        d.norm(b + "attn_norm.weight", DIM)
+        _attention(d, b, qk_norm=True)
+        d.norm(b + "ffn_norm.weight", DIM)
+        _ffn(d, b)
+
+
+def _bitnet(d: Draft) -> None:
+    _usual_keys(d, 10_000.0 if d.name == "bitnet" else 500_000.0)
+    d.keys["rope.dimension_count"] = u32(WIDTH)
+    for layer in range(LAYERS):
+        b = f"blk.{layer}."
+        d.norm(b + "attn_norm.weight", DIM)
+        _attention(d, b, sub_norm=True)
+        d.norm(b + "ffn_norm.weight", DIM)
+        _ffn(d, b)
+        d.norm(b + "ffn_sub_norm.weight", HIDDEN)
+
+
+GDN_KEY_HEADS, GDN_VALUE_HEADS, GDN_WIDTH, TAPS = 2, 4, 64, 4
+
+
+def _qwen35(d: Draft, layers: int = 4) -> None:
+    _usual_keys(d, 1e7, layers)
+    channels = (2 * GDN_KEY_HEADS + GDN_VALUE_HEADS) * GDN_WIDTH
+    d.keys |= {
+        "rope.dimension_count": u32(32),
+        "rope.dimension_sections": array(np.array([11, 11, 10, 0], np.int32)),
+        "full_attention_interval": u32(4),
+        "ssm.conv_kernel": u32(TAPS),
+        "ssm.state_size": u32(GDN_WIDTH),
+        "ssm.group_count": u32(GDN_KEY_HEADS),
+        "ssm.time_step_rank": u32(GDN_VALUE_HEADS),
+        "ssm.inner_size": u32(GDN_VALUE_HEADS * GDN_WIDTH),
+    }
+    small = "F32" if d.twin else "BF16"
+    for layer in range(layers):
+        b = f"blk.{layer}."
+        d.norm(b + "attn_norm.weight", DIM)
+        if (layer + 1) % 4 == 0:
+            _attention(d, b, gated=True, qk_norm=True)
+        else:
+            d.matrix(b + "attn_qkv.weight", channels, DIM)
+            d.matrix(b + "attn_gate.weight", GDN_VALUE_HEADS * GDN_WIDTH, DIM)
+            for name in ("ssm_alpha", "ssm_beta"):
+                values = d.rng.normal(0, 1.5 / np.sqrt(DIM), (GDN_VALUE_HEADS, DIM)).astype(np.float32)
+                stored = tensor_from_array("", values, TENSOR_TYPES["BF16"]).data
+                decoded = TENSOR_TYPES["BF16"].decode(stored.reshape(-1, 2)).reshape(values.shape)
+                d.floats(f"{b}{name}.weight", decoded, small)
+            d.floats(b + "ssm_conv1d.weight", d.rng.normal(0, 0.6, (channels, TAPS)))
+            d.floats(b + "ssm_dt.bias", d.rng.uniform(-1, 1, GDN_VALUE_HEADS))
+            d.floats(b + "ssm_a", -np.exp(d.rng.uniform(-2, 0.5, GDN_VALUE_HEADS)))
+            d.norm(b + "ssm_norm.weight", GDN_WIDTH)
+            d.matrix(b + "ssm_out.weight", DIM, GDN_VALUE_HEADS * GDN_WIDTH)
+        d.norm(b + "post_attention_norm.weight", DIM)
+        _ffn(d, b)
+
+
+EXPERTS, USED, EXPERT_HIDDEN, WINDOW = 8, 3, 256, 16
+
+
+def _maple(d: Draft, layers: int = 4) -> None:
+    _usual_keys(d, 10_000.0, layers)
+    d.tied = False
+    del d.keys["feed_forward_length"]
+    d.keys |= {
+        "rope.dimension_count": u32(WIDTH // 2),
+        "attention.sliding_window": u32(WINDOW),
+        "attention.sliding_window_pattern": array(np.array([True, True, True, False])),
+        "expert_count": u32(EXPERTS),
+        "expert_used_count": u32(USED),
+        "expert_feed_forward_length": u32(EXPERT_HIDDEN),
+        "swiglu_clamp_exp": array(np.full(layers, 1.5, np.float32)),  # low, so that it is felt
+        "vocab_size": u32(VOCAB),
+    }
+    for layer in range(layers):
+        b = f"blk.{layer}."
+        d.norm(b + "attn_norm.weight", DIM)
+        _attention(d, b, qk_norm=True)
+        d.norm(b + "ffn_norm.weight", DIM)
+        d.floats(b + "ffn_gate_inp.weight", d.rng.normal(0, 2 / np.sqrt(DIM), (EXPERTS, DIM)))
+        d.matrix(b + "ffn_gate_exps.weight", EXPERTS, EXPERT_HIDDEN, DIM)
+        d.matrix(b + "ffn_up_exps.weight", EXPERTS, EXPERT_HIDDEN, DIM)
+        d.matrix(b + "ffn_down_exps.weight", EXPERTS, DIM, EXPERT_HIDDEN)
+
+
+WRITERS: dict[str, Callable[[Draft], None]] = {
+    "llama": _llama,
+    "qwen3": _qwen3,
+    "bitnet": _bitnet,
+    "bitnet-25": _bitnet,
+    "bitnet-b1.58": _bitnet,
+    "qwen35": _qwen35,
+    "maple": _maple,
+}
+
+
+def draft(
+    name: str, *, kind: str = "Q2_0", table: str = "Q8_0", twin: bool = False, tied: bool = True, seed: int = 0
+) -> Draft:
+    """Return a model to be changed and then written by `finish`."""
+    d = Draft(name, kind, table, twin, np.random.default_rng(seed), tied)
+    d.matrix("token_embd.weight", VOCAB, DIM, kind=table, gain=1.5)
+    d.norm("output_norm.weight", DIM)
+    WRITERS[name](d)
+    if not d.tied:
+        d.matrix("output.weight", VOCAB, DIM, kind=table, gain=1.5)
+    return d
+
+
+def finish(d: Draft, path: Path) -> Path:
+    """Write a drafted model."""
+    tokenizer = tiny_tokenizer(VOCAB)
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    metadata = {"general.architecture": string(d.name), "general.name": string("random")}
+    metadata |= {f"{d.name}.{key}": value for key, value in d.keys.items()}
+    metadata |= d.plain_keys | to_gguf_metadata(tokenizer, bos=end, eos=end, add_bos=False)
+    write_gguf(path, metadata, d.tensors)
+    return path
+
+
+def write_architecture(path: Path, name: str, **options: Any) -> Path:
+    """Write a model; options as for `draft`."""
+    return finish(draft(name, **options), path)
+
+
+def add_rotation(d: Draft, block: int = 64, *, identity: bool = False, version: int | None = None) -> None:
+    """Say that all matrices and the embedding are rotated; the numbers stay, and so mean another model."""
+    rotatable = ("attn_q.", "attn_k.", "attn_v.", "attn_output.", "attn_qkv", "attn_gate", "ssm_out", "ffn_")
+    names = [
+        t.name for t in d.tensors if len(t.shape) == 2 and any(part in t.name for part in rotatable) and "norm" not in t.name
+    ]
+    if not d.tied:
+        names.append("output.weight")
+    widths = sorted({t.shape[-1] for t in d.tensors if len(t.shape) == 2 and t.shape[-1] >= block})
+    signs = np.concatenate([d.rng.choice(np.array([-1, 1]), w) for w in widths]).astype(np.int8)
+    p = "prism.hadamard."
+    d.plain_keys |= {
+        p + "version": u32(version or (2 if d.tied else 1)),
+        p + "tied_output": boolean(d.tied),
+        p + "block_size": u32(block),
+        p + "transform": string("normalized-sylvester-walsh-hadamard"),
+        p + "axis": string("input-last-dimension"),
+        p + "sign_mode": string("identity" if identity else "explicit"),
+        p + "weight_names": array(names),
+        p + "inverse_weight_names": array(["token_embd.weight"]),
+        p + "gdn_v_grouped": boolean(d.name == "qwen35"),
+    }
+    if not identity:
+        d.plain_keys[p + "sign_widths"] = array(np.array(widths, np.int32))
+        d.plain_keys[p + "sign_values"] = array(signs)
