@@ -1,0 +1,142 @@
+"""What all panes of the inspector have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from textual import on
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.widgets import Input
+
+from nanochat_tui.tui.inspect.jobs import Job, JobEnded, JobReport
+from nanochat_tui.tui.inspect.opened import Opened
+
+
+class Pane(Vertical):
+    """A tab's content. It is filled when it is first looked at, and again for another file."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "search", "Search", show=False, id="inspect.search"),
+        Binding("escape", "leave", "Back", show=False, id="inspect.back"),
+    ]
+    TITLE = ""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.opened: Opened | None = None
+        self._jobs: dict[str, Job] = {}
+
+    def activate(self, opened: Opened | None) -> None:
+        """Show this file, if it is not what is shown already."""
+        if opened is not self.opened:
+            self.stop_jobs()
+            self.opened = opened
+            self.fill(opened)
+
+    def fill(self, opened: Opened | None) -> None:
+        """Show a file, or nothing."""
+
+    def focus_first(self) -> None:
+        """Give the focus to what a person will use first."""
+        for widget in self.query("*"):
+            if widget.focusable and not isinstance(widget, Input):
+                widget.focus()
+                return
+
+    def start_job(
+        self,
+        key: str,
+        work: Callable[[Job], Any],
+        done: Callable[[Any], None] | None = None,
+        failed: Callable[[str], None] | None = None,
+        shown: Callable[[Any], None] | None = None,
+        total: int = 0,
+    ) -> Job:
+        """Begin work in the background, in the place of what was begun under the same key."""
+        self.stop_job(key)
+        self._jobs[key] = job = Job(self, work, done, failed or self.complain, shown, total)
+        return job.start()
+
+    def stop_job(self, key: str) -> None:
+        """End a job, if there is one."""
+        job = self._jobs.pop(key, None)
+        if job is not None:
+            job.stop()
+
+    def stop_jobs(self) -> None:
+        """End all work."""
+        for key in list(self._jobs):
+            self.stop_job(key)
+
+    def job(self, key: str) -> Job | None:
+        """Return the job of this key while it works."""
+        return self._jobs.get(key)
+
+    @property
+    def is_working(self) -> bool:
+        """Whether anything is being computed."""
+        return bool(self._jobs)
+
+    def complain(self, text: str) -> None:
+        """Say what went wrong."""
+        self.notify(text, severity="error", markup=False)
+
+    def progressed(self, job: Job) -> None:
+        """Show how far a job is."""
+
+    @on(JobReport)
+    def _job_report(self, event: JobReport) -> None:
+        event.stop()
+        if event.job in self._jobs.values():
+            if event.value is not None and event.job.shown is not None:
+                event.job.shown(event.value)
+            self.progressed(event.job)
+
+    @on(JobEnded)
+    def _job_ended(self, event: JobEnded) -> None:
+        event.stop()
+        key = next((key for key, job in self._jobs.items() if job is event.job), None)
+        if key is None:
+            return
+        del self._jobs[key]
+        if event.error is not None:
+            if event.job.failed is not None:
+                event.job.failed(event.error)
+        elif event.job.done is not None:
+            event.job.done(event.result)
+
+    def on_unmount(self) -> None:
+        """End all work with the application."""
+        self.stop_jobs()
+
+    def action_search(self) -> None:
+        """Go to the pane's search field."""
+        field = self.query(Input)
+        if field:
+            field.first().focus()
+
+    def action_leave(self) -> None:
+        """Leave a search field, or end what is being computed."""
+        if isinstance(self.app.focused, Input):
+            self.focus_first()
+        elif self._jobs:
+            self.stop_jobs()
+            self.stopped_by_hand()
+
+    def stopped_by_hand(self) -> None:
+        """Show that work was ended by the user."""
+
+
+class Scroller(VerticalScroll):
+    """A scrolling part that vim's fingers know."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j", "scroll_down", "Down", show=False),
+        Binding("k", "scroll_up", "Up", show=False),
+        Binding("g", "scroll_home", "Top", show=False),
+        Binding("G", "scroll_end", "Bottom", show=False),
+        Binding("ctrl+d,space", "page_down", "Page down", show=False),
+        Binding("ctrl+u,b", "page_up", "Page up", show=False),
+    ]
