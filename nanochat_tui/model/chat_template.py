@@ -15,6 +15,8 @@ from functools import lru_cache, wraps
 from typing import Any, NoReturn, cast
 
 from jinja2 import Template, TemplateError, nodes, pass_context
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
@@ -31,6 +33,10 @@ MAX_NUMBER = 1 << 63
 """Largest base of a power; with an exponent of at most 64 the result stays small."""
 
 
+_CONTINUED = "\ufdcf\ufdef"
+"""Marks where a continued message ends; one of Unicode's characters for a program's own use."""
+
+
 class ChatTemplateError(UserError):
     """A chat template that is damaged, that refuses the messages, or that does not end."""
 
@@ -43,6 +49,17 @@ def _check_time(context: Context) -> None:
 def _check_size(size: int) -> None:
     if size > MAX_PROMPT:
         raise TemplateError(f"it makes a text or list longer than {MAX_PROMPT}")
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what a trainer learns from; a prompt takes its body as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja declares it so)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return the statements up to `{% endgeneration %}`."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Bounded(NodeTransformer):
@@ -92,9 +109,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     @staticmethod
     @pass_context
-    def steps(context: Context, items: Iterable[Any]) -> Iterator[Any]:
-        """Yield the items of a loop, watching the time."""
-        for item in items:
+    def steps(context: Context, items: Iterable[Any] | None) -> Iterator[Any]:
+        """Yield the items of a loop, watching the time; absent `tools` are None and count as none."""
+        for item in () if items is None else items:
             _check_time(context)
             yield item
 
@@ -150,7 +167,7 @@ def _compile(template: str) -> Template:
     environment = _Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols"],
+        extensions=["jinja2.ext.loopcontrols", _Generation],
         autoescape=False,  # the text is for a tokenizer, not for a web page
     )
     for name in ("center", "indent"):
@@ -163,6 +180,15 @@ def _compile(template: str) -> Template:
     return Template.from_code(environment, environment.compile(tree), environment.globals)
 
 
+def is_usable(template: str) -> bool:
+    """Whether a template is Jinja at all; what it does with messages, only rendering can tell."""
+    try:
+        _compile(template)
+    except (ChatTemplateError, TemplateError, RecursionError):
+        return False
+    return True
+
+
 def render(
     template: str,
     messages: Sequence[Mapping[str, Any]],
@@ -172,15 +198,25 @@ def render(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
     enable_thinking: bool | None = None,
+    continue_last: bool = False,
 ) -> str:
     """Return the prompt that a chat template makes of messages ({"role", "content"}, oldest first).
 
-    `enable_thinking` is left undefined when None, so that the template's own default holds.
+    `enable_thinking` is left undefined when None, so that the template's own default holds. `continue_last`: the last
+    message is the beginning of the reply, so that the prompt ends with its text and opens no turn of its own.
     Raises ChatTemplateError, in one sentence, if the template is not Jinja, raises an exception of its own (such as
     roles that do not alternate), or runs or writes too long.
     """
+    talk = [dict(message) for message in messages]
+    if continue_last:
+        add_generation_prompt = False
+        if not talk or not isinstance(talk[-1].get("content"), str):
+            raise ChatTemplateError("there is no message whose text could be continued")
+        beginning = talk[-1]["content"]
+        # some templates trim a message, and then its text would not be found again
+        talk[-1]["content"] = _CONTINUED if not beginning else beginning.rstrip() + _CONTINUED
     variables: dict[str, Any] = {
-        "messages": [dict(message) for message in messages],
+        "messages": talk,
         "tools": [dict(tool) for tool in tools] if tools else None,
         "bos_token": bos_token,
         "eos_token": eos_token,
@@ -204,7 +240,33 @@ def render(
         raise ChatTemplateError(
             f"the model's chat template cannot be used ({display_safe(str(error))}); try --raw for plain completion"
         ) from error
-    return "".join(written)
+    text = "".join(written)
+    if not continue_last:
+        return text
+    before, found, _ = text.rpartition(_CONTINUED)
+    if not found:
+        raise ChatTemplateError("the model's chat template leaves the last message out, so it cannot be continued")
+    return before + beginning[len(beginning.rstrip()) :]
+
+
+THINKING = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<thought>", "</thought>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+"""Marks that published models put around what they think before they answer."""
+
+
+def thinking_tags(template: str) -> tuple[str, str] | None:
+    """Return the marks around a model's thoughts, told by its template, or None if it does not think aloud."""
+    return next((tags for tags in THINKING if tags[1] in template), None)
+
+
+def opens_thinking(prompt: str, tags: tuple[str, str]) -> bool:
+    """Whether a rendered prompt ends inside thoughts, so that the reply begins with them and has no opening mark."""
+    return prompt.rfind(tags[0]) > prompt.rfind(tags[1])
 
 
 def writes_bos(template: str, bos_token: str) -> bool:

@@ -7,6 +7,8 @@ byte-level token may end in the middle of a character.
 from __future__ import annotations
 
 import codecs
+import re
+import threading
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
@@ -14,16 +16,8 @@ from tokenizers import Tokenizer, decoders
 
 from nanochat_tui.model.text import TabExpander, spaces_to_tabs
 from nanochat_tui.model.tokenizer_errors import TokenizerError
-
-END_NAMES = (
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<end_of_turn>",
-    "</s>",
-)
-"""Tokens that end a reply wherever a vocabulary has them, beside the one that its file names."""
+from nanochat_tui.model.tokenizer_gguf import END_NAMES
+from nanochat_tui.model.tokenizer_spm import SPACE
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -34,27 +28,53 @@ def byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = byte_alphabet()
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _spells_bytes(tokenizer: Tokenizer) -> bool:
+    """Whether tokens are spelled in GPT-2's alphabet; False for SentencePiece's. Raises TokenizerError for others."""
+    state = "" if tokenizer.decoder is None else tokenizer.decoder.__getstate__().decode()
+    if isinstance(tokenizer.decoder, decoders.ByteLevel) or '"ByteLevel"' in state:
+        return True
+    if '"ByteFallback"' in state or '"Metaspace"' in state:
+        return False
+    raise TokenizerError("only tokenizers that spell bytes, like GPT-2's, or SentencePiece's are supported")
 
 
 class TextCodec:
-    """Encodes and decodes text by a model's own conventions.
+    """Encodes and decodes text by a model's own conventions. May be used from several threads.
 
     `bos` and `eos` are token ids or None; `add_bos` says whether a text begins with `bos`; `indentation` is the
-    number of spaces that a leading tab stood for in training, 0 for none.
-    Raises TokenizerError if the tokenizer does not decode byte by byte.
+    number of spaces that a leading tab stood for in training, 0 for none; `ends` are the ids that end a reply, found
+    by name if None; `unused` are ids that stand for nothing; `notes` say what was assumed about a file.
+    Raises TokenizerError if the tokenizer is neither byte-level nor SentencePiece.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, bos: int | None, eos: int | None, add_bos: bool, indentation: int = 0
+        self,
+        tokenizer: Tokenizer,
+        bos: int | None,
+        eos: int | None,
+        add_bos: bool,
+        indentation: int = 0,
+        *,
+        ends: frozenset[int] | None = None,
+        unused: tuple[int, ...] = (),
+        notes: tuple[str, ...] = (),
     ) -> None:
-        if not isinstance(tokenizer.decoder, decoders.ByteLevel):
-            raise TokenizerError("only tokenizers that spell bytes, like GPT-2's, are supported so far")
+        self._byte_level = _spells_bytes(tokenizer)
         self.tokenizer = tokenizer
         self.bos = bos
         self.eos = eos
         self.add_bos = add_bos and bos is not None
         self.indentation = indentation
+        self.unused_ids = unused
+        """Ids of padding rows, which a model should never write."""
+        self.notes = notes
+        """What was assumed or corrected when the file was read, a sentence each."""
+        self._ends = ends
         self._bytes: dict[int, bytes] = {}
+        self._lock = threading.Lock()
 
     @cached_property
     def _added(self) -> dict[int, tuple[bytes, bool]]:
@@ -63,22 +83,71 @@ class TextCodec:
         return {index: (token.content.encode(), token.special) for index, token in added.items()}
 
     @cached_property
+    def _has_space_prefix(self) -> bool:
+        """Whether encoding puts a space in front of a text, which decoding must take away."""
+        first = [] if self._byte_level else self._encode("a")[:1]
+        return any(self.token_bytes(token).startswith(b" ") for token in first)
+
+    @cached_property
     def end_ids(self) -> frozenset[int]:
         """Ids that end a reply: the model's own and those known by name."""
+        if self._ends is not None:
+            return self._ends
         found = {self.eos, *(self.tokenizer.token_to_id(name) for name in END_NAMES)}
         return frozenset(token for token in found if token is not None)
 
-    def encode(self, text: str, bos: bool = True) -> list[int]:
+    @cached_property
+    def marks(self) -> tuple[str, ...]:
+        """Spellings of the special tokens, the longest first."""
+        found = (text.decode() for text, special in self._added.values() if special)
+        return tuple(sorted(found, key=lambda mark: (-len(mark), mark)))
+
+    def encode(self, text: str, bos: bool = True, special: bool = True) -> list[int]:
         """Return the ids of a text, with BOS first where the model wants it and `bos` allows it.
 
-        Special tokens written out in the text become those tokens, as chat templates need.
+        Special tokens written out in the text become those tokens, as chat templates and hand-written prompts need;
+        with `special` False they are text like any other.
         Raises TokenizerError if the text holds half a surrogate pair.
         """
+        text = spaces_to_tabs(text, self.indentation)
         try:
-            ids = self.tokenizer.encode(spaces_to_tabs(text, self.indentation), add_special_tokens=False).ids
+            ids = self._encode(text) if special else self._encode_plain(text)
         except (UnicodeEncodeError, TypeError) as error:
             raise TokenizerError("the text is not valid Unicode (half a surrogate pair); remove it") from error
-        return [self.bos, *ids] if bos and self.add_bos and self.bos is not None else list(ids)
+        return [self.bos, *ids] if bos and self.add_bos and self.bos is not None else ids
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        if not any(mark in text for mark in self.marks):
+            return self._encode(text)
+        with self._lock:  # the switch is the tokenizer's, and texts with marks in them are rare
+            self.tokenizer.encode_special_tokens = True
+            try:
+                return self._encode(text)
+            finally:
+                self.tokenizer.encode_special_tokens = False
+
+    def encode_guarded(self, text: str, guard: str, bos: bool = True) -> list[int]:
+        """Return the ids of a text in which `guard`, a character, stands inside marks that are not to be taken for one.
+
+        The guards are removed; see `chat_prompt`. Raises as `encode`.
+        """
+        if guard not in text:
+            return self.encode(text, bos=bos)
+        ids = [self.bos] if bos and self.add_bos and self.bos is not None else []
+        text = spaces_to_tabs(text, self.indentation)
+        pattern = "|".join(re.escape(mark) for mark in self.marks)
+        for index, piece in enumerate(re.split(f"({pattern})", text) if pattern else [text]):
+            if index % 2:
+                ids.append(self.tokenizer.token_to_id(piece))
+            elif piece:
+                try:
+                    ids += self._encode_plain(piece.replace(guard, ""))
+                except (UnicodeEncodeError, TypeError) as error:
+                    raise TokenizerError("the text is not valid Unicode (half a surrogate pair); remove it") from error
+        return ids
 
     def token_bytes(self, token: int, special: bool = False) -> bytes:
         """Return the bytes that a token stands for; none for special tokens, unless asked, and unnamed ids."""
@@ -87,10 +156,15 @@ class TextCodec:
             if token in self._added:
                 found = self._added[token][0]
             else:
-                name = self.tokenizer.id_to_token(token) if token >= 0 else None
-                found = bytes(_BYTE_OF.get(c, 0x3F) for c in name or "")
+                found = self._spelled(self.tokenizer.id_to_token(token) if token >= 0 else None)
             self._bytes[token] = found
         return b"" if not special and self.is_special(token) else found
+
+    def _spelled(self, name: str | None) -> bytes:
+        if self._byte_level:
+            return bytes(_BYTE_OF.get(c, 0x3F) for c in name or "")
+        byte = _BYTE_TOKEN.fullmatch(name or "")
+        return bytes([int(byte[1], 16)]) if byte else (name or "").replace(SPACE, " ").encode()
 
     def is_special(self, token: int) -> bool:
         """Whether a token is a mark that is not part of the text."""
@@ -106,7 +180,8 @@ class TextCodec:
 
     def stream(self, after: Sequence[int] = (), special: bool = False) -> StreamDecoder:
         """Return a decoder for a reply that continues the ids of `after`, its prompt."""
-        return StreamDecoder(self, self._in_indentation(after), special)
+        begins = not after or self.is_special(after[-1])
+        return StreamDecoder(self, self._in_indentation(after), special, strip_space=begins and self._has_space_prefix)
 
     def _in_indentation(self, ids: Sequence[int]) -> bool:
         """Whether text that follows `ids` begins a line, or goes on with its indentation."""
@@ -122,16 +197,23 @@ class TextCodec:
 class StreamDecoder:
     """Decodes ids one by one into text whose characters are always whole."""
 
-    def __init__(self, codec: TextCodec, at_line_start: bool = True, special: bool = False) -> None:
+    def __init__(
+        self, codec: TextCodec, at_line_start: bool = True, special: bool = False, strip_space: bool = False
+    ) -> None:
         self._codec = codec
         self._special = special
+        self._strip = strip_space
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._tabs = TabExpander(codec.indentation)
         self._tabs.at_line_start = at_line_start
 
     def feed(self, token: int) -> str:
         """Return the text that has become complete with this token; '' while a character is still open."""
-        return self._tabs.feed(self._utf8.decode(self._codec.token_bytes(token, self._special)))
+        data = self._codec.token_bytes(token, self._special)
+        if self._strip and data and not self._codec.is_special(token):
+            data = data.removeprefix(b" ")  # it was put in front of the text, not written in it
+            self._strip = False
+        return self._tabs.feed(self._utf8.decode(data))
 
     def flush(self) -> str:
         """Return what is left at the end: U+FFFD for an unfinished character, else ''."""

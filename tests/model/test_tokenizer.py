@@ -168,10 +168,10 @@ def changed(key: str, value: GGUFValue | None) -> dict[str, GGUFValue]:
     ("key", "value", "message"),
     [
         ("model", None, "no tokenizer inside"),
-        ("model", string("llama"), "SentencePiece"),
+        ("model", string("bert"), "WordPiece"),
+        ("model", string("llama"), "no scores"),
         ("model", string("\x1b[31m"), r"\\x1b"),
-        ("pre", None, "'default'"),
-        ("pre", string("qwen2"), "'qwen2'"),
+        ("pre", string("no-such-rules"), "'no-such-rules'"),
         ("tokens", array(["a", "a"]), "twice"),
         ("tokens", array(["a", "b"]), "token types"),
         ("merges", array(["ab"]), "impossible merge"),

@@ -1,0 +1,140 @@
+"""From messages to the token ids of a prompt: which template a file means, and what users may not say.
+
+A file without a template gets its family's, if its vocabulary has that family's marks. Text that people wrote is
+kept from becoming marks: `<|im_end|>` in a message is text about a mark, not the end of the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nanochat_tui.formats.gguf_values import GGUFValue, metadata_string, metadata_strings
+from nanochat_tui.model.chat_template import ChatTemplateError, is_usable, render, thinking_tags
+from nanochat_tui.model.tokenizer_codec import TextCodec
+
+CHATML: Final = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3: Final = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
+    "{{ message.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+BITNET: Final = (
+    "{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+FALCON3: Final = (
+    "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}"
+    "{{ eos_token if message.role == 'assistant' else '' }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+_FAMILIES: Final = (
+    ("ChatML", frozenset({"<|im_start|>", "<|im_end|>"}), frozenset[str](), CHATML),
+    ("BitNet b1.58 2B4T", frozenset({"<|eot_id|>"}), frozenset({"bitnet", "bitnet-25", "bitnet-b1.58"}), BITNET),
+    ("Llama 3", frozenset({"<|start_header_id|>", "<|eot_id|>"}), frozenset[str](), LLAMA3),
+    ("Falcon 3", frozenset({"<|user|>", "<|assistant|>", "<|system|>"}), frozenset({"llama"}), FALCON3),
+)
+"""Name, marks that the vocabulary must have, architectures (none: any) and template of each family."""
+
+_GUARDS: Final = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
+"""Characters that Unicode keeps free for a program's own use."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How a model is talked to."""
+
+    template: str
+    thinking: tuple[str, str] | None
+    """The marks around what the model thinks before it answers, if it does."""
+    note: str | None = None
+    """What was assumed, for people; None where the file says it all."""
+
+
+def chat_format(metadata: Mapping[str, GGUFValue]) -> ChatFormat | None:
+    """Return the chat format of a GGUF file, or None for a model that only continues text."""
+    template = metadata_string(metadata, "tokenizer.chat_template", "")
+    if template and is_usable(template):
+        return ChatFormat(template, thinking_tags(template))
+    wrong = "the file's chat template is not valid Jinja" if template else "the file has no chat template"
+    architecture = metadata_string(metadata, "general.architecture", "")
+    if architecture == "nanochat" or "tokenizer.ggml.tokens" not in metadata:
+        return None
+    known = set(metadata_strings(metadata, "tokenizer.ggml.tokens"))
+    for name, marks, architectures, family in _FAMILIES:
+        if marks <= known and (not architectures or architecture in architectures):
+            thinking = ("<think>", "</think>") if {"<think>", "</think>"} <= known else None
+            return ChatFormat(family, thinking, f"{wrong}; that of its family, {name}, is used")
+    return None
+
+
+def encode_chat(
+    codec: TextCodec,
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    continue_last: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    enable_thinking: bool | None = None,
+) -> list[int]:
+    """Return the ids of the prompt that a template makes of messages ({"role", "content"}, oldest first).
+
+    Marks in the template become special tokens, marks in messages stay text; BOS is added unless the template writes
+    it. continue_last: the last message is the beginning of the reply, and the prompt ends with it.
+    Raises ChatTemplateError as `render`, and TokenizerError if a message is not valid Unicode.
+    """
+
+    def mark(token: int | None) -> str:
+        return "" if token is None else codec.tokenizer.id_to_token(token) or ""
+
+    bos = mark(codec.bos)
+    guarded: Sequence[Mapping[str, Any]] = messages
+    guard = ""
+    texts = "".join(_texts(messages)) + "".join(_texts(tools or []))
+    if any(name in texts for name in codec.marks):
+        guard = next((one for one in _GUARDS if one not in texts and one not in template), "")
+        if not guard:
+            raise ChatTemplateError("the messages hold every character that is reserved for programs; remove some")
+        guarded = _guarded(messages, codec.marks, guard)
+        tools = None if tools is None else _guarded(tools, codec.marks, guard)
+    text = render(
+        template,
+        guarded,
+        bos_token=bos,
+        eos_token=mark(codec.eos),
+        add_generation_prompt=add_generation_prompt,
+        continue_last=continue_last,
+        tools=tools,
+        enable_thinking=enable_thinking,
+    )
+    own_bos = bool(bos) and text.startswith(bos)
+    return codec.encode_guarded(text, guard, bos=not own_bos) if guard else codec.encode(text, bos=not own_bos)
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for key, item in value.items() if key != "role" for text in _texts(item)]
+    if isinstance(value, Sequence):
+        return [text for item in value for text in _texts(item)]
+    return []
+
+
+def _guarded(value: Any, marks: Sequence[str], guard: str) -> Any:
+    """Return a copy in which every mark has the guard behind its first character."""
+    if isinstance(value, str):
+        for name in marks:
+            value = value.replace(name, name[0] + guard + name[1:])
+        return value
+    if isinstance(value, Mapping):
+        return {key: item if key == "role" else _guarded(item, marks, guard) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_guarded(item, marks, guard) for item in value]
+    return value
