@@ -20,7 +20,7 @@ FIELD_GROUPS: dict[str, str] = {
     "seed": "Machine",
     "log_interval": "Reports",
 }
-"""Where a form begins a new group: at these fields, in the order below, so that a new field falls into one by its place."""
+"""Where a form begins a new group: at these fields; a field added later falls into a group by its place."""
 
 
 class TrainConfig(BaseModel):

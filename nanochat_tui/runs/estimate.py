@@ -1,7 +1,7 @@
 """What a configuration will cost before it is started: parameters, memory, time.
 
 Arithmetic per token counts a multiplication and an addition as two, forward and backward as three forward passes
-(Kaplan et al. 2020, with attention's own products added). Memory is the sum of what the trainer is known to hold; it was
+(Kaplan et al. 2020, with attention's own products added). Memory is the sum of what the trainer is known to hold,
 compared with the resident size of real runs (d20, 8 x 512 tokens: 2.3 GB reckoned, 2.46 GB measured).
 Time follows from runs measured on the same machine, or from a known GPU's peak, and is otherwise not guessed.
 """

@@ -1,8 +1,8 @@
 """Following a run's growing files: whole lines only, each byte read once.
 
-A trainer may be in the middle of a line, may have been killed there, may have gone back to a checkpoint, or the file may
-have been replaced. None of these is an error for a reader: a partial line is read again when it is whole, a damaged one
-is passed over, the last row of a step wins, and a file that shrank or is another one is read anew.
+A trainer may be in the middle of a line, may have been killed there, may have gone back to a checkpoint, or the file
+may have been replaced. None of these is an error for a reader: a partial line waits until it is whole, a damaged one is
+passed over, the last row of a step wins, and a file that shrank or is another one is read anew.
 """
 
 from __future__ import annotations

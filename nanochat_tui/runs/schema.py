@@ -5,6 +5,7 @@ Nothing here names a field, so whatever the configuration gains appears in the f
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from nanochat_tui.errors import UserError
 from nanochat_tui.runs.config import FIELD_GROUPS, TrainConfig
 from nanochat_tui.runs.directory import read_json
 
+_ESCAPE = re.compile(r"\\(.)")
 Kind = Literal["text", "whole", "number", "switch", "choice", "path"]
 
 
@@ -105,9 +107,9 @@ def to_text(value: object) -> str:
 
 
 def from_text(field: FormField, text: str) -> object:
-    """The value a field's text spells; the schema judges it. Raises ValueError when it is no number where one must be."""
+    """The value a field's text spells; the schema judges it. Raises ValueError for what is no number but must be."""
     if field.kind == "text":
-        return text.replace("\\n", "\n").replace("\\t", "\t").replace("\\\\", "\\")
+        return _ESCAPE.sub(lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), text)
     text = text.strip()
     if field.kind == "switch":
         return text in ("yes", "true", "True", "1")

@@ -61,8 +61,8 @@ def find_process(path: Path) -> psutil.Process:
 def kill(path: Path, seconds: float = 5.0) -> int:
     """Kill the trainer at once, with its children; what it did since the last checkpoint is lost.
 
-    Waits up to `seconds` for it to go. Returns its process number; raises UserError when it is not certain which process
-    it is, or the system refuses.
+    Waits up to `seconds` for it to go. Returns its process number; raises UserError when it is not certain which
+    process it is, or the system refuses.
     """
     process = find_process(path)
     family = [process]

@@ -1,0 +1,1 @@
+"""The train mode: start runs, watch them, talk to their checkpoints."""

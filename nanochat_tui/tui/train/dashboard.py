@@ -1,0 +1,176 @@
+"""The dashboard of one run: overview, charts, samples, log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widget import Widget
+from textual.widgets import Static
+
+from nanochat_tui.chat.printable import printable
+from nanochat_tui.runs.watch import Snapshot
+from nanochat_tui.tui.train.chart import Chart
+from nanochat_tui.tui.train.overview import RunOverview
+from nanochat_tui.tui.train.panels import PANELS, Panel
+
+LOG_AXES = ("loss", "grad_norm")
+EMPTY = {
+    "mhc": "mHC is recorded at each evaluation",
+    "accuracy": "accuracy is recorded at each evaluation",
+}
+SHOWN_LOG_LINES = 200
+SHOWN_SAMPLES = 12
+ORDER = (*PANELS, "samples", "log")
+"""Panels in the order of their keys 1 to 9."""
+
+
+class TextPanel(VerticalScroll, can_focus=True):
+    """A scrolling text that stays at its end while the reader is there."""
+
+    def __init__(self, title: str, *, id: str) -> None:
+        super().__init__(id=id, classes="panel text")
+        self.border_title = title
+        self._text = Static("", markup=False)
+        self._shown: object = None
+
+    def compose(self) -> ComposeResult:
+        """One Static holds all of it."""
+        yield self._text
+
+    def show(self, key: object, content: Content, *, follow: bool) -> None:
+        """Show other text, unless `key` says it is the same."""
+        if key == self._shown:
+            return
+        at_end = self._shown is None or self.max_scroll_y - self.scroll_y < 2
+        self._shown = key
+        self._text.update(content)
+        if follow and at_end:
+            self.call_after_refresh(self.scroll_end, animate=False)
+
+
+class Dashboard(Widget):
+    """Shows snapshots of one run."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(
+            Binding(str(i + 1), f"panel('{name}')", PANELS.get(name, name).capitalize(), show=False)
+            for i, name in enumerate(ORDER)
+        ),
+        Binding("left_square_bracket", "turn(-1)", "Previous chart", show=False, id="train.previous"),
+        Binding("right_square_bracket", "turn(1)", "Next chart", show=False, id="train.next"),
+        Binding("z", "zoom_panel", "Fill", id="train.fill"),
+        Binding("m", "mhc", "mHC α/p/q", show=False, id="train.mhc"),
+    ]
+
+    HELP = """\
+## Dashboard
+**1** to **9** (or **[** and **]**) go to a panel: loss, recent loss, lr, grad norm, tok/s, mHC, accuracy, samples, log;
+in a small terminal one is shown at a time. **z** fills the screen with it. **m** changes what of mHC is drawn: α, or the
+share of the first stream in the read weights p and the write weights q; 0a is the attention of block 0, 0f its
+feed-forward part. Pale is what was logged, bright its moving mean, points are validation.
+
+**c** asks for a checkpoint now, **s** lets the run end safely, **K** kills it, **R** resumes it.
+"""
+
+    class MhcWanted(Message):
+        """Another value of the mHC records should be drawn."""
+
+        def __init__(self, value: str) -> None:
+            super().__init__()
+            self.value = value
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.snapshot: Snapshot | None = None
+        self.current = "loss"
+        self._mhc = "alpha"
+
+    def compose(self) -> ComposeResult:
+        """Overview above, charts in a grid, text below."""
+        yield RunOverview(id="overview")
+        with Container(id="charts"):
+            for name, title in PANELS.items():
+                chart = Chart(title, log=name in LOG_AXES, id=f"panel-{name}")
+                chart.add_class("panel")
+                chart.set_class(name == self.current, "-current")
+                chart.empty_text = EMPTY.get(name, "no figures yet")
+                yield chart
+        with Container(id="texts"):
+            yield TextPanel("samples", id="panel-samples")
+            yield TextPanel("log", id="panel-log")
+
+    def show(self, snapshot: Snapshot, panels: Mapping[str, Panel] | None) -> None:
+        """Show another look at the run; charts are drawn anew only when their curves come along."""
+        if self.snapshot is not None and self.snapshot.path != snapshot.path:
+            for chart in self.query(Chart):
+                chart.zoom = chart.cursor = None
+        self.snapshot = snapshot
+        self.query_one(RunOverview).snapshot = snapshot
+        for name, panel in (panels or {}).items():
+            self.query_one(f"#panel-{name}", Chart).show(panel.curves, window=panel.window)
+        self._show_samples(snapshot)
+        self._show_log(snapshot)
+
+    def _show_samples(self, snapshot: Snapshot) -> None:
+        parts: list[Content] = []
+        for sample in snapshot.samples[-SHOWN_SAMPLES:]:
+            prompt, text = (printable(str(sample.get(key, ""))[:4000]) for key in ("prompt", "text"))
+            parts.append(
+                Content.assemble(
+                    (f"step {sample['step']}\n", "bold $text-primary"), (prompt, "$text 60%"), (text + "\n", "$text")
+                )
+            )
+        content = Content("\n").join(parts) if parts else Content.styled("no samples yet", "$text 60%")
+        last = snapshot.samples[-1]["step"] if snapshot.samples else None
+        self.query_one("#panel-samples", TextPanel).show((snapshot.path, len(parts), last), content, follow=True)
+
+    def _show_log(self, snapshot: Snapshot) -> None:
+        lines = snapshot.log[-SHOWN_LOG_LINES:]
+        title = "log"
+        if snapshot.console and (not lines or snapshot.state.life in ("failed", "crashed")):
+            lines, title = snapshot.console[-SHOWN_LOG_LINES:], "console"
+        panel = self.query_one("#panel-log", TextPanel)
+        panel.border_title = title
+        text = "\n".join(printable(line[:1000]) for line in lines)
+        panel.show((snapshot.path, text), Content(text or "the log is empty"), follow=True)
+
+    # keys
+
+    def action_panel(self, name: str) -> None:
+        """Go to a panel; in a small terminal it replaces the one on show."""
+        self.current = name
+        for panel in self.query(".panel"):
+            panel.set_class(panel.id == f"panel-{name}", "-current")
+        self.set_class(name in ("samples", "log"), "-texts")
+        self.query_one(f"#panel-{name}").focus()
+
+    def action_turn(self, by: int) -> None:
+        """Go to the next or previous panel."""
+        self.action_panel(ORDER[(ORDER.index(self.current) + by) % len(ORDER)])
+
+    def action_zoom_panel(self) -> None:
+        """Fill the screen with the panel that has the focus, or give it back."""
+        if self.screen.maximized is not None:
+            self.screen.minimize()
+        else:
+            self.screen.maximize(self.query_one(f"#panel-{self.current}"))
+
+    def on_descendant_focus(self) -> None:
+        """Remember the panel that was gone to by Tab or mouse."""
+        focused = self.screen.focused
+        if focused is not None and focused.id and focused.id.removeprefix("panel-") in ORDER:
+            self.current = focused.id.removeprefix("panel-")
+
+    def action_mhc(self) -> None:
+        """Draw alpha, then p, then q."""
+        values = ("alpha", "p", "q")
+        self._mhc = values[(values.index(self._mhc) + 1) % 3]
+        chart = self.query_one("#panel-mhc", Chart)
+        chart.chart_title = {"alpha": "mHC α", "p": "mHC p (read)", "q": "mHC q (write)"}[self._mhc]
+        self.post_message(self.MhcWanted(self._mhc))

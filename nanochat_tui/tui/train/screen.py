@@ -1,0 +1,314 @@
+"""The train mode: brings the thread that reads runs, the views and the launcher together."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.widgets import Footer, TabbedContent, TabPane
+
+from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.runs import launcher, signals
+from nanochat_tui.runs.discovery import open_run
+from nanochat_tui.runs.watch import Snapshot
+from nanochat_tui.tui.train import messages
+from nanochat_tui.tui.train.dashboard import Dashboard
+from nanochat_tui.tui.train.dialogs import Ask, Confirm
+from nanochat_tui.tui.train.run_list import RunList
+from nanochat_tui.tui.train.watcher import Watcher
+
+RUNS_VARIABLE = "NANOCHAT_RUNS"
+"""Folder of runs when none is given; otherwise ./runs, or where the application was started."""
+
+
+def default_root() -> Path:
+    """The folder in which runs are looked for when nobody named one."""
+    named = os.environ.get(RUNS_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    runs = Path.cwd() / "runs"
+    return runs if runs.is_dir() else Path.cwd()
+
+
+class TrainScreen(Screen[None]):
+    """Find runs, watch one, steer it. `root` is a folder of runs, a run directory, or a trainer's log."""
+
+    CSS_PATH = "train.tcss"
+    AUTO_FOCUS = "RunList DataTable"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - typed by Textual
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (40, "-high")]  # noqa: RUF012
+
+    HELP = """\
+## Train
+**Runs** lists what was found, **Dashboard** shows the open run, **Compare** overlays the marked ones, **Checkpoints**
+talks to them, **New run** starts one. A run is a process of its own: it goes on when this application ends.
+"""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("a", "attach", "Open", id="train.attach"),
+        Binding("n", "tab('new')", "New", id="train.new"),
+        Binding("c", "checkpoint", "Checkpoint", id="train.checkpoint"),
+        Binding("s", "stop", "Stop", id="train.stop"),
+        Binding("K", "kill", "Kill", id="train.kill"),
+        Binding("R", "resume", "Resume", id="train.resume"),
+        Binding("r", "refresh", "Refresh", show=False, id="train.refresh"),
+        Binding("ctrl+right_square_bracket", "next_tab(1)", "Next tab", show=False, id="train.next_tab"),
+    ]
+
+    def __init__(self, root: Path | None = None) -> None:
+        super().__init__()
+        self.given = root
+        self.root = root if root is not None and root.is_dir() else default_root()
+        self.seen: Snapshot | None = None
+        self.opened: Path | None = None
+        self.watcher = Watcher(self.root, self.post_message)
+        self._first_search = True
+
+    def compose(self) -> ComposeResult:
+        """Tabs over the keys."""
+        with TabbedContent(initial="runs", id="tabs"):
+            with TabPane("Runs", id="runs"):
+                yield RunList(self.root)
+            with TabPane("Dashboard", id="dashboard"):
+                yield Dashboard()
+        yield Footer(show_command_palette=False, compact=True)
+
+    def on_mount(self) -> None:
+        """Begin to look."""
+        self.watcher.start()
+        if self.given is not None and self.given.is_file():
+            self.open_path(self.given)
+
+    def on_unmount(self) -> None:
+        """End the thread; runs go on."""
+        self.watcher.close()
+
+    def on_screen_suspend(self) -> None:
+        """Another mode is on show: read nothing."""
+        self.watcher.pause(True)
+
+    def on_screen_resume(self) -> None:
+        """Look again."""
+        self.watcher.pause(False)
+
+    # parts
+
+    @property
+    def runs(self) -> RunList:
+        """The table of runs."""
+        return self.query_one(RunList)
+
+    @property
+    def dashboard(self) -> Dashboard:
+        """The view of the open run."""
+        return self.query_one(Dashboard)
+
+    @property
+    def tabs(self) -> TabbedContent:
+        """The tabs."""
+        return self.query_one("#tabs", TabbedContent)
+
+    # what the thread found
+
+    @on(messages.RunsFound)
+    def _found(self, event: messages.RunsFound) -> None:
+        self.runs.show(event.runs)
+        if self._first_search:
+            self._first_search = False
+            only = event.runs[0] if len(event.runs) == 1 else None
+            if self.opened is None and only is not None and only.path == self.root:
+                self.open_path(only.path)  # the folder that was given is itself a run
+
+    @on(messages.RunSeen)
+    def _seen(self, event: messages.RunSeen) -> None:
+        if event.snapshot.path != self.opened:
+            return
+        before = self.seen
+        self.seen = event.snapshot
+        self.dashboard.show(event.snapshot, event.panels)
+        if before is None or before.state.life != event.snapshot.state.life:
+            self.refresh_bindings()
+            if before is not None and before.path == event.snapshot.path:
+                self.watcher.search()
+
+    # opening
+
+    def open_path(self, path: Path, name: str | None = None) -> None:
+        """Open a run directory or a log file and show it; what is neither is said."""
+        try:
+            run = open_run(path)
+        except UserError as error:
+            self.complain(error)
+            return
+        self.opened = run.path
+        self.seen = None
+        if name is None:
+            self.runs.add(run)
+        self.watcher.open(run.path, name or run.name)
+        self.tabs.active = "dashboard"
+        self.call_after_refresh(self.dashboard.action_panel, self.dashboard.current)
+
+    @on(RunList.Opened)
+    def _opened(self, event: RunList.Opened) -> None:
+        self.open_path(event.path, event.name)
+
+    @on(Dashboard.MhcWanted)
+    def _mhc_wanted(self, event: Dashboard.MhcWanted) -> None:
+        self.watcher.show_mhc(event.value)
+
+    def complain(self, error: Exception | str) -> None:
+        """Say what went wrong."""
+        self.notify(display_safe(str(error), 600), severity="error", markup=False, timeout=8)
+
+    def say(self, text: str) -> None:
+        """Say what was done."""
+        self.notify(display_safe(text, 600), markup=False, timeout=4)
+
+    # actions
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer only what the open run can do."""
+        state = self.seen.state if self.seen is not None else None
+        if action in ("checkpoint", "stop", "kill"):
+            return True if state is not None and state.alive else None
+        if action == "resume":
+            return True if state is not None and not state.alive and self.seen and self.seen.checkpoints else None
+        return True
+
+    def action_tab(self, name: str) -> None:
+        """Go to a tab."""
+        self.tabs.active = name
+
+    def action_refresh(self) -> None:
+        """Search again and look again."""
+        self.watcher.search()
+
+    def action_attach(self) -> None:
+        """Open a run that is somewhere else."""
+
+        def check(values: list[str]) -> None:
+            open_run(Path(values[0]))
+
+        def go(values: list[str] | None) -> None:
+            if values:
+                self.open_path(Path(values[0]).expanduser())
+
+        title = "Open a run directory, or a log of the original trainer"
+        self.app.push_screen(Ask(title, [("path", str(self.root) + os.sep)], check, button="Open"), go)
+
+    def action_checkpoint(self) -> None:
+        """Ask the run for a checkpoint."""
+        self._command(signals.request_checkpoint, "Asked for a checkpoint; it comes at the next step.")
+
+    def action_stop(self) -> None:
+        """Ask the run to write a checkpoint and end."""
+        self._command(signals.request_stop, "Asked to stop; it writes a checkpoint first.")
+
+    @work(thread=True, exit_on_error=False)
+    def _command(self, send: Callable[[Path], int], done: str) -> None:
+        if self.opened is None:
+            return
+        try:
+            send(self.opened)
+        except (UserError, OSError) as error:
+            self.app.call_from_thread(self.complain, error)
+            return
+        self.app.call_from_thread(self.say, done)
+        self.watcher.expect_life(15.0)
+
+    @work
+    async def action_kill(self) -> None:
+        """Kill the trainer, after asking twice."""
+        seen, path = self.seen, self.opened
+        if seen is None or path is None:
+            return
+        try:
+            process = signals.find_process(path)
+        except UserError as error:
+            self.complain(error)
+            return
+        last = max((c.step for c in seen.checkpoints), default=0)
+        lost = f"everything since step {last:,} is lost" if last else "there is no checkpoint: everything is lost"
+        first = Confirm(
+            f"Kill the trainer of {display_safe(seen.name)}? It is at step {seen.state.step:,}; {lost}. "
+            "To stop safely, press s instead.",
+            "Kill it",
+        )
+        if not await self.app.push_screen_wait(first):
+            return
+        second = Confirm(f"Really kill process {process.pid} now, without a checkpoint?", f"Kill {process.pid}")
+        if not await self.app.push_screen_wait(second):
+            return
+        self._kill(path)
+
+    @work(thread=True, exit_on_error=False)
+    def _kill(self, path: Path) -> None:
+        try:
+            pid = signals.kill(path)
+        except UserError as error:
+            self.app.call_from_thread(self.complain, error)
+            return
+        self.app.call_from_thread(self.say, f"Killed process {pid}.")
+        self.watcher.search()
+
+    def action_resume(self) -> None:
+        """Continue the open run from its last checkpoint, or another one."""
+        seen = self.seen
+        if seen is None or not seen.checkpoints:
+            return
+        last = max(seen.checkpoints, key=lambda c: (c.step, c.modified)).path
+
+        def check(values: list[str]) -> None:
+            if not (Path(values[0]) / "state.json").is_file():
+                raise UserError("that is not a checkpoint: it has no state.json")
+            if values[1] and not (values[1].replace("_", "").isdigit() and int(values[1]) > 0):
+                raise UserError("the steps must be a whole number, or empty to keep the length")
+            launcher.split_prefix(values[2])
+
+        def go(values: list[str] | None) -> None:
+            if values is None:
+                return
+            steps = int(values[1]) if values[1] else None
+            self._start(
+                functools.partial(launcher.resume, Path(values[0]), launcher.split_prefix(values[2]), steps=steps)
+            )
+
+        fields = [("checkpoint", str(last)), ("steps in all (empty: as before)", ""), ("command prefix", "")]
+        self.app.push_screen(Ask(f"Resume {seen.name}", fields, check, button="Resume"), go)
+
+    @work(thread=True, exit_on_error=False)
+    def _start(self, begin: Callable[[], launcher.Launched]) -> None:
+        try:
+            launched = begin()
+        except (UserError, OSError) as error:
+            self.app.call_from_thread(self.complain, error)
+            return
+        self.app.call_from_thread(self._started, launched)
+
+    def _started(self, launched: launcher.Launched) -> None:
+        self.say(f"Started process {launched.pid}; it goes on when this application ends.")
+        if launched.directory.is_dir():
+            self.open_path(launched.directory)
+        self.watcher.expect_life()
+
+    def palette_commands(self) -> Iterable[tuple[str, str, Callable[[], object]]]:
+        """Every action that makes sense now, for the palette."""
+        offers: tuple[tuple[str, str, str, Callable[[], object]], ...] = (
+            ("attach", "Open a run", "A run directory anywhere, or a trainer's log (a)", self.action_attach),
+            ("tab", "New run", "Fill in the form and start a trainer (n)", lambda: self.action_tab("new")),
+            ("checkpoint", "Checkpoint now", "Ask the open run for a checkpoint (c)", self.action_checkpoint),
+            ("stop", "Stop the run safely", "It writes a checkpoint and ends (s)", self.action_stop),
+            ("kill", "Kill the run", "At once; asked twice (K)", self.action_kill),
+            ("resume", "Resume the run", "From a checkpoint, as long as before or longer (R)", self.action_resume),
+            ("refresh", "Search for runs", "Look again for runs and at the open one (r)", self.action_refresh),
+        )
+        for action, title, text, callback in offers:
+            if self.check_action(action, ()):
+                yield title, text, callback
