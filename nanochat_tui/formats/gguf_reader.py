@@ -51,7 +51,7 @@ class GGUFFile:
         if magic == ORIGINAL_MAGIC:
             raise FormatError(
                 f"{label} begins with GUGF, as files of the original nanochat-rs-ternary do; they are "
-                "not valid GGUF, so convert it with nanochat_tui.formats.gugf.convert_gugf"
+                "not valid GGUF, so convert it: nanochat-tui convert FILE OUT.gguf --mhc FILE.mhc"
             )
         if magic != MAGIC:
             raise FormatError(f"{label} is not a GGUF file (it begins with {magic!r}); check which file was given")

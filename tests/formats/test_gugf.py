@@ -312,7 +312,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot be read"):
         import_gugf(tmp_path / "none.gguf")
     (tmp_path / "old.gguf").write_bytes(SOUND)
-    with pytest.raises(FormatError, match=r"begins with GUGF.*convert_gugf"):
+    with pytest.raises(FormatError, match=r"begins with GUGF.*nanochat-tui convert"):
         read_gguf(tmp_path / "old.gguf")
     with pytest.raises(FormatError):
         convert_gugf(tmp_path / "old.gguf", tmp_path / "new.gguf", sidecar(tmp_path))

@@ -43,9 +43,7 @@ def by_score(text: str, metadata: dict[str, GGUFValue], prefix: bool) -> list[in
     ids = {piece: FIRST + index for index, piece in enumerate(PIECES)}
     parts = list((" " + text if prefix and text else text).replace(" ", "▁"))
     while True:
-        unions = [
-            (-scores[ids[a + b]], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ids
-        ]
+        unions = [(-scores[ids[a + b]], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ids]
         if not unions:
             break
         _, best = min(unions)
