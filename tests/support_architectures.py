@@ -1,7 +1,7 @@
 """Tiny GGUF models of every architecture and tensor type, with random weights of known values.
 
-`write_architecture(path, "qwen3", kind="PQ2_0")` writes one; with `twin=True` every tensor holds the same numbers as F32. Shapes
-are odd on purpose: the heads together are wider than the model, queries share keys, the vocabulary fills no block.
+`write_architecture(path, "qwen3", kind="PQ2_0")` writes one; with `twin=True` every tensor holds the same numbers as F32.
+Shapes are odd on purpose: the heads together are wider than the model, queries share keys, the vocabulary fills no block.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def random_matrix(rng: np.random.Generator, shape: tuple[int, ...], kind: str, s
     """Return a matrix of `kind`; of a ternary one the codes are at random and the scales near `size`."""
     made = TENSOR_TYPES[kind]
     n = int(np.prod(shape)) // made.block_elements
-    if kind == "I2_S" or kind == "STQ1_0":
+    if kind in {"I2_S", "STQ1_0"}:
         trits = rng.integers(-1, 2, (n, made.block_elements)).astype(np.float32) * np.float32(size)
         return TensorData("", shape, made, made.encode(trits).reshape(-1))
     if made.is_ternary:
@@ -261,10 +261,19 @@ def write_architecture(path: Path, name: str, **options: Any) -> Path:
 
 def add_rotation(d: Draft, block: int = 64, *, identity: bool = False, version: int | None = None) -> None:
     """Say that all matrices and the embedding are rotated; the numbers stay, and so mean another model."""
-    rotatable = ("attn_q.", "attn_k.", "attn_v.", "attn_output.", "attn_qkv", "attn_gate", "ssm_out", "ffn_")
-    names = [
-        t.name for t in d.tensors if len(t.shape) == 2 and any(part in t.name for part in rotatable) and "norm" not in t.name
-    ]
+    rotatable = (
+        "attn_q.",
+        "attn_k.",
+        "attn_v.",
+        "attn_output.",
+        "attn_qkv",
+        "attn_gate",
+        "ssm_out",
+        "ffn_up.",
+        "ffn_gate.",
+        "ffn_down.",
+    )
+    names = [t.name for t in d.tensors if len(t.shape) == 2 and any(part in t.name for part in rotatable)]
     if not d.tied:
         names.append("output.weight")
     widths = sorted({t.shape[-1] for t in d.tensors if len(t.shape) == 2 and t.shape[-1] >= block})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,101 +10,87 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.packing import (
-    Packed,
-    aligned,
-    needs_small_groups,
-    pack_dense,
-    pack_q8,
-    pack_ternary,
-    q8_parts,
+from nanochat_tui.engine.plan_matrices import (
+    Matrix,
+    Rows,
+    all_rows,
+    group_of,
+    load_matrix,
+    load_table,
+    load_vector,
 )
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile
 from nanochat_tui.formats.mhc import read_mhc
-from nanochat_tui.formats.tensor_types import ternary_codes
+from nanochat_tui.model.architectures.description import Architecture, Attention, DeltaNet, Rope
+from nanochat_tui.model.architectures.description import Layer as LayerShape
+from nanochat_tui.model.architectures.nanochat import of_config
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.mhc import check_sidecar, mixes_before_write, record_names, stream_matrices
 
-Codes = tuple[NDArray[np.uint8], NDArray[np.float16]]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Embedding or head: `kind` is one of `slots.KIND_*`."""
-
-    kind: int
-    packed: Packed
+Vectors = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block. mixes: coefficients float32 [2, MIX_FLOATS] of the attention and the feed-forward record."""
+    """One block, its matrices stacked by common input.
 
-    qkv: Packed
-    output: Packed
-    gate_up: Packed
-    down: Packed
+    qkv: queries, keys, values and an attention gate's rows; of a recurrence its channels, then its gate's rows.
+    small: a recurrence's alpha and beta. router: of experts, whose gate_up and down hold expert after expert.
+    vectors: norms and other small floats by their name in the file. mixes: coefficients float32 [2, MIX_FLOATS] of
+    both residual branches.
+    """
+
+    qkv: Matrix
+    output: Matrix
+    gate_up: Matrix
+    down: Matrix
     attention_norm: NDArray[np.float32]
     ffn_norm: NDArray[np.float32]
     mixes: NDArray[np.float32]
+    small: Matrix | None = None
+    router: Matrix | None = None
+    vectors: Vectors = field(default_factory=dict)
+
+    @property
+    def matrices(self) -> list[Matrix]:
+        """All matrices of the block."""
+        return [m for m in (self.qkv, self.output, self.gate_up, self.down, self.small, self.router) if m is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A whole model. `group` is the number of weights per ternary scale in the packed layout."""
+    """A whole model. `group` is the number of weights per ternary scale in the packed layout.
+
+    frequencies: radians per position of every rotated pair, float64.
+    """
 
     layers: list[Layer]
-    embedding: Table
-    head: Table
+    embedding: Matrix
+    head: Matrix
     final_norm: NDArray[np.float32]
     final_mix: NDArray[np.float32]
     group: int
     bias: int
+    frequencies: NDArray[np.float64]
+    used_experts: float = 1.0
+    """Share of the experts that a token uses."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all matrices in memory."""
+        tables = self.embedding.nbytes + (0 if self.head is self.embedding else self.head.nbytes)
+        return tables + sum(m.nbytes for layer in self.layers for m in layer.matrices)
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that one decoded token reads: all matrices and the head, but one row of the embedding."""
-        packed = [p for layer in self.layers for p in (layer.qkv, layer.output, layer.gate_up, layer.down)]
-        return sum(p.weights.nbytes + p.scales.nbytes for p in [*packed, self.head.packed])
-
-
-def _codes(file: GGUFFile, names: list[str]) -> Codes:
-    """Return codes [rows, columns] and scales [rows, blocks] of some matrices, stacked by rows."""
-    codes, scales = [], []
-    for name in names:
-        info = file.tensor(name)
-        flat, scale = ternary_codes(info.type, file.blocks(name))
-        rows, columns = info.shape
-        codes.append(flat.reshape(rows, columns))
-        scales.append(scale.reshape(rows, columns // info.type.block_elements))
-    width = max(part.shape[1] for part in scales)
-    scales = [np.repeat(part, width // part.shape[1], axis=1) for part in scales]
-    return np.concatenate(codes), np.concatenate(scales)
-
-
-def _finite(file: GGUFFile, name: str) -> NDArray[np.float32]:
-    values = file.array(name)
-    if not np.isfinite(values).all():
-        raise UserError(f"the tensor {name} holds a value that is not finite; the file is damaged")
-    out: NDArray[np.float32] = aligned(values.shape, np.float32)
-    out[...] = values
-    return out
-
-
-def _table(file: GGUFFile, name: str, as_float: bool, bias: int) -> Table:
-    info = file.tensor(name)
-    if info.type.name == "Q8_0" and not as_float:
-        quants, scales = q8_parts(file.blocks(name), info.shape[1])
-        if not np.isfinite(scales).all():
-            raise UserError(f"the tensor {name} holds a value that is not finite; the file is damaged")
-        # -128 has no negative in a byte, which the AVX2 kernel needs; no quantiser writes it
-        if quants.min(initial=0) > -128:
-            return Table(s.KIND_Q8, pack_q8(quants, scales, bias, s.STATISTICS_BLOCK))
-    values = _finite(file, name)
-    if info.type.name == "F16":
-        return Table(s.KIND_F16, pack_dense(values.astype(np.float16), s.STATISTICS_BLOCK))
-    return Table(s.KIND_F32, pack_dense(values, s.STATISTICS_BLOCK))
+        total = float(self.head.nbytes)
+        for layer in self.layers:
+            for matrix in layer.matrices:
+                expert = layer.router is not None and (matrix is layer.gate_up or matrix is layer.down)
+                total += matrix.nbytes * (self.used_experts if expert else 1.0)
+        return int(total)
 
 
 def mix_coefficients(records: NDArray[np.float32] | None, config: ModelConfig) -> NDArray[np.float32]:
@@ -147,45 +133,135 @@ def _records(file: GGUFFile, config: ModelConfig, sidecar: Path | None) -> NDArr
     return inside
 
 
-def load_weights(file: GGUFFile, config: ModelConfig, *, as_float: bool, bias: int, mhc: Path | None) -> Weights:
-    """Read and pack a supported file (see `model.support`).
+def _mixes(file: GGUFFile, shape: Architecture, sidecar: Path | None) -> NDArray[np.float32]:
+    if shape.config is not None:
+        return mix_coefficients(_records(file, shape.config, sidecar), shape.config)
+    if sidecar is not None:
+        raise UserError(f"a .mhc file belongs to nanochat models, and this one is {shape.name}; leave it out")
+    out = np.zeros((2 * shape.n_layers, s.MIX_FLOATS), np.float32)
+    out[:, [s.MIX_READ, s.MIX_WRITE, s.MIX_MATRIX]] = 1.0
+    return out
+
+
+def _halves(rope: Rope, head_dim: int) -> NDArray[np.int64]:
+    """Return a head's rows in the order that makes its rotated pairs (i, i + dims / 2).
+
+    Queries and keys are reordered alike, so their products stay what they are.
+    """
+    rows = np.arange(head_dim)
+    if rope.interleaved:
+        rows[: rope.dims] = np.concatenate([rows[0 : rope.dims : 2], rows[1 : rope.dims : 2]])
+    return rows
+
+
+def _heads(count: int, width: int, order: NDArray[np.int64], stride: int = 0, first: int = 0) -> NDArray[np.int64]:
+    """Return the rows of `count` heads, each `stride` apart and in `order`."""
+    starts = np.arange(count)[:, None] * (stride or width) + first
+    rows: NDArray[np.int64] = (starts + order).reshape(-1)
+    return rows
+
+
+def _attention_rows(block: str, mixer: Attention, rope: Rope) -> list[Rows]:
+    order, width = _halves(rope, mixer.head_dim) if mixer.rotates else np.arange(mixer.head_dim), mixer.head_dim
+    stride = 2 * width if mixer.gated else width
+    rows = [
+        (f"{block}attn_q.weight", _heads(mixer.heads, width, order, stride)),
+        (f"{block}attn_k.weight", _heads(mixer.kv_heads, width, order)),
+        (f"{block}attn_v.weight", np.arange(mixer.kv_dim)),
+    ]
+    if mixer.gated:
+        gates = _heads(mixer.heads, width, np.arange(width), stride, first=width)
+        rows.append((f"{block}attn_q.weight", gates))
+    return rows
+
+
+def _expert_rows(block: str, shape: LayerShape, dim: int) -> tuple[list[Rows], list[Rows]]:
+    """Return rows of all experts: of each its gates, then its ups; and of each its downs."""
+    hidden = shape.ffn.hidden
+    gate_up = []
+    for expert in range(shape.ffn.experts):
+        rows = np.arange(expert * hidden, (expert + 1) * hidden)
+        gate_up += [(f"{block}ffn_gate_exps.weight", rows), (f"{block}ffn_up_exps.weight", rows)]
+    return gate_up, [(f"{block}ffn_down_exps.weight", np.arange(shape.ffn.experts * dim))]
+
+
+def _vectors(file: GGUFFile, block: str, shape: LayerShape, rope: Rope) -> Vectors:
+    found = {}
+    for name in ("attn_q_norm", "attn_k_norm", "attn_sub_norm", "ffn_sub_norm", "ssm_norm", "ssm_conv1d"):
+        if f"{block}{name}.weight" in file.tensors:
+            found[name] = load_vector(file, f"{block}{name}.weight")
+    if isinstance(shape.mixer, DeltaNet):
+        found["ssm_dt"] = load_vector(file, f"{block}ssm_dt.bias").reshape(-1)
+        found["ssm_a"] = load_vector(file, f"{block}ssm_a").reshape(-1)
+    elif shape.mixer.qk_norm:
+        order = _halves(rope, shape.mixer.head_dim) if shape.mixer.rotates else np.arange(shape.mixer.head_dim)
+        for name in ("attn_q_norm", "attn_k_norm"):
+            found[name][...] = found[name][order]
+    return found
+
+
+def load_weights(
+    file: GGUFFile, shape: Architecture | ModelConfig, *, as_float: bool, bias: int, mhc: Path | None
+) -> Weights:
+    """Read and pack a supported file (see `model.support`); a ModelConfig is that of a nanochat file.
 
     as_float: all matrices as float32, for exact comparisons. bias: what the kernel wants added to table weights.
     Raises UserError if a value is not finite or the `.mhc` file belongs to another model.
     """
-    mixes = mix_coefficients(_records(file, config, mhc), config)
-    blocks = [f"blk.{i}." for i in range(config.n_layers)]
-    parts = (["attn_q", "attn_k", "attn_v"], ["attn_output"], ["ffn_gate", "ffn_up"], ["ffn_down"])
-    matrices = [[_codes(file, [f"{b}{name}.weight" for name in names]) for names in parts] for b in blocks]
-    group = 128
-    for codes, scales in (m for row in matrices for m in row):
-        if not np.isfinite(scales).all():
-            raise UserError("a ternary scale is not finite; the file is damaged")
-        if needs_small_groups(scales, codes.shape[1] // scales.shape[1]):
-            group = 64
+    if isinstance(shape, ModelConfig):
+        shape = of_config(shape)
+    mixes = _mixes(file, shape, mhc)
+    group = group_of(file, [part.name for part in shape.parts() if part.role in ("ternary", "table")])
 
-    def pack(matrix: Codes) -> Packed:
-        codes, scales = matrix
-        if not as_float:
-            return pack_ternary(codes, scales, group)
-        wide = np.repeat(scales.astype(np.float32), codes.shape[1] // scales.shape[1], axis=1)
-        return pack_dense((codes.astype(np.float32) - 1) * wide, s.ROW_BLOCK)
+    def stack(*names: str) -> Matrix:
+        return load_matrix(file, [all_rows(file, name) for name in names], group=group, as_float=as_float)
 
     layers = []
-    for i, (block, row) in enumerate(zip(blocks, matrices, strict=True)):
-        qkv, output, gate_up, down = (pack(matrix) for matrix in row)
-        before = _finite(file, f"{block}attn_norm.weight")
-        between = _finite(file, f"{block}ffn_norm.weight")
-        layers.append(Layer(qkv, output, gate_up, down, before, between, mixes[2 * i : 2 * i + 2].copy()))
-    embedding = _table(file, "token_embd.weight", as_float, bias)
+    for number, layer in enumerate(shape.layers):
+        b = f"blk.{number}."
+        small = router = None
+        if isinstance(layer.mixer, DeltaNet):
+            qkv, output = stack(f"{b}attn_qkv.weight", f"{b}attn_gate.weight"), stack(f"{b}ssm_out.weight")
+            names = [all_rows(file, f"{b}{name}.weight") for name in ("ssm_alpha", "ssm_beta")]
+            small = load_matrix(file, names, group=group, as_float=True)
+        else:
+            rows = _attention_rows(b, layer.mixer, shape.rope)
+            qkv, output = load_matrix(file, rows, group=group, as_float=as_float), stack(f"{b}attn_output.weight")
+        if layer.ffn.experts:
+            ups, downs = _expert_rows(b, layer, shape.dim)
+            gate_up = load_matrix(file, ups, group=group, as_float=as_float)
+            down = load_matrix(file, downs, group=group, as_float=as_float)
+            router = load_matrix(file, [all_rows(file, f"{b}ffn_gate_inp.weight")], group=group, as_float=True)
+        else:
+            gate_up, down = stack(f"{b}ffn_gate.weight", f"{b}ffn_up.weight"), stack(f"{b}ffn_down.weight")
+        layers.append(
+            Layer(
+                qkv,
+                output,
+                gate_up,
+                down,
+                load_vector(file, f"{b}attn_norm.weight"),
+                load_vector(file, f"{b}{layer.ffn_norm}.weight"),
+                mixes[2 * number : 2 * number + 2].copy(),
+                small,
+                router,
+                _vectors(file, b, layer, shape.rope),
+            )
+        )
+    embedding = load_table(file, "token_embd.weight", group=group, as_float=as_float, bias=bias)
+    streams = shape.config.n_streams if shape.config else 1
     final: NDArray[Any] = np.zeros(s.MIX_FLOATS, np.float32)
-    final[s.MIX_READ : s.MIX_READ + config.n_streams] = 1.0 / config.n_streams
+    final[s.MIX_READ : s.MIX_READ + streams] = 1.0 / streams
+    factors = file.array("rope_freqs.weight").astype(np.float64) if shape.rope.has_factors else None
+    ffn = shape.layers[0].ffn
     return Weights(
         layers=layers,
         embedding=embedding,
-        head=embedding if config.tied else _table(file, "output.weight", as_float, bias),
-        final_norm=_finite(file, "output_norm.weight"),
+        head=embedding if shape.tied else load_table(file, "output.weight", group=group, as_float=as_float, bias=bias),
+        final_norm=load_vector(file, "output_norm.weight"),
         final_mix=final,
         group=group,
         bias=bias,
+        frequencies=shape.rope.frequencies(factors),
+        used_experts=ffn.used / ffn.experts if ffn.experts else 1.0,
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from references.common import F64, Model, rotate_halves, rotate_neighbours, silu
 
 from nanochat_tui.formats.gguf import GGUFFile
+from references.common import F64, Model, rotate_halves, rotate_neighbours, silu
 
 
 def dense(file: GGUFFile, ids: list[int], *, rounded: bool = False, half_cache: bool = False) -> F64:
@@ -29,10 +29,8 @@ def dense(file: GGUFFile, ids: list[int], *, rounded: bool = False, half_cache: 
         x = x + m.linear(o, b + "attn_output.weight")
         h = m.norm(x, b + "ffn_norm.weight")
         gate, up = m.linear(h, b + "ffn_gate.weight"), m.linear(h, b + "ffn_up.weight")
-        if m.name in ("bitnet-25", "bitnet-b1.58"):
-            a = np.maximum(gate, 0.0) ** 2 * up
-        else:
-            a = silu(gate) * up
+        squared = m.name in ("bitnet-25", "bitnet-b1.58")
+        a = (np.maximum(gate, 0.0) ** 2 if squared else silu(gate)) * up
         if m.name.startswith("bitnet"):
             a = m.norm(a, b + "ffn_sub_norm.weight")
         x = x + m.linear(a, b + "ffn_down.weight")

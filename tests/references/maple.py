@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from references.common import TERNARY, F64, Model, int8, rotate_halves, silu
 
 from nanochat_tui.formats.gguf import GGUFFile
+from references.common import F64, TERNARY, Model, int8, rotate_halves, silu
 
 
 def maple(file: GGUFFile, ids: list[int], *, rounded: bool = False, half_cache: bool = False) -> F64:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from references.common import F64, Model, rms_norm, rotate_halves, sigmoid, silu
 
 from nanochat_tui.formats.gguf import GGUFFile
+from references.common import F64, Model, rms_norm, rotate_halves, sigmoid, silu
 
 
 def qwen35(file: GGUFFile, ids: list[int], *, rounded: bool = False, half_cache: bool = False) -> F64:

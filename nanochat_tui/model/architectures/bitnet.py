@@ -1,7 +1,7 @@
 """`bitnet`, `bitnet-25`, `bitnet-b1.58`: a norm before each output projection, and two activations.
 
-BitNet b1.58 2B4T was trained with ReLU²; converters wrote it under the name `bitnet` too, whose older models (large, 3B)
-use SiLU, and every program that believed the name got a perplexity of 100 instead of 17. So its shape tells the model.
+BitNet b1.58 2B4T was trained with ReLU²; converters wrote it as `bitnet` too, whose older models (large, 3B) use
+SiLU, and every program that believed the name got a perplexity of 100 instead of 17. So its shape tells the model.
 """
 
 from __future__ import annotations

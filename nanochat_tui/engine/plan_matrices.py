@@ -1,0 +1,273 @@
+"""Matrices of a file in the layouts the kernels read, stacked and reordered by rows on the way.
+
+Ternary tensors become codes and scales without passing through floats, a few million weights at a time, so that
+loading needs little memory beside the result. What no kernel exists for is decoded into float16 or float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat_tui.engine.kernels import slots as s
+from nanochat_tui.engine.packing import (
+    Packed,
+    aligned,
+    needs_small_groups,
+    pack_dense,
+    pack_q8,
+    pack_ternary,
+    q8_parts,
+    round_up,
+)
+from nanochat_tui.errors import UserError
+from nanochat_tui.formats.gguf import GGUFFile
+from nanochat_tui.formats.tensor_types import ternary_codes
+from nanochat_tui.formats.ternary_blocks import split_i2_s
+
+KIND_TERNARY = 3
+SMALL_GROUP = 64
+CHUNK_WEIGHTS = 1 << 22
+"""Weights that are unpacked together."""
+Rows = tuple[str, NDArray[np.int64]]
+"""A tensor and the rows wanted of it, in order (of an expert tensor all experts' rows, one after another)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A packed matrix. kind: one of `slots.KIND_*`. factor and bias: float32 [rows], or None, of every output."""
+
+    kind: int
+    packed: Packed
+    factor: NDArray[np.float32] | None = None
+    bias: NDArray[np.float32] | None = None
+
+    @property
+    def weights(self) -> NDArray[Any]:
+        """The packed weights."""
+        return self.packed.weights
+
+    @property
+    def scales(self) -> NDArray[np.float16]:
+        """The packed scales; empty for floats."""
+        return self.packed.scales
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return int(self.weights.nbytes + self.scales.nbytes)
+
+
+def all_rows(file: GGUFFile, name: str) -> Rows:
+    """Return a tensor with its rows as they are."""
+    info = file.tensor(name)
+    return name, np.arange(info.elements // info.shape[-1])
+
+
+def is_ternary(file: GGUFFile, name: str) -> bool:
+    """Whether the ternary kernel takes this tensor."""
+    kind = file.tensor(name).type
+    return (kind.is_ternary and kind.block_elements >= SMALL_GROUP) or kind.name == "I2_S"
+
+
+def group_of(file: GGUFFile, names: Sequence[str]) -> int:
+    """Return the kernels' group for all ternary tensors among `names`: 128, or 64 if a scale changes more often.
+
+    Raises UserError if a scale is not finite.
+    """
+    group = 128
+    for name in names:
+        info = file.tensor(name)
+        if not is_ternary(file, name) or info.type.name == "I2_S":
+            continue
+        if group == 128 and info.type.block_elements < 128:
+            width = info.shape[-1] // info.type.block_elements
+            scales = np.ascontiguousarray(file.blocks(name)[:, :2]).view("<f2").reshape(-1, width)
+            if needs_small_groups(scales, info.type.block_elements):
+                group = SMALL_GROUP
+    return group
+
+
+def load_matrix(
+    file: GGUFFile, rows: Sequence[Rows], *, group: int, as_float: bool, multiple: int = s.ROW_BLOCK
+) -> Matrix:
+    """Stack rows of tensors of equal width. multiple: rows are filled up to it with zeros.
+
+    as_float: float32 whatever the type. Raises UserError if a number is not finite.
+    """
+    names = list(dict.fromkeys(name for name, _ in rows))
+    factor, bias = _row_vectors(file, rows, multiple)
+    if not as_float and all(is_ternary(file, name) for name in names):
+        return Matrix(KIND_TERNARY, _ternary(file, rows, group, multiple), factor, bias)
+    values = _floats(file, rows)
+    if any(file.tensor(name).type.name == "I2_S" for name in names):
+        factor = _without_i2_s(file, rows, factor)
+    if not as_float and (half := _as_half(file, names, values)) is not None:
+        return Matrix(s.KIND_F16, pack_dense(half, multiple), factor, bias)
+    return Matrix(s.KIND_F32, pack_dense(values, multiple), factor, bias)
+
+
+def load_table(file: GGUFFile, name: str, *, group: int, as_float: bool, bias: int) -> Matrix:
+    """Pack an embedding or head; bias: what the kernel wants added to int8 weights. Raises as `load_matrix`."""
+    info = file.tensor(name)
+    if info.type.name == "Q8_0" and not as_float:
+        quants, scales = q8_parts(file.blocks(name), info.shape[1])
+        if not np.isfinite(scales).all():
+            raise UserError(f"the tensor {name} holds a value that is not finite; the file is damaged")
+        # -128 has no negative in a byte, which the AVX2 kernel needs; no quantiser writes it
+        if quants.min(initial=0) > -128:
+            return Matrix(s.KIND_Q8, pack_q8(quants, scales, bias, s.STATISTICS_BLOCK))
+    if info.type.name == "I2_S":  # a table has no factors per row
+        values = _floats(file, [all_rows(file, name)])
+        return Matrix(s.KIND_F32, pack_dense(values, s.STATISTICS_BLOCK))
+    return load_matrix(file, [all_rows(file, name)], group=group, as_float=as_float, multiple=s.STATISTICS_BLOCK)
+
+
+def load_vector(file: GGUFFile, name: str) -> NDArray[np.float32]:
+    """Return a small tensor as float32 on a cache line. Raises UserError if a value is not finite."""
+    values = file.array(name)
+    if not np.isfinite(values).all():
+        raise UserError(f"the tensor {name} holds a value that is not finite; the file is damaged")
+    out: NDArray[np.float32] = aligned(values.shape, np.float32)
+    out[...] = values
+    return out
+
+
+def _row_vectors(
+    file: GGUFFile, rows: Sequence[Rows], multiple: int
+) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    """Return what every output is multiplied by and what is added: I2_S scales, `.scale` and `.bias` tensors."""
+    count = round_up(sum(len(wanted) for _, wanted in rows), multiple)
+    factor, bias = aligned(count, np.float32, 1.0), aligned(count, np.float32, 0.0)
+    has_factor = has_bias = False
+    start = 0
+    for name, wanted in rows:
+        part = slice(start, start + len(wanted))
+        start += len(wanted)
+        stem = name.removesuffix(".weight")
+        if file.tensor(name).type.name == "I2_S":
+            factor[part] *= _i2_s_scale(file, name)
+            has_factor = True
+        if f"{stem}.scale" in file.tensors:
+            factor[part] *= load_vector(file, f"{stem}.scale").reshape(-1)[0]
+            has_factor = True
+        if f"{stem}.bias" in file.tensors:
+            bias[part] = load_vector(file, f"{stem}.bias").reshape(-1)[wanted]
+            has_bias = True
+    return factor if has_factor else None, bias if has_bias else None
+
+
+def _i2_s_scale(file: GGUFFile, name: str) -> np.float32:
+    scale = np.ascontiguousarray(file.tail(name)[:4]).view("<f4")[0]
+    if not np.isfinite(scale):
+        raise UserError(f"the scale of {name} is not finite; the file is damaged")
+    return np.float32(scale)
+
+
+def _without_i2_s(
+    file: GGUFFile, rows: Sequence[Rows], factor: NDArray[np.float32] | None
+) -> NDArray[np.float32] | None:
+    """Return the factors without the scales of I2_S tensors, which decoded values have in them already."""
+    if factor is None:
+        return None
+    start, others = 0, False
+    for name, wanted in rows:
+        if file.tensor(name).type.name == "I2_S":
+            stem = name.removesuffix(".weight")
+            has_scale = f"{stem}.scale" in file.tensors
+            value = load_vector(file, f"{stem}.scale").reshape(-1)[0] if has_scale else np.float32(1)
+            factor[start : start + len(wanted)] = value
+            others |= has_scale
+        else:
+            others |= f"{name.removesuffix('.weight')}.scale" in file.tensors
+        start += len(wanted)
+    return factor if others else None
+
+
+def _pieces(file: GGUFFile, rows: Sequence[Rows]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float16]]]:
+    """Yield codes uint8 [n, columns] and scales float16 [n, blocks] of consecutive rows, some at a time."""
+    for name, wanted in rows:
+        info = file.tensor(name)
+        columns = info.shape[-1]
+        width = columns // info.type.block_elements
+        blocks = file.blocks(name).reshape(-1, width, info.type.block_bytes)
+        step = max(1, CHUNK_WEIGHTS // columns)
+        for start in range(0, len(wanted), step):
+            part = wanted[start : start + step]
+            # consecutive rows are read where they lie, others are gathered
+            straight = part[-1] - part[0] == len(part) - 1 and (np.diff(part) == 1).all()
+            chosen = blocks[part[0] : part[-1] + 1] if straight else blocks[part]
+            flat = chosen.reshape(-1, info.type.block_bytes)
+            if info.type.name == "I2_S":
+                codes, _ = split_i2_s(flat, file.tail(name))
+                scales = np.ones(len(flat), np.float16)
+            else:
+                codes, scales = ternary_codes(info.type, flat)
+            if not np.isfinite(scales).all():
+                raise UserError(f"a scale of {name} is not finite; the file is damaged")
+            yield codes.reshape(len(part), columns), scales.reshape(len(part), width)
+
+
+def _ternary(file: GGUFFile, rows: Sequence[Rows], group: int, multiple: int) -> Packed:
+    """Pack ternary rows; the pieces are cut to whole blocks of 16 rows, and the last is filled up."""
+    total = sum(len(wanted) for _, wanted in rows)
+    columns = file.tensor(rows[0][0]).shape[-1]
+    padded, filled = round_up(columns, group), round_up(total, multiple)
+    weights = aligned((filled // s.ROW_BLOCK, padded // 16, s.ROW_BLOCK), np.uint32, 0x55555555)
+    scales = aligned((filled // s.ROW_BLOCK, padded // group, s.ROW_BLOCK), np.float16, 0)
+    done = 0
+    for codes, scale in _whole_blocks(_pieces(file, rows), columns, group):
+        piece = pack_ternary(codes, scale, group)
+        weights[done : done + len(piece.weights)] = piece.weights
+        scales[done : done + len(piece.scales)] = piece.scales
+        done += len(piece.weights)
+    return Packed(weights, scales, total, columns)
+
+
+def _whole_blocks(
+    pieces: Iterator[tuple[NDArray[np.uint8], NDArray[np.float16]]], columns: int, group: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float16]]]:
+    """Regroup pieces so that all but the last are whole blocks of rows; scales become one per `group`."""
+    codes = np.empty((0, columns), np.uint8)
+    scales = np.empty((0, 1), np.float16)
+    for more, found in pieces:
+        each, scale = columns // found.shape[1], found
+        if each < group:  # `group_of` saw that neighbours agree
+            scale = found[:, :: group // each]
+        elif each > group:
+            scale = np.repeat(found, each // group, axis=1)
+        codes = more if not len(codes) else np.concatenate([codes, more])
+        scales = scale if not len(scales) else np.concatenate([scales, scale])
+        whole = len(codes) // s.ROW_BLOCK * s.ROW_BLOCK
+        if whole:
+            yield _padded(codes[:whole], columns, group), scales[:whole]
+        codes, scales = codes[whole:], scales[whole:]
+    if len(codes):
+        yield _padded(codes, columns, group), scales
+
+
+def _padded(codes: NDArray[np.uint8], columns: int, group: int) -> NDArray[np.uint8]:
+    missing = round_up(columns, group) - columns
+    return np.pad(codes, ((0, 0), (0, missing)), constant_values=1) if missing else codes
+
+
+def _floats(file: GGUFFile, rows: Sequence[Rows]) -> NDArray[np.float32]:
+    parts = []
+    for name, wanted in rows:
+        values = load_vector(file, name).reshape(-1, file.tensor(name).shape[-1])
+        parts.append(values if np.array_equal(wanted, np.arange(len(values))) else values[wanted])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _as_half(file: GGUFFile, names: Sequence[str], values: NDArray[np.float32]) -> NDArray[np.float16] | None:
+    """Return values as float16 where that loses nothing, or nothing that a quantised type ever held."""
+    kinds = {file.tensor(name).type.name for name in names}
+    if kinds & {"F32", "BF16"}:
+        return None
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return half if np.isfinite(half).all() else None
