@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat_tui.engine.dispatch import KernelInfo, cpu_feature_text, cpu_name
+from nanochat_tui.engine.kernels.kinds import COMMON
 from nanochat_tui.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ Progress = Callable[[str], None]
 Entry = Callable[..., int]
 ENVIRONMENT = "NANOCHAT_CACHE_DIR"
 _DIGEST = 32
-_loaded: dict[tuple[str, int], Entry] = {}
+_loaded: dict[tuple[str, int, frozenset[int]], Entry] = {}
 _lock = threading.Lock()
 
 
@@ -53,9 +54,10 @@ def _require_same_sources() -> None:
         raise UserError("the program's files have changed since it was started, as in an update; start it again")
 
 
-def _file_name(kernel: KernelInfo, group: int) -> str:
+def _file_name(target: Target) -> str:
     parts = (
         SOURCES,
+        str(sorted(target.kinds)),
         version("numba"),
         version("llvmlite"),
         platform.python_version(),
@@ -64,7 +66,7 @@ def _file_name(kernel: KernelInfo, group: int) -> str:
         cpu_feature_text(),
     )
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    return f"{kernel.name}-{group}-{digest}.o"
+    return f"{target.isa.name}-{target.group}-{digest}.o"
 
 
 def _own_private(folder: Path) -> bool:
@@ -134,7 +136,8 @@ def _compile(kernel: KernelInfo, group: int, target: Target) -> bytes:
     _require_same_sources()
     if sys.executable:
         # -P: the working directory may be a checkout of another version, and must not be imported from
-        command = [sys.executable, "-P", "-m", "nanochat_tui.engine.compile_cache", kernel.name, str(group), SOURCES]
+        command = [sys.executable, "-P", "-m", "nanochat_tui.engine.compile_cache", kernel.name, str(group)]
+        command += [",".join(map(str, sorted(target.kinds))), SOURCES]
         path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
         child = subprocess.run(
             command, capture_output=True, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}, check=False
@@ -153,29 +156,32 @@ def _build(target: Target) -> bytes:
     return code
 
 
-def _target(kernel_name: str, group: int) -> Target:
+def _target(kernel_name: str, group: int, kinds: frozenset[int]) -> Target:
     from nanochat_tui.engine.simd.isa import ISAS
     from nanochat_tui.engine.simd.library import Target
 
-    return Target(ISAS[kernel_name], group, cpu_name(), cpu_feature_text())
+    return Target(ISAS[kernel_name], group, cpu_name(), cpu_feature_text(), kinds)
 
 
-def load_entry(kernel: KernelInfo, group: int, progress: Progress | None = None) -> Entry:
+def load_entry(
+    kernel: KernelInfo, group: int, progress: Progress | None = None, kinds: frozenset[int] = COMMON
+) -> Entry:
     """Return the program's entry for a kernel and a group size, compiling it if it is not in the cache.
 
-    progress: called with one line before anything that takes seconds. Raises UserError if it cannot be compiled
-    because the program's files have changed since they were imported. The entry takes six int64 (see
-    `kernels.program.work`) and releases the interpreter lock while it runs.
+    kinds: the kinds of matrices a model has (see `kernels.kinds`); fewer compile faster. progress: called with one line
+    before anything that takes seconds. Raises UserError if it cannot be compiled because the program's files have
+    changed since they were imported. The entry takes six int64 (see `kernels.program.work`)
+    and releases the interpreter lock while it runs.
     """
     from nanochat_tui.engine.simd.library import ENTRY_ARGUMENTS, ENTRY_NAME, load_object
 
     with _lock:
-        found = _loaded.get((kernel.name, group))
+        found = _loaded.get((kernel.name, group, kinds))
         if found is not None:
             return found
-        target = _target(kernel.name, group)
+        target = _target(kernel.name, group, kinds)
         folder = cache_directory()
-        path = folder / _file_name(kernel, group) if folder else None
+        path = folder / _file_name(target) if folder else None
         code = _read(path) if path else None
         if code is None:
             if progress:
@@ -185,11 +191,13 @@ def load_entry(kernel: KernelInfo, group: int, progress: Progress | None = None)
                 _write(path, code)
         address = load_object(target, code, [ENTRY_NAME])[ENTRY_NAME]
         made = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_ARGUMENTS)(address)
-        _loaded[kernel.name, group] = made
+        _loaded[kernel.name, group, kinds] = made
         return made
 
 
 if __name__ == "__main__":
-    if sys.argv[3] != SOURCES:
+    name, group_size, numbers, expected = sys.argv[1:]
+    if expected != SOURCES:
         sys.exit("these are other sources than the caller's")
-    sys.stdout.buffer.write(_sealed(_build(_target(sys.argv[1], int(sys.argv[2])))))
+    made_for = _target(name, int(group_size), frozenset(map(int, numbers.split(","))))
+    sys.stdout.buffer.write(_sealed(_build(made_for)))

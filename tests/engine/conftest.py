@@ -13,14 +13,16 @@ import pytest
 from support import write_model
 
 from nanochat_tui.engine.dispatch import available_kernels, cpu_feature_text, cpu_name
-from nanochat_tui.engine.kernels import program  # registers every kernel
+from nanochat_tui.engine.kernels import kinds, matrices, program  # these register every kernel
 from nanochat_tui.engine.model import Model, load
 from nanochat_tui.engine.simd.isa import ISAS, Isa
 from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object, load_object, symbol
 from nanochat_tui.model.config import ModelConfig
 
 assert program
+assert matrices
 KERNEL_NAMES = [kernel.name for kernel in available_kernels()]
+BASIC = frozenset({kinds.TERNARY, kinds.TERNARY_ROW, kinds.Q8})
 C_TYPES = {"i": ctypes.c_int64, "f": ctypes.c_float, "v": None}
 
 
@@ -43,15 +45,15 @@ class Kernels:
         return call
 
 
-_made: dict[tuple[str, int], Kernels] = {}
+_made: dict[tuple[str, int, frozenset[int]], Kernels] = {}
 
 
-def kernels_for(name: str, group: int = 128) -> Kernels:
-    if (name, group) not in _made:
-        target = Target(ISAS[name], group, cpu_name(), cpu_feature_text())
-        addresses = load_object(target, compile_object(target), [symbol(kernel) for kernel in KERNELS])
-        _made[name, group] = Kernels(ISAS[name], group, addresses)
-    return _made[name, group]
+def kernels_for(name: str, group: int = 128, some: frozenset[int] = BASIC) -> Kernels:
+    if (name, group, some) not in _made:
+        target = Target(ISAS[name], group, cpu_name(), cpu_feature_text(), some)
+        names = [symbol(kernel.name) for kernel in KERNELS.values() if kernel.is_in(target)]
+        _made[name, group, some] = Kernels(ISAS[name], group, load_object(target, compile_object(target), names))
+    return _made[name, group, some]
 
 
 @pytest.fixture(params=KERNEL_NAMES)

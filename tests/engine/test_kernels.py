@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import KERNEL_NAMES, Kernels, kernels_for
 
+from nanochat_tui.engine.kernels import kinds
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.packing import aligned, pack_dense, pack_q8, pack_ternary, round_up
 
@@ -28,27 +29,34 @@ def sums_of(x: np.ndarray, block: int, tile: int, factor: int) -> np.ndarray:
     return np.ascontiguousarray(out.reshape(-1, tile, columns // block).transpose(0, 2, 1))
 
 
-def multiply(
-    k: Kernels, what: str, packed, x: np.ndarray, a: np.ndarray, block: int, factor: int, few: int = 0
-) -> np.ndarray:
-    """Run `what`_one for a single token, tiles (of `few`, or the kernel's own) for more; float32 [tokens, rows]."""
-    tile = 1 if len(x) == 1 else few or k.isa.tile
-    blocks = len(packed.weights)
+def tile_for(k: Kernels, tokens: int) -> int:
+    return next(t for t in (*kinds.TILES, k.isa.tile) if t >= tokens or t == k.isa.tile)
+
+
+def multiply(k: Kernels, kind: int, packed, x: np.ndarray, a: np.ndarray, *, tile: int = 0, half=None) -> np.ndarray:
+    """Run `matrix_product`; x int8 [tokens, columns] padded as the kernel wants, return float32 [tokens, rows]."""
+    tile = tile or tile_for(k, len(x))
+    blocks = round_up(packed.rows, 16) // 16
     y = aligned((round_up(len(x), tile), blocks * 16), F32, np.nan)
     scale = np.ones(len(y), F32)
     scale[: len(x)] = a
-    laid, init = lay_out(x, tile), sums_of(x, block, tile, factor)
-    common = (packed.weights, packed.scales, laid, init, scale, y, 0, blocks, x.shape[1] // block, y.strides[0])
-    if tile == 1:
-        getattr(k, f"{what}_one")(*common)
-    else:
-        getattr(k, f"{what}_tiles_{few}" if few else f"{what}_tiles")(*common, 0, len(y) // tile, 1)
+    floats = np.ascontiguousarray((x * a[:, None])[:, : packed.columns], F32)
+    matrix = np.zeros(kinds.MATRIX_SLOTS, np.int64)
+    matrix[kinds.KIND], matrix[kinds.COLUMNS], matrix[kinds.PADDED] = kind, packed.columns, x.shape[1]
+    matrix[kinds.WEIGHTS], matrix[kinds.SCALES] = packed.weights.ctypes.data, packed.scales.ctypes.data
+    scratch = np.full((len(y), x.shape[1] // 16 + 1), 77, np.int32)
+    init = sums_of(x, k.group, tile, 1) if x.shape[1] % k.group == 0 else scratch
+    half = half or (0, blocks)
+    k.matrix_product(
+        matrix, tile, lay_out(x, tile), init, scale, floats, floats.strides[0], scratch, y, y.strides[0],
+        *half, len(x), 0, len(y) // tile, 1, 0,
+    )  # fmt: skip
     return y[: len(x), : packed.rows]
 
 
 @pytest.mark.parametrize("group", [64, 128])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("tokens", [1, 2, 21])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 21])
 @pytest.mark.parametrize("name", KERNEL_NAMES)
 def test_ternary_integers_are_exact(name: str, group: int, shape: tuple[int, int], tokens: int) -> None:
     k = kernels_for(name, group)
@@ -56,7 +64,7 @@ def test_ternary_integers_are_exact(name: str, group: int, shape: tuple[int, int
     codes = rng.integers(0, 4, shape).astype(np.uint8)  # 3 is legal in Q2_0 and means +2
     x = rng.integers(-127, 128, (tokens, shape[1])).astype(np.int8)
     packed = pack_ternary(codes, np.ones((shape[0], shape[1] // group), np.float16), group)
-    y = multiply(k, "ternary", packed, x, np.ones(tokens, F32), group, 1)
+    y = multiply(k, kinds.TERNARY, packed, x, np.ones(tokens, F32))
     # scales of one: every float is an integer small enough to be exact
     np.testing.assert_array_equal(y, x.astype(np.int64) @ (codes.astype(np.int64) - 1).T)
 
@@ -68,7 +76,7 @@ def test_ternary_extremes_do_not_saturate(kernels: Kernels, code: int, value: in
     packed = pack_ternary(codes, np.ones((16, 2), np.float16), 128)
     for tokens in (1, 3):
         x = np.full((tokens, 256), value, np.int8)
-        y = multiply(kernels, "ternary", packed, x, np.ones(tokens, F32), 128, 1)
+        y = multiply(kernels, kinds.TERNARY, packed, x, np.ones(tokens, F32))
         np.testing.assert_array_equal(y, np.full((tokens, 16), (code - 1) * value * 256, F32))
 
 
@@ -81,7 +89,7 @@ def test_q8_integers_are_exact(kernels: Kernels, shape: tuple[int, int], tokens:
     w, x = draw(shape).astype(np.int8), draw((tokens, shape[1])).astype(np.int8)
     packed = pack_q8(w, np.ones((shape[0], shape[1] // 32), np.float16), kernels.isa.q8_bias, 64)
     assert packed.weights.shape[0] * 16 % 64 == 0
-    y = multiply(kernels, "q8", packed, x, np.ones(tokens, F32), 32, kernels.isa.q8_bias)
+    y = multiply(kernels, kinds.Q8, packed, x, np.ones(tokens, F32))
     np.testing.assert_array_equal(y, x.astype(np.int64) @ w.astype(np.int64).T)
 
 
@@ -98,30 +106,29 @@ def test_every_instruction_set_gives_the_same_floats(what: str) -> None:
         k = kernels_for(name)
         if what == "ternary":
             scales = np.random.default_rng(1).uniform(0.01, 0.2, (rows, 4)).astype(np.float16)
-            packed, block, factor = pack_ternary(codes, scales, 128), 128, 1
+            packed, kind = pack_ternary(codes, scales, 128), kinds.TERNARY
             matrix = (codes.astype(np.float64) - 1) * np.repeat(scales, 128, axis=1)
         else:
             scales = np.random.default_rng(1).uniform(0.01, 0.2, (rows, 16)).astype(np.float16)
-            packed, block, factor = pack_q8(quants, scales, k.isa.q8_bias, 64), 32, k.isa.q8_bias
+            packed, kind = pack_q8(quants, scales, k.isa.q8_bias, 64), kinds.Q8
             matrix = quants.astype(np.float64) * np.repeat(scales, 32, axis=1)
-        together = multiply(k, what, packed, x, a, block, factor)
-        alone = [multiply(k, what, packed, x[i : i + 1], a[i : i + 1], block, factor)[0] for i in range(tokens)]
+        together = multiply(k, kind, packed, x, a)
+        alone = [multiply(k, kind, packed, x[i : i + 1], a[i : i + 1])[0] for i in range(tokens)]
         np.testing.assert_array_equal(together, alone)
         for few in [n for n in (2, 4, 8) if n < k.isa.tile]:
-            np.testing.assert_array_equal(multiply(k, what, packed, x, a, block, factor, few), alone)
+            np.testing.assert_array_equal(multiply(k, kind, packed, x, a, tile=few), alone)
         np.testing.assert_allclose(together, (x * a[:, None].astype(np.float64)) @ matrix.T, rtol=1e-4, atol=1e-3)
         results.append(together)
     for other in results[1:]:
         np.testing.assert_array_equal(results[0].view(np.int32), other.view(np.int32))
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_dense(kernels: Kernels, half: bool) -> None:
+def test_dense(kernels: Kernels) -> None:
     rng = np.random.default_rng(2)
-    w = rng.normal(size=(37, 96)).astype(np.float16 if half else F32)
+    w = rng.normal(size=(37, 96)).astype(F32)
     packed, x = pack_dense(w, 16), rng.normal(size=96).astype(F32)
     y = aligned(48, F32)
-    (kernels.dense_f16 if half else kernels.dense_f32)(packed.weights, x, y, 0, 3, 96)
+    kernels.dense_f32(packed.weights, x, y, 0, 3, 96)
     np.testing.assert_allclose(y[:37], w.astype(np.float64) @ x, rtol=1e-5, atol=1e-5)
 
 

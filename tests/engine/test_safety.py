@@ -314,7 +314,7 @@ def test_what_the_compiling_child_says_is_checked(monkeypatch: pytest.MonkeyPatc
 
 def test_a_child_with_other_sources_refuses() -> None:
     module = "nanochat_tui.engine.compile_cache"
-    command = [sys.executable, "-m", module, "portable", "64", "0" * 64]
+    command = [sys.executable, "-m", module, "portable", "64", "0", "0" * 64]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, env=env, check=False, timeout=60)
     assert done.returncode == 1

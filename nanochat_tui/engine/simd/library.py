@@ -14,8 +14,9 @@ from typing import Any
 
 from llvmlite import binding, ir
 
+from nanochat_tui.engine.kernels.kinds import ALL
+from nanochat_tui.engine.simd.base import Isa
 from nanochat_tui.engine.simd.emitter import F32, I64, Emitter
-from nanochat_tui.engine.simd.isa import Isa
 
 LLVM_TYPES = {"i": I64, "f": F32, "v": ir.VoidType()}
 OPTIMISATION = 2
@@ -31,6 +32,10 @@ class Target:
     cpu: str
     features: str
     """LLVM's text form, e.g. "+avx2,+fma,-avx512f"."""
+    kinds: frozenset[int] = ALL
+    """Kinds of matrices (see `kernels.kinds`) that code is made for."""
+    triple: str | None = None
+    """LLVM's name of another platform than this one, to look at its code."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,12 @@ class EmittedKernel:
     name: str
     signature: str
     emit: Callable[..., Any]
+    kind: int | None = None
+    tokens: int = 1
+
+    def is_in(self, target: Target) -> bool:
+        """Whether code for a target holds this kernel."""
+        return self.tokens <= target.isa.tile and (self.kind is None or self.kind in target.kinds)
 
 
 KERNELS: dict[str, EmittedKernel] = {}
@@ -84,9 +95,10 @@ def _add_entry(module: ir.Module, name: str) -> None:
 def kernels_ir(target: Target, inner: str | None = None) -> str:
     """Return the LLVM IR of all kernels for a target, and of the entry around `inner` if given."""
     module = ir.Module("nanochat_kernels")
-    module.triple = binding.get_process_triple()
-    for kernel in KERNELS.values():
-        function = ir.Function(module, function_type(kernel.signature), symbol(kernel.name))
+    module.triple = target.triple or binding.get_process_triple()
+    made = [kernel for kernel in KERNELS.values() if kernel.is_in(target)]
+    functions = [ir.Function(module, function_type(kernel.signature), symbol(kernel.name)) for kernel in made]
+    for kernel, function in zip(made, functions, strict=True):
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         value = kernel.emit(Emitter(builder, target.isa.hardware_half), target, *function.args)
         if kernel.signature.startswith("v:"):
@@ -99,11 +111,21 @@ def kernels_ir(target: Target, inner: str | None = None) -> str:
 
 
 def _machine(target: Target) -> Any:
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    made = binding.Target.from_triple(binding.get_process_triple())
+    if target.triple is None:
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+    else:
+        binding.initialize_all_targets()
+        binding.initialize_all_asmprinters()
+    made = binding.Target.from_triple(target.triple or binding.get_process_triple())
+    here = target.triple is None
     return made.create_target_machine(
-        cpu=target.cpu, features=target.features, opt=OPTIMISATION, codemodel="jitdefault", jit=True
+        cpu=target.cpu,
+        features=target.features,
+        opt=OPTIMISATION,
+        reloc="default" if here else "pic",
+        codemodel="jitdefault" if here else "small",
+        jit=here,
     )
 
 
@@ -112,6 +134,17 @@ def compile_object(target: Target, program: tuple[str, str] | None = None) -> by
 
     With a program only its entry stays visible, so that LLVM may inline and drop the rest.
     """
+    machine, module = _optimised(target, program)
+    return bytes(machine.emit_object(module))
+
+
+def compile_assembly(target: Target) -> str:
+    """Return the assembly of all kernels, to look at the instructions chosen for a target."""
+    machine, module = _optimised(target, None)
+    return str(machine.emit_assembly(module))
+
+
+def _optimised(target: Target, program: tuple[str, str] | None) -> tuple[Any, Any]:
     machine = _machine(target)
     module = binding.parse_assembly(kernels_ir(target, program[1] if program else None))
     module.data_layout = str(machine.target_data)
@@ -126,7 +159,7 @@ def compile_object(target: Target, program: tuple[str, str] | None = None) -> by
     options = binding.create_pipeline_tuning_options(speed_level=OPTIMISATION)
     builder = binding.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
-    return bytes(machine.emit_object(module))
+    return machine, module
 
 
 def load_object(target: Target, code: bytes, names: list[str]) -> dict[str, int]:

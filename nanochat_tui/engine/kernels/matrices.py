@@ -1,0 +1,78 @@
+"""A product with a matrix of any kind: one kernel that branches to the one for kind and tile.
+
+`matrix_product` is what a forward pass calls. The branches for kinds that a target does not have are not
+compiled, so that a model pays for the kinds it holds.
+"""
+
+from __future__ import annotations
+
+from nanochat_tui.engine.kernels import kinds as k
+from nanochat_tui.engine.kernels.dense import DENSE_NAMES, FEW
+from nanochat_tui.engine.kernels.kinds import LAYOUTS, sums_factor
+from nanochat_tui.engine.kernels.tables import TABLE_NAMES
+from nanochat_tui.engine.kernels.tiles import by_tile, call_kernel
+from nanochat_tui.engine.simd.emitter import I64
+from nanochat_tui.engine.simd.intrinsics import kernel
+
+
+@kernel("v:iiiiiiiiiiiiiiiii")
+def matrix_product(e, target, matrix, tile, x8, init, x_scale, source, x_stride, scratch, y, y_stride, first, last,
+                   count, t0, t1, step, sums_ready):  # fmt: skip
+    """Write y = W x, float32, for row blocks first..last and the tokens of tiles t0, t0 + step … below t1.
+
+    matrix: address of its slots (see `kinds`). tile: one of `TILES`, up to the target's own. x8, init, x_scale: the
+    tokens as `quantise` left them, for integer kinds. source: the tokens as float32 rows x_stride bytes apart, for
+    dense kinds, which never go beyond `count` tokens. scratch: int32 [t1][columns / 16][tile], where block sums are
+    written unless sums_ready is 1 (then it holds them). y must have room for whole tiles; strides are bytes.
+    """
+    b = e.b
+    slot = lambda index: e.load(I64, matrix, 8 * index)  # noqa: E731
+    kind, weights, scales = slot(k.KIND), slot(k.WEIGHTS), slot(k.SCALES)
+    columns, padded = slot(k.COLUMNS), slot(k.PADDED)
+
+    def when(condition, emit):
+        with b.if_then(condition):
+            emit()
+
+    def is_(value, number):
+        return b.icmp_signed("==", value, e.i64(number))
+
+    def ternary(name):
+        groups = b.sdiv(padded, e.i64(target.group))
+        arguments = (weights, scales, x8, init, x_scale, y, first, last, groups, y_stride, t0, t1, step)
+        by_tile(e, target, tile, name, arguments)
+
+    def table(layout):
+        factor = sums_factor(layout, target.isa.q8_bias)
+
+        def sum_tile(index):
+            per_tile = e.mul(b.sdiv(columns, e.i64(layout.block)), tile, 4)
+            x, out = e.add(x8, e.mul(index, padded, tile)), e.add(scratch, e.mul(index, per_tile))
+            call_kernel(e, "block_sums", (x, tile, columns, e.i64(layout.block), e.i64(factor), out))
+
+        if factor:
+            with b.if_then(is_(sums_ready, 0)):
+                e.loop(t0, t1, step, [], sum_tile)
+        arguments = (weights, scales, x8, scratch, x_scale, y, first, last, columns, padded, y_stride, t0, t1, step)
+        by_tile(e, target, tile, TABLE_NAMES[layout.kind], arguments)
+
+    def dense(name):
+        # tiles of few tokens, then the last ones singly: rows behind `count` do not exist in `source`
+        def one_tile(index):
+            start = e.mul(index, tile)
+            stop = e.add(start, tile)
+            stop = b.select(b.icmp_signed("<", stop, count), stop, count)
+            whole = b.sdiv(b.sub(stop, start), e.i64(FEW))
+            row, out = e.add(source, e.mul(start, x_stride)), e.add(y, e.mul(start, y_stride))
+            rest = e.mul(whole, FEW)
+            few = (weights, row, x_stride, out, y_stride, first, last, columns)
+            call_kernel(e, f"{name}_{FEW}", (*few, e.i64(0), whole, e.i64(1)))
+            call_kernel(e, f"{name}_1", (*few, rest, b.sub(stop, start), e.i64(1)))
+
+        e.loop(t0, t1, step, [], one_tile)
+
+    cases = {k.TERNARY: lambda: ternary("ternary"), k.TERNARY_ROW: lambda: ternary("ternary_row")}
+    cases |= {kind: (lambda layout=layout: table(layout)) for kind, layout in LAYOUTS.items()}
+    cases |= {kind: (lambda name=name: dense(name)) for kind, name in DENSE_NAMES.items()}
+    for number in sorted(target.kinds):
+        when(is_(kind, number), cases[number])
