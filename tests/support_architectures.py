@@ -1,7 +1,8 @@
 """Tiny GGUF models of every architecture and tensor type, with random weights of known values.
 
-`write_architecture(path, "qwen3", kind="PQ2_0")` writes one; with `twin=True` every tensor holds the same numbers as F32.
-Shapes are odd on purpose: the heads together are wider than the model, queries share keys, the vocabulary fills no block.
+`write_architecture(path, "qwen3", kind="PQ2_0")` writes one; with `twin=True` every tensor holds the same numbers in
+F32. Shapes are odd on purpose: the heads together are wider than the model, queries share keys, the vocabulary fills
+no block.
 """
 
 from __future__ import annotations
@@ -261,19 +262,9 @@ def write_architecture(path: Path, name: str, **options: Any) -> Path:
 
 def add_rotation(d: Draft, block: int = 64, *, identity: bool = False, version: int | None = None) -> None:
     """Say that all matrices and the embedding are rotated; the numbers stay, and so mean another model."""
-    rotatable = (
-        "attn_q.",
-        "attn_k.",
-        "attn_v.",
-        "attn_output.",
-        "attn_qkv",
-        "attn_gate",
-        "ssm_out",
-        "ffn_up.",
-        "ffn_gate.",
-        "ffn_down.",
-    )
-    names = [t.name for t in d.tensors if len(t.shape) == 2 and any(part in t.name for part in rotatable)]
+    plain = ("ssm_alpha", "ssm_beta", "ssm_conv1d", "gate_inp")
+    blocks = [t for t in d.tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+    names = [t.name for t in blocks if not any(part in t.name for part in plain)]
     if not d.tied:
         names.append("output.weight")
     widths = sorted({t.shape[-1] for t in d.tensors if len(t.shape) == 2 and t.shape[-1] >= block})

@@ -7,7 +7,7 @@ from collections.abc import Set
 
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.formats.gguf import GGUFFile, metadata_int, metadata_string
-from nanochat_tui.formats.tensor_types import TensorType
+from nanochat_tui.formats.tensor_types import TENSOR_TYPES, TensorType
 from nanochat_tui.model import architectures
 from nanochat_tui.model.architectures.description import Architecture, Attention, Part, Role
 from nanochat_tui.model.config import ModelConfig
@@ -19,14 +19,22 @@ MAX_CONTEXT = 1 << 20
 """Longest context that is believed; a damaged number would reserve memory for it."""
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
+_OTHERS = frozenset({"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"})
+_TERNARY = frozenset(kind.name for kind in TENSOR_TYPES.values() if kind.is_ternary) - {"Q1_0_g32"} | {"I2_S"}
 TYPES_BY_ROLE: dict[Role, frozenset[str]] = {
-    "table": frozenset({"Q8_0", "F16"}),
-    "norm": frozenset({"F32"}),
+    "table": _FLOATS | _OTHERS | _TERNARY,
+    "norm": _FLOATS,
     "mhc": frozenset({"F32"}),
     "vector": _FLOATS,
-    "ternary": frozenset({"Q2_0", "Q2_0_g128", "PQ2_0", "TQ1_0", "TQ2_0"}),
+    "ternary": _FLOATS | _OTHERS | _TERNARY,
 }
 """Tensor types that the engine can compute with, by what the tensor is for."""
+NANOCHAT_TYPES = TYPES_BY_ROLE | {
+    "ternary": frozenset({"Q2_0", "Q2_0_g128", "PQ2_0", "TQ1_0", "TQ2_0"}),
+    "table": frozenset({"Q8_0", "F16"}),
+    "norm": frozenset({"F32"}),
+}
+"""The same for the project's own files, which nobody writes otherwise."""
 
 UNFINISHED: dict[str, str] = dict.fromkeys(
     SUPPORTED_ARCHITECTURES[1:], "its description is known, its computation is not finished"
@@ -71,8 +79,9 @@ def require_described(file: GGUFFile) -> Architecture:
         )
     _require_widths(found)
     expected = {part.name: part for part in found.parts()}
+    types = TYPES_BY_ROLE if found.config is None else NANOCHAT_TYPES
     for part in expected.values():
-        _require_part(file, part)
+        _require_part(file, part, types)
     _require_nothing_else(file, found, expected.keys())
     return found
 
@@ -139,21 +148,21 @@ def _require_widths(found: Architecture) -> None:
         raise UnsupportedModelError("models that scale their embedding, residual or logits cannot be run")
 
 
-def _require_part(file: GGUFFile, part: Part) -> None:
+def _require_part(file: GGUFFile, part: Part, types: dict[Role, frozenset[str]]) -> None:
     info = file.tensor(part.name)
     if info.shape != part.shape and not (part.role == "vector" and info.elements == math.prod(part.shape)):
         raise UserError(
             f"the tensor {part.name} has the shape {list(info.shape)} and should have {list(part.shape)}; "
             "the file is damaged"
         )
-    if info.type.name not in TYPES_BY_ROLE[part.role]:
-        raise UnsupportedModelError(f"the tensor {part.name} is {_type_refusal(info.type, part.role)}")
+    if info.type.name not in types[part.role]:
+        raise UnsupportedModelError(f"the tensor {part.name} is {_type_refusal(info.type, types[part.role])}")
 
 
-def _type_refusal(kind: TensorType, role: Role) -> str:
+def _type_refusal(kind: TensorType, types: frozenset[str]) -> str:
     if not kind.is_decodable:
         return f"of {kind.refusal}"
-    known = ", ".join(sorted(TYPES_BY_ROLE[role]))
+    known = ", ".join(sorted(types))
     return f"of type {kind.name}, and this version runs it only as {known}"
 
 

@@ -1,0 +1,226 @@
+"""What metadata says of a model, and every way in which a file is refused in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from references.common import Model
+from references.dense import dense
+from support_architectures import LAYERS, WRITERS, Draft, add_rotation, draft, finish
+
+from nanochat_tui.errors import UserError
+from nanochat_tui.formats.gguf import array, boolean, f32, read_gguf, string, u32
+from nanochat_tui.model import support
+from nanochat_tui.model.architectures import describe
+from nanochat_tui.model.architectures.description import Architecture, Attention, DeltaNet, Rope
+from nanochat_tui.model.architectures.rotation import PREFIX
+
+
+@pytest.fixture(autouse=True)
+def _all_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "UNFINISHED", {})
+
+
+def described(tmp_path: Path, d: Draft) -> Architecture:
+    with read_gguf(finish(d, tmp_path / "m.gguf")) as file:
+        return describe(file)
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_parts_are_the_tensors_of_the_file(name: str, tmp_path: Path) -> None:
+    with read_gguf(finish(draft(name), tmp_path / "m.gguf")) as file:
+        found = describe(file)
+        assert {part.name: part.shape for part in found.parts()} == {n: i.shape for n, i in file.tensors.items()}
+        assert found.parameters == sum(info.elements for info in file.tensors.values())
+        assert support.require_described(file) == found
+
+
+def test_what_differs(tmp_path: Path) -> None:
+    llama = described(tmp_path, draft("llama"))
+    assert llama.rope.interleaved and not llama.layers[0].ffn.sub_norm and llama.layers[0].ffn.activation == "silu"
+    qwen = described(tmp_path, draft("qwen3"))
+    assert qwen.attentions[0].qk_norm and not qwen.rope.interleaved and qwen.head_dim * qwen.n_heads != qwen.dim
+    bitnet = described(tmp_path, draft("bitnet"))
+    assert bitnet.layers[0].ffn.sub_norm and bitnet.attentions[0].sub_norm and bitnet.layers[0].ffn.activation == "silu"
+    assert described(tmp_path, draft("bitnet-25")).layers[0].ffn.activation == "relu2"
+    hybrid = described(tmp_path, draft("qwen35"))
+    assert [type(layer.mixer) for layer in hybrid.layers] == [DeltaNet, DeltaNet, DeltaNet, Attention]
+    assert hybrid.attentions[0].gated and hybrid.rope.dims == 32 and hybrid.n_cached_layers == 1
+    maple = described(tmp_path, draft("maple"))
+    assert [a.window for a in maple.attentions] == [16, 16, 16, 0]
+    assert [a.rotates for a in maple.attentions] == [True, True, True, False]
+    assert maple.layers[0].ffn.experts == 8 and maple.layers[0].ffn.used == 3 and not maple.tied
+
+
+def test_a_mislabelled_2b4t_gets_its_own_activation_and_a_note(tmp_path: Path) -> None:
+    d = draft("bitnet-b1.58")
+    d.keys["hidden_activation"] = string("silu")
+    found = described(tmp_path, d)
+    assert found.layers[0].ffn.activation == "relu2" and "ReLU²" in found.notes[0]
+    assert not described(tmp_path, draft("bitnet-b1.58")).notes
+
+
+def test_2b4t_under_the_older_models_name_is_told_by_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from nanochat_tui.model.architectures import bitnet
+
+    monkeypatch.setattr(bitnet, "_SHAPE_2B4T", (LAYERS, 256, 512, 300))
+    found = described(tmp_path, draft("bitnet"))
+    assert found.layers[0].ffn.activation == "relu2" and found.notes
+
+
+def test_yarn_of_the_8b_model() -> None:
+    """Worked numbers of the reference: factor 4 over 16384 positions multiplies cosines by 1.1386."""
+    rope = Rope(128, 1e6, scaling="yarn", factor=4.0, original_context=16_384)
+    assert rope.magnitude == pytest.approx(1.1386, abs=5e-5)
+    plain, got = Rope(128, 1e6).frequencies(), rope.frequencies()
+    assert got[0] == plain[0] and got[-1] == pytest.approx(plain[-1] / 4)
+    assert (np.diff(got / plain) <= 1e-15).all()
+
+
+def test_frequencies_agree_with_the_reference(tmp_path: Path) -> None:
+    d = draft("qwen3")
+    d.keys |= {
+        "rope.scaling.type": string("yarn"),
+        "rope.scaling.factor": f32(4.0),
+        "rope.scaling.original_context_length": u32(32),
+        "rope.scaling.attn_factor": f32(0.9),
+    }
+    with read_gguf(finish(d, tmp_path / "m.gguf")) as file:
+        rope = describe(file).rope
+        cosine, sine = Model(file).angles(50, 128, 1e6)
+    angles = np.arange(50)[:, None] * rope.frequencies()
+    np.testing.assert_allclose(np.cos(angles) * rope.magnitude, cosine[:, 0], atol=1e-6)
+    np.testing.assert_allclose(np.sin(angles) * rope.magnitude, sine[:, 0], atol=1e-6)
+
+
+def _drop(key: str) -> Callable[[Draft], Any]:
+    return lambda d: d.keys.pop(key)
+
+
+def _set(key: str, value: Any) -> Callable[[Draft], Any]:
+    return lambda d: d.keys.update({key: value})
+
+
+def _extra(name: str) -> Callable[[Draft], Any]:
+    return lambda d: d.floats(name, np.ones(4))
+
+
+REFUSED: list[tuple[str, Callable[[Draft], Any], str]] = [
+    ("llama", _drop("block_count"), "block_count"),
+    ("llama", _set("attention.head_count_kv", u32(3)), "cannot share 3 key heads"),
+    ("llama", _set("attention.value_length", u32(64)), "different widths"),
+    ("llama", _set("rope.scaling.type", string("longrope\x1b")), r"longrope\\x1b"),
+    ("llama", _set("context_length", u32(1 << 21)), "claims a context of 2097152"),
+    ("llama", _set("rope.dimension_count", u32(256)), "rotates 256 components of heads of 128"),
+    ("llama", _set("embedding_length", u32(320)), "token_embd"),
+    ("llama", _extra("blk.0.attn_q_norm_in.weight"), "embedding models"),
+    ("llama", _extra("blk.0.attn_q_norm.weight"), "attn_q_norm.weight, which is not known for llama"),
+    ("llama", lambda d: d.tensors.pop(0), "no embedding"),
+    ("bitnet", _set("hidden_activation", string("gelu")), "activation gelu"),
+    ("qwen35", _set("ssm.inner_size", u32(128)), "ssm.inner_size"),
+    ("qwen35", _set("nextn_predict_layers", u32(4)), "predict further tokens"),
+    ("qwen35", _set("full_attention_interval", u32(9)), "without a single attention layer"),
+    ("maple", _drop("attention.sliding_window_pattern"), "which layers have a sliding window"),
+    ("maple", _set("expert_used_count", u32(9)), "expert_used_count"),
+    ("maple", _set("swiglu_clamp_exp", array(np.array([1.0, np.inf], np.float32))), "swiglu_clamp_exp"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), REFUSED, ids=[f"{n}-{m}" for n, _, m in REFUSED])
+def test_refusals(name: str, change: Callable[[Draft], Any], message: str, tmp_path: Path) -> None:
+    d = draft(name)
+    change(d)
+    with read_gguf(finish(d, tmp_path / "m.gguf")) as file:
+        with pytest.raises(UserError, match=message):
+            support.require_described(file)
+        reason = support.refusal(file)
+    assert reason is not None and "\n" not in reason and "\x1b" not in reason
+
+
+def test_blocks_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    d = draft("qwen35")
+    d.keys["block_count"] = u32(5)
+    d.keys["nextn_predict_layers"] = u32(1)
+    d.floats("blk.4.nextn.eh_proj.weight", np.ones((4, 4)))
+    d.floats("blk.4.attn_norm.weight", np.ones(256))
+    with read_gguf(finish(d, tmp_path / "m.gguf")) as file:
+        assert support.require_described(file).n_layers == 4
+
+
+# ---- rotation
+
+
+def test_rotation_is_read(tmp_path: Path) -> None:
+    d = draft("qwen3")
+    add_rotation(d, 64)
+    found = described(tmp_path, d).rotation
+    assert found is not None and found.block == 64
+    assert set(found.signs) == {256, 512} and "token_embd.weight" in found.forward & found.inverse
+    d = draft("qwen3", tied=False)
+    add_rotation(d, 128, identity=True)
+    found = described(tmp_path, d).rotation
+    assert found is not None and not found.signs and "output.weight" in found.forward
+
+
+def test_the_reference_rotates_as_the_worked_example() -> None:
+    """B = 4, s = [1, -1, 1, 1]: [1, 2, 3, 4] -> [3, 1, -4, 2] and back for an embedding [2, 0, 0, 1]."""
+    model = Model.__new__(Model)
+    model.block = 4
+    signs = np.array([1.0, -1, 1, 1])
+    np.testing.assert_allclose(model.transform(np.array([1.0, 2, 3, 4]) * signs), [3, 1, -4, 2])
+    np.testing.assert_allclose(signs * model.transform(np.array([2.0, 0, 0, 1])), [1.5, -0.5, 0.5, 1.5])
+
+
+def test_a_rotated_file_means_another_model(tmp_path: Path) -> None:
+    d = draft("llama")
+    with read_gguf(finish(d, tmp_path / "a.gguf")) as file:
+        plain = dense(file, [1, 2, 3])
+    add_rotation(d)
+    with read_gguf(finish(d, tmp_path / "b.gguf")) as file:
+        assert np.abs(dense(file, [1, 2, 3]) - plain).max() > 0.5
+
+
+def _rotation(key: str, value: Any = None) -> Callable[[dict[str, Any]], Any]:
+    if value is None:
+        return lambda keys: keys.pop(PREFIX + key)
+    return lambda keys: keys.update({PREFIX + key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_rotation("version", u32(3)), "version 3"),
+        (_rotation("block_size"), "lacks prism.hadamard.block_size"),
+        (_rotation("weight_names"), "lacks prism.hadamard.weight_names"),
+        (_rotation("sign_values"), "lacks prism.hadamard.sign_values"),
+        (_rotation("sign_values", array(np.ones(5, np.int8))), "5 signs for widths that take 768"),
+        (_rotation("sign_values", array(np.full(768, 2, np.int8))), "neither 1 nor -1"),
+        (_rotation("sign_widths", array(np.array([768], np.int32))), "no signs for rows of 256"),
+        (_rotation("sign_mode", string("random")), "of the kind random"),
+        (_rotation("transform", string("fourier")), "rotated by fourier"),
+        (_rotation("block_size", u32(48)), "no power of two"),
+        (_rotation("block_size", u32(512)), "do not divide the rows"),
+        (_rotation("tied_output", boolean(False)), None),
+        (_rotation("weight_names", array(["blk.9.attn_q.weight"])), "does not hold"),
+        (_rotation("weight_names", array(["token_embd.weight", "output_norm.weight"])), "output_norm"),
+        (_rotation("inverse_weight_names", array(["blk.0.attn_q.weight"])), "undone behind"),
+        (lambda keys: keys.update({"onebit.hadamard_q4_0": boolean(True)}), "another vendor"),
+    ],
+)
+def test_rotations_that_are_not_understood_are_refused(
+    change: Callable[[dict[str, Any]], Any], message: str | None, tmp_path: Path
+) -> None:
+    d = draft("qwen3")
+    add_rotation(d)
+    change(d.plain_keys)
+    with read_gguf(finish(d, tmp_path / "m.gguf")) as file:
+        if message is None:  # a head that is not rotated is possible
+            found = describe(file).rotation
+            assert found is not None and "token_embd.weight" not in found.forward
+        else:
+            with pytest.raises(UserError, match=message):
+                describe(file)
