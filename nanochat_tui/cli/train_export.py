@@ -41,6 +41,9 @@ def export(
     ] = None,
     embedding: Annotated[Literal["Q8_0", "F16"], typer.Option(help="Type of embedding and head.")] = "Q8_0",
     ternary: Annotated[Literal["Q2_0", "PQ2_0"], typer.Option(help="Type of the ternary matrices.")] = "Q2_0",
+    compare: Annotated[
+        bool, typer.Option(help="Also run the file and the checkpoint on a text and compare their logits.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Export a checkpoint, read the files back and compare: weights bit for bit, logits within activation rounding."""
@@ -52,7 +55,8 @@ def export(
         raise UserError(f"there is no tokenizer at {vocabulary}; give one with --tokenizer")
     gguf.parent.mkdir(parents=True, exist_ok=True)
     report = export_model(checkpoint, gguf, mhc or gguf.with_suffix(".mhc"), vocabulary, embedding, ternary)
-    report = report.with_logits(*_compare(checkpoint, gguf, embedding))
+    if compare:
+        report = report.with_logits(*_compare(checkpoint, gguf, embedding))
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
     else:

@@ -30,6 +30,9 @@ HEAD_CHUNK = 2048
 ASSUMED_UTILISATION = 0.3
 """Share of a GPU's peak that small models reach; used only where nothing was measured."""
 
+FAR = 4.0
+"""Ratio of arithmetic per token beyond which a speed can hardly be carried over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -140,7 +143,9 @@ def _speed(config: TrainConfig, flops: float, measured: list[Measured]) -> tuple
         # the run whose arithmetic is nearest says most about this one
         nearest = min(here, key=lambda m: abs(np.log(m.flops_per_token / flops)))
         speed = nearest.tokens_per_second * nearest.flops_per_token / flops
-        return speed, f"measured in {nearest.run}, scaled by the arithmetic"
+        far = max(nearest.flops_per_token / flops, flops / nearest.flops_per_token) > FAR
+        doubt = ", a model of quite another size: a rough guess" if far else ""
+        return speed, f"measured in {nearest.run}, scaled by the arithmetic{doubt}"
     from nanochat_tui.runs.hardware import GpuMonitor
 
     gpus = GpuMonitor().read() if wanted != "cpu" else []

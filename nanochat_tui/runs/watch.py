@@ -187,7 +187,7 @@ class RunWatch:
                 modified = (path / "state.json").stat().st_mtime
             except OSError:  # pruned between listing and looking
                 continue
-            found.append(Checkpoint(path, step, modified, _near(losses, step), _near(validations, step)))
+            found.append(Checkpoint(path, step, modified, _near(losses, step), _near(validations, step, 0)))
         return found
 
     def _eta(self, state: RunState, series: Series, speed: float | None) -> float | None:
@@ -204,11 +204,11 @@ def _recent_speed(series: Series) -> float | None:
     return float(np.median(speeds)) if len(speeds) else None
 
 
-def _near(curve: tuple[Any, Any], step: int) -> float | None:
-    """The curve's value at the last row up to `step`, unless that is more than a tenth of the way before."""
+def _near(curve: tuple[Any, Any], step: int, tolerance: int = 20) -> float | None:
+    """The curve's value at the last row up to `step`, unless that is more than `tolerance` steps before."""
     steps, values = curve
     at = int(np.searchsorted(steps, step, side="right")) - 1
-    if at < 0 or step - steps[at] > max(20, step // 10):
+    if at < 0 or step - steps[at] > tolerance:
         return None
     return float(values[at])
 

@@ -70,9 +70,9 @@ class Dashboard(Widget):
 
     HELP = """\
 ## Dashboard
-**1** to **9** (or **[** and **]**) go to a panel: loss, recent loss, lr, grad norm, tok/s, mHC, accuracy, samples, log;
-in a small terminal one is shown at a time. **z** fills the screen with it. **m** changes what of mHC is drawn: α, or the
-share of the first stream in the read weights p and the write weights q; 0a is the attention of block 0, 0f its
+**1** to **9** (or **[** and **]**) go to a panel: loss, recent loss, lr, grad norm, tok/s, mHC, accuracy, samples,
+log; in a small terminal one is shown at a time. **z** fills the screen with it. **m** changes what of mHC is drawn: α,
+or the share of the first stream in the read weights p and the write weights q; 0a is the attention of block 0, 0f its
 feed-forward part. Pale is what was logged, bright its moving mean, points are validation.
 
 **c** asks for a checkpoint now, **s** lets the run end safely, **K** kills it, **R** resumes it.

@@ -67,9 +67,10 @@ class FormReckoned(Message):
 
 @dataclass
 class CheckpointChosen(Message):
-    """Enter on a checkpoint."""
+    """Something should be done with a checkpoint: `talk` or `export`."""
 
     path: Path
+    what: str
 
 
 @dataclass

@@ -18,9 +18,14 @@ from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.runs import launcher, signals
 from nanochat_tui.runs.discovery import open_run
 from nanochat_tui.runs.watch import Snapshot
+from nanochat_tui.tui.messages import ChatWith
 from nanochat_tui.tui.train import messages
+from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
+from nanochat_tui.tui.train.compare_view import CompareView
 from nanochat_tui.tui.train.dashboard import Dashboard
 from nanochat_tui.tui.train.dialogs import Ask, Confirm
+from nanochat_tui.tui.train.jobs import Exports, run_tokenizer, start_export
+from nanochat_tui.tui.train.launch_form import LaunchForm
 from nanochat_tui.tui.train.run_list import RunList
 from nanochat_tui.tui.train.watcher import Watcher
 
@@ -59,7 +64,8 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
         Binding("K", "kill", "Kill", id="train.kill"),
         Binding("R", "resume", "Resume", id="train.resume"),
         Binding("r", "refresh", "Refresh", show=False, id="train.refresh"),
-        Binding("ctrl+right_square_bracket", "next_tab(1)", "Next tab", show=False, id="train.next_tab"),
+        Binding("alt+right,ctrl+pagedown", "turn(1)", "Next tab", show=False, priority=True, id="train.next"),
+        Binding("alt+left,ctrl+pageup", "turn(-1)", "Previous tab", show=False, priority=True, id="train.back"),
     ]
 
     def __init__(self, root: Path | None = None) -> None:
@@ -69,7 +75,9 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
         self.seen: Snapshot | None = None
         self.opened: Path | None = None
         self.watcher = Watcher(self.root, self.post_message)
+        self.exports = Exports()
         self._first_search = True
+        self._working: set[str] = set()
 
     def compose(self) -> ComposeResult:
         """Tabs over the keys."""
@@ -78,6 +86,11 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
                 yield RunList(self.root)
             with TabPane("Dashboard", id="dashboard"):
                 yield Dashboard()
+            with TabPane("Checkpoints", id="checkpoints"):
+                yield CheckpointsView(self.exports)
+            with TabPane("Compare", id="compare"):
+                yield CompareView()
+            yield TabPane("New run", id="new")
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
@@ -89,6 +102,7 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
     def on_unmount(self) -> None:
         """End the thread; runs go on."""
         self.watcher.close()
+        self.exports.close()
 
     def on_screen_suspend(self) -> None:
         """Another mode is on show: read nothing."""
@@ -133,10 +147,41 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
         before = self.seen
         self.seen = event.snapshot
         self.dashboard.show(event.snapshot, event.panels)
+        self.query_one(CheckpointsView).show(event.snapshot)
         if before is None or before.state.life != event.snapshot.state.life:
             self.refresh_bindings()
             if before is not None and before.path == event.snapshot.path:
                 self.watcher.search()
+
+    @on(messages.RunsCompared)
+    def _compared(self, event: messages.RunsCompared) -> None:
+        self.query_one(CompareView).show(event.runs)
+
+    @on(RunList.MarksChanged)
+    def _marked(self, event: RunList.MarksChanged) -> None:
+        self.watcher.compare(event.marked)
+        if not event.marked:
+            self.query_one(CompareView).show([])
+
+    # tabs
+
+    @on(TabbedContent.TabActivated)
+    async def _tab_shown(self, event: TabbedContent.TabActivated) -> None:
+        """Put the focus where a tab is used; the form, with its many fields, is made at the first visit."""
+        name = event.pane.id
+        if name == "new":
+            if not self.query(LaunchForm):
+                await event.pane.mount(LaunchForm(self.root))
+            self.query_one(LaunchForm).focus_first()
+        elif name == "runs":
+            self.runs.table.focus()
+        elif name == "dashboard":
+            self.dashboard.action_panel(self.dashboard.current)
+        elif name == "checkpoints":
+            self.query_one(CheckpointsView).table.focus()
+        elif name == "compare":
+            self.query_one("#compare-chart").focus()
+        self.refresh_bindings()
 
     # opening
 
@@ -153,7 +198,6 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
             self.runs.add(run)
         self.watcher.open(run.path, name or run.name)
         self.tabs.active = "dashboard"
-        self.call_after_refresh(self.dashboard.action_panel, self.dashboard.current)
 
     @on(RunList.Opened)
     def _opened(self, event: RunList.Opened) -> None:
@@ -185,6 +229,11 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
     def action_tab(self, name: str) -> None:
         """Go to a tab."""
         self.tabs.active = name
+
+    def action_turn(self, by: int) -> None:
+        """Go to the next or previous tab."""
+        names = [pane.id or "" for pane in self.query(TabPane)]
+        self.tabs.active = names[(names.index(self.tabs.active) + by) % len(names)]
 
     def action_refresh(self) -> None:
         """Search again and look again."""
@@ -294,9 +343,59 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
 
     def _started(self, launched: launcher.Launched) -> None:
         self.say(f"Started process {launched.pid}; it goes on when this application ends.")
+        for form in self.query(LaunchForm):
+            form.launched()
         if launched.directory.is_dir():
             self.open_path(launched.directory)
         self.watcher.expect_life()
+
+    # the form and the checkpoints
+
+    @on(messages.LaunchWanted)
+    def _launch(self, event: messages.LaunchWanted) -> None:
+        self._start(functools.partial(launcher.launch, event.config, event.prefix, event.directory))
+
+    @on(messages.CheckpointChosen)
+    def _checkpoint_chosen(self, event: messages.CheckpointChosen) -> None:
+        tokenizer = run_tokenizer(self.seen.config) if self.seen is not None else None
+        if event.what == "export":
+            self._ask_export(event.path, tokenizer)
+            return
+        job = f"talk {event.path}"
+        if job not in self._working:
+            self._working.add(job)
+            self.say(f"Exporting {event.path.name} to talk to it …")
+            start_export(self.exports, event.path, None, tokenizer, job, self.post_message)
+
+    def _ask_export(self, checkpoint: Path, tokenizer: Path | None) -> None:
+        def check(values: list[str]) -> None:
+            target = Path(values[0]).expanduser()
+            if target.suffix != ".gguf":
+                raise UserError("the file's name must end in .gguf")
+            if target.exists():
+                raise UserError("that file exists already; name another")
+
+        def go(values: list[str] | None) -> None:
+            if values:
+                target = Path(values[0]).expanduser()
+                self.say(f"Exporting {checkpoint.name} and comparing it with the checkpoint …")
+                start_export(self.exports, checkpoint, target, tokenizer, f"export {target}", self.post_message)
+
+        proposal = checkpoint.parent / f"{checkpoint.parent.name}-{checkpoint.name}.gguf"
+        self.app.push_screen(
+            Ask(f"Export {checkpoint.name}", [("GGUF file", str(proposal))], check, button="Export"), go
+        )
+
+    @on(messages.JobEnded)
+    def _job_ended(self, event: messages.JobEnded) -> None:
+        self._working.discard(event.job)
+        if event.error is not None or event.gguf is None:
+            self.complain(event.error or "the export failed")
+        elif event.job.startswith("talk"):
+            # the file holds its mHC records itself, so there is no sidecar to name
+            self.app.post_message(ChatWith(event.gguf, None))
+        else:
+            self.notify("\n".join(map(display_safe, event.report)), title="Exported", markup=False, timeout=12)
 
     def palette_commands(self) -> Iterable[tuple[str, str, Callable[[], object]]]:
         """Every action that makes sense now, for the palette."""
