@@ -1,87 +1,225 @@
-"""Measuring a model's speed on this machine, through the same session that chat uses."""
+"""Measuring a model's speed on this machine, alone or side by side with another engine, in one run.
+
+Engines take turns run by run, so that a machine that slows down slows both; what counts is the median. Memory
+bandwidth is measured in the same run with the same number of threads: decoding reads every weight once per token, so
+its share of that bandwidth says how much faster any engine could be.
+"""
 
 from __future__ import annotations
 
 import os
+import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from nanochat_tui.engine.model import Model, load
-from nanochat_tui.engine.session import Session
 from nanochat_tui.errors import UserError
 
-PROMPT = 'fn main() {\n    let values: Vec<u32> = (0..10).collect();\n    println!("{:?}", values);\n}\n'
-REPEATS = 3
-"""Runs per row; the fastest counts, because whatever disturbs a run only makes it slower."""
+Kind = Literal["prompt", "decode"]
+Say = Callable[[str], None]
+READ_BYTES = 1 << 30
+"""Beyond every cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure. `limit` is the most seconds that one run may take; what would take longer is left out."""
+
+    threads: tuple[int, ...]
+    prompts: tuple[int, ...] = (128,)
+    contexts: tuple[int, ...] = (128,)
+    tokens: int = 128
+    """Tokens of a decoding run; a slow engine does fewer, enough for `seconds`."""
+    repeats: int = 5
+    seconds: float = 2.0
+    limit: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One side of a comparison."""
+
+    name: str
+    path: Path
+    kernel: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured speed, in tokens per second. `context` is the number of positions filled at the end."""
+    """One measured speed in tokens per second: the median of the runs, their least and their most.
 
-    kind: Literal["prompt", "decode"]
+    `context` is the number of positions filled at the end of a run. `bytes_per_token`: weights and the keys and values
+    of half-way through that one decoded token reads; 0 for prompts, where a block of tokens shares the weights.
+    `bandwidth_share`: of `bandwidth_gbps`, the reading speed with these threads; above 1 where the weights stay in the
+    processor's caches.
+    """
+
+    engine: str
+    kind: Kind
     tokens: int
     context: int
     threads: int
     tps: float
+    tps_min: float
+    tps_max: float
+    runs: int
     bytes_per_token: int
-    """Bytes of weights that one token of decoding must read; 0 for prompts, where a block of tokens shares them."""
+    bandwidth_gbps: float
     bandwidth_share: float | None
-    """Of the measured copying speed; above 1 where the weights stay in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """What loading cost one engine; seconds include starting kernels and ten tokens, bytes are of its process."""
+
+    engine: str
+    model: str
+    threads: int
+    kernel: str
+    load_seconds: float
+    rss_bytes: int
+    peak_rss_bytes: int
+
+
+@dataclass(slots=True)
 class Result:
     """All that `bench` reports."""
 
     model: str
-    kernel: str
-    load_seconds: float
-    peak_rss_bytes: int
-    bandwidth_gbps: float
-    rows: list[Row]
+    rows: list[Row] = field(default_factory=list)
+    loaded: list[Loaded] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    """What was left out and why, a sentence each."""
 
-    def as_json(self) -> dict[str, object]:
+    @property
+    def first(self) -> Loaded:
+        """Our engine with the fewest threads."""
+        return self.loaded[0]
+
+    def as_json(self) -> dict[str, Any]:
         """Return a JSON-ready object."""
-        return asdict(self)
+        return {
+            "model": self.model,
+            "kernel": self.first.kernel,
+            "load_seconds": self.first.load_seconds,
+            "peak_rss_bytes": max(one.peak_rss_bytes for one in self.loaded if one.engine == self.first.engine),
+            "bandwidth_gbps": max((row.bandwidth_gbps for row in self.rows), default=0.0),
+            "rows": [asdict(row) for row in self.rows],
+            "loaded": [asdict(one) for one in self.loaded],
+            "skipped": self.skipped,
+        }
 
 
-def measure(path: Path, threads: int | None, tokens: int, say: Callable[[str], None]) -> Result:
-    """Load `path` and measure it with `threads`, or with one, two, four … threads up to all."""
-    began = time.perf_counter()
-    model = load(path, threads=threads, progress=say)
-    seconds = time.perf_counter() - began
-    speeds: list[_Speeds] = []
-    for count in [threads] if threads is not None else thread_counts(model.threads):
-        if count != model.threads:
-            model = load(path, threads=count)
-        say(f"measuring with {count} thread{'s' if count > 1 else ''}")
-        speeds.append(_run(model, count, tokens))
-    memory = peak_rss()  # before the buffers that are copied next
-    say("measuring how fast memory is copied")
-    bandwidth = copy_bandwidth()
-    rows: list[Row] = []
-    for speed in speeds:
-        share = speed.decode_tps * model.bytes_per_token / bandwidth
-        rows.append(Row("prompt", speed.prompt_tokens, speed.prompt_tokens, speed.threads, speed.prompt_tps, 0, None))
-        rows.append(
-            Row(
-                "decode",
-                speed.decode_tokens,
-                speed.context,
-                speed.threads,
-                speed.decode_tps,
-                model.bytes_per_token,
-                share,
+def measure(engines: Sequence[Engine], plan: Plan, say: Say) -> Result:
+    """Measure engines side by side. Raises UserError if one cannot load its model or a run fails."""
+    from nanochat_tui.cli.measurement_worker import Worker
+
+    result = Result(engines[0].path.name)
+    for threads in plan.threads:
+        with ExitStack() as stack:
+            workers = []
+            for engine in engines:
+                say(f"loading {engine.path.name} in {engine.name}, {_threads(threads)}")
+                worker = Worker(engine.name, engine.path, threads, engine.kernel)
+                if worker.ready["compiled"]:  # the first start on a machine, which is not what loading costs
+                    worker.close()
+                    worker = Worker(engine.name, engine.path, threads, engine.kernel)
+                stack.enter_context(worker)
+                workers.append(worker)
+            bandwidth = read_bandwidth(threads)
+            cases: list[tuple[Kind, int]] = [("decode", context) for context in plan.contexts]
+            cases = [("prompt", tokens) for tokens in plan.prompts] + cases
+            for kind, size in cases:
+                say(f"{kind} {size}, {_threads(threads)}")
+                _case(result, workers, plan, kind, size, bandwidth)
+            result.loaded += [_loaded(worker) for worker in workers]
+    return result
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _loaded(worker: Any) -> Loaded:
+    ready = worker.ready
+    return Loaded(
+        worker.engine,
+        worker.path.name,
+        worker.threads,
+        ready["kernel"],
+        ready["load_seconds"],
+        ready["rss_bytes"],
+        max(ready["peak_rss_bytes"], getattr(worker, "peak", 0)),
+    )
+
+
+def _case(result: Result, workers: Sequence[Any], plan: Plan, kind: Kind, size: int, bandwidth: float) -> None:
+    """Let every worker do one kind of run in turns, and add a row for each."""
+    vocabulary = min(worker.ready["vocabulary"] for worker in workers)
+    amounts: dict[Any, int] = {}
+    for worker in workers:
+        probe = _probe(worker, kind, vocabulary, min(size, 16))
+        wanted = size if kind == "prompt" else plan.tokens
+        # to decode behind a context, the context must be read first, and a prompt's speed tells how long that takes
+        preparing = size / (probe if kind == "prompt" else _probe(worker, "prompt", vocabulary, min(size, 16)))
+        if preparing > plan.limit:
+            result.skipped.append(
+                f"{worker.engine}, {kind} {size} with {_threads(worker.threads)}: reading {size} tokens would take "
+                f"{preparing:.0f} s, and a run may take {plan.limit:.0f} s (--limit)"
             )
-        )
-    return Result(path.name, model.kernel, seconds, memory, bandwidth / 1e9, rows)
+            continue
+        amounts[worker] = wanted if kind == "prompt" else max(4, min(wanted, int(plan.seconds * probe)))
+        if kind == "decode":
+            worker.run(kind, size, tokens=2, seed=1, vocabulary=vocabulary)  # fills the context, once
+    rates: dict[Any, list[float]] = {worker: [] for worker in amounts}
+    counts: dict[Any, int] = dict.fromkeys(amounts, 0)
+    for repeat in range(plan.repeats):
+        for worker, amount in amounts.items():
+            # a prompt must be new to the engine; what is decoded behind may be the same
+            seed = 100 + repeat if kind == "prompt" else 1
+            found = worker.run(kind, size, tokens=amount, seed=seed, vocabulary=vocabulary)
+            worker.peak = found["peak_rss_bytes"]
+            if found["tokens"] and found["seconds"] > 0:
+                rates[worker].append(found["tokens"] / found["seconds"])
+                counts[worker] = max(counts[worker], found["tokens"])
+    for worker, found_rates in rates.items():
+        if not found_rates:
+            raise UserError(f"{worker.engine} wrote nothing behind {size} tokens; try another --context")
+        result.rows.append(_row(worker, kind, size, counts[worker], found_rates, bandwidth))
+
+
+def _probe(worker: Any, kind: Kind, vocabulary: int, size: int) -> float:
+    """Return a first estimate of tokens per second."""
+    found = worker.run(kind, size, tokens=4, seed=7 if kind == "decode" else 8, vocabulary=vocabulary)
+    return max(found["tokens"], 1) / max(found["seconds"], 1e-6)
+
+
+def _row(worker: Any, kind: Kind, size: int, tokens: int, rates: list[float], bandwidth: float) -> Row:
+    median = statistics.median(rates)
+    moved = 0
+    if kind == "decode":
+        moved = worker.ready["bytes_per_token"] + worker.ready["kv_bytes"] * (size + tokens // 2)
+    return Row(
+        engine=worker.engine,
+        kind=kind,
+        tokens=tokens,
+        context=size if kind == "prompt" else size + tokens,
+        threads=worker.threads,
+        tps=median,
+        tps_min=min(rates),
+        tps_max=max(rates),
+        runs=len(rates),
+        bytes_per_token=moved,
+        bandwidth_gbps=bandwidth / 1e9,
+        bandwidth_share=median * moved / bandwidth if moved else None,
+    )
 
 
 def thread_counts(most: int) -> list[int]:
@@ -90,49 +228,29 @@ def thread_counts(most: int) -> list[int]:
     return [*counts, most]
 
 
-@dataclass(slots=True)
-class _Speeds:
-    """The best of several runs."""
-
-    threads: int
-    prompt_tokens: int
-    prompt_tps: float = 0.0
-    decode_tokens: int = 0
-    decode_tps: float = 0.0
-    context: int = 0
-
-
-def _run(model: Model, threads: int, tokens: int) -> _Speeds:
-    tokens = max(1, min(tokens, model.config.context_length // 2))
-    ids = model.encode(PROMPT)
-    if not ids:
-        raise UserError("The tokenizer makes nothing of the text that bench reads; check it with inspect.")
-    ids = (ids * (tokens // len(ids) + 1))[:tokens]
-    session = Session(model)
-    best = _Speeds(threads, tokens)
-    for repeat in range(REPEATS):
-        # Another first token each time, so that nothing of the cache can be used again.
-        for _ in session.generate([ids[repeat % len(ids)], *ids[1:]], max_tokens=tokens, temperature=1.0, seed=repeat):
-            pass
-        stats = session.stats
-        if stats.prompt_seconds > 0:
-            best.prompt_tps = max(best.prompt_tps, stats.prompt_tokens / stats.prompt_seconds)
-        if stats.decode_seconds > 0 and stats.generated_tokens / stats.decode_seconds > best.decode_tps:
-            best.decode_tps = stats.generated_tokens / stats.decode_seconds
-            best.decode_tokens, best.context = stats.generated_tokens, session.position
-    return best
-
-
-def copy_bandwidth(megabytes: int = 128) -> float:
-    """Return bytes per second that one thread moves when it copies memory; each byte counts as read and as written."""
-    source = np.ones(megabytes << 20, np.uint8)
-    target = np.zeros_like(source)
+def read_bandwidth(threads: int, nbytes: int = READ_BYTES) -> float:
+    """Return bytes per second that so many threads read together from memory, each its own part, once."""
+    parts = np.array_split(np.ones(nbytes, np.uint8), threads)
     best = float("inf")
     for _ in range(4):
+        start = threading.Barrier(threads + 1)
+        done = threading.Barrier(threads + 1)
+
+        def read(part: Any, start: threading.Barrier = start, done: threading.Barrier = done) -> None:
+            start.wait()
+            part.max()  # one vector instruction per 64 bytes, and no lock held
+            done.wait()
+
+        workers = [threading.Thread(target=read, args=(part,)) for part in parts]
+        for worker in workers:
+            worker.start()
+        start.wait()
         began = time.perf_counter()
-        np.copyto(target, source)
+        done.wait()
         best = min(best, time.perf_counter() - began)
-    return 2 * source.nbytes / best
+        for worker in workers:
+            worker.join()
+    return nbytes / best
 
 
 def peak_rss() -> int:

@@ -27,7 +27,7 @@ from nanochat_tui.formats.gguf_values import (
     u32,
     u64,
 )
-from nanochat_tui.formats.gguf_writer import TensorData, tensor_from_array, write_gguf
+from nanochat_tui.formats.gguf_writer import TensorData, TensorSource, tensor_from_array, write_gguf
 
 __all__ = [
     "FormatError",
@@ -35,6 +35,7 @@ __all__ = [
     "GGUFValue",
     "TensorData",
     "TensorInfo",
+    "TensorSource",
     "ValueType",
     "array",
     "boolean",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -34,6 +34,30 @@ class TensorData:
     shape: tuple[int, ...]
     type: TensorType
     data: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorSource:
+    """A tensor whose bytes are made while the file is written, so that a large model never is in memory whole.
+
+    `chunks` returns uint8 arrays of any shape, together `type.nbytes` of the shape's elements.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+    chunks: Callable[[], Iterable[NDArray[np.uint8]]]
+
+
+AnyTensor = TensorData | TensorSource
+
+
+def _chunks(tensor: AnyTensor) -> Iterable[NDArray[np.uint8]]:
+    return tensor.chunks() if isinstance(tensor, TensorSource) else (tensor.data,)
+
+
+def _nbytes(tensor: AnyTensor) -> int:
+    return tensor.type.nbytes(int(np.prod(tensor.shape, dtype=object)))
 
 
 def tensor_from_array(name: str, values: NDArray[np.floating[Any]], kind: TensorType) -> TensorData:
@@ -71,7 +95,7 @@ def _payload(value: GGUFValue, what: str) -> bytes:
     return head + np.asarray(items).astype(FIXED[element]).tobytes()
 
 
-def _checked(tensors: Iterable[TensorData]) -> list[TensorData]:
+def _checked(tensors: Iterable[AnyTensor]) -> list[AnyTensor]:
     found = list(tensors)
     names: set[str] = set()
     for tensor in found:
@@ -83,13 +107,13 @@ def _checked(tensors: Iterable[TensorData]) -> list[TensorData]:
             raise FormatError(f"{what} has the impossible shape {list(tensor.shape)}")
         if not tensor.type.is_known or tensor.shape[-1] % tensor.type.block_elements:
             raise FormatError(f"{what} of shape {list(tensor.shape)} does not divide into blocks of {tensor.type.name}")
-        expected = tensor.type.nbytes(int(np.prod(tensor.shape, dtype=object)))
-        if tensor.data.dtype != np.uint8 or tensor.data.nbytes != expected:
+        expected = _nbytes(tensor)
+        if isinstance(tensor, TensorData) and (tensor.data.dtype != np.uint8 or tensor.data.nbytes != expected):
             raise FormatError(f"{what} takes {expected} bytes of {tensor.type.name}, not {tensor.data.nbytes}")
     return found
 
 
-def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, GGUFValue], tensors: Iterable[TensorData]) -> None:
+def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, GGUFValue], tensors: Iterable[AnyTensor]) -> None:
     """Write a GGUF file, atomically: the keys and tensors in the order given, data aligned to 32 bytes.
 
     `general.alignment` in the metadata is obeyed. Every tensor, the last too, is padded to the alignment, as
@@ -115,17 +139,25 @@ def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, GGUFValue], 
             _text(tensor.name, what, MAX_NAME_BYTES),
             struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.type.id, offset),
         ]
-        offset += -(-tensor.data.nbytes // alignment) * alignment
+        offset += -(-_nbytes(tensor) // alignment) * alignment
     _check_types_survive(contents, raws, offset, alignment)
     start = b"".join(head)
     with atomic_write(path) as handle:
         handle.write(start + bytes(-len(start) % alignment))
         for tensor in contents:
-            handle.write(np.ascontiguousarray(tensor.data).data)
-            handle.write(bytes(-tensor.data.nbytes % alignment))
+            left = expected = _nbytes(tensor)
+            for chunk in _chunks(tensor):
+                left -= chunk.nbytes
+                handle.write(np.ascontiguousarray(chunk).data)
+            if left:
+                raise FormatError(
+                    f"tensor {display_safe(tensor.name)} takes {expected} bytes of {tensor.type.name}, "
+                    f"not {expected - left}"
+                )
+            handle.write(bytes(-expected % alignment))
 
 
-def _check_types_survive(contents: Sequence[TensorData], raws: Sequence[RawInfo], size: int, alignment: int) -> None:
+def _check_types_survive(contents: Sequence[AnyTensor], raws: Sequence[RawInfo], size: int, alignment: int) -> None:
     """Refuse a file with a type id that a reader would take for another type than was meant."""
     try:
         read_back = resolve(raws, 0, size, alignment)

@@ -3,33 +3,107 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from support import TINY, write_model
 
 from nanochat_tui.cli.app import dispatch
-from nanochat_tui.cli.measurement import thread_counts
+from nanochat_tui.cli.bench import sizes
+from nanochat_tui.cli.measurement import Loaded, Result, Row, read_bandwidth, thread_counts
+from nanochat_tui.cli.measurement_report import as_markdown, as_text, ratios
+from nanochat_tui.cli.measurement_worker import Worker, random_ids
+from nanochat_tui.errors import UserError
+
+QUICK = ["--threads", "1", "-n", "8", "--repeats", "2", "--prompt", "16", "--context", "16"]
 
 
 def test_thread_counts() -> None:
     assert [thread_counts(n) for n in (1, 2, 3, 4, 6)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4], [1, 2, 4, 6]]
 
 
+def test_sizes() -> None:
+    assert sizes("128, 512,128", "--prompt") == [128, 512]
+    for wrong in ("", "a", "0", "1,,x", "-1", "99999999", "1.5", "²"):
+        with pytest.raises(UserError, match="--prompt takes numbers"):
+            sizes(wrong, "--prompt")
+
+
 def test_json_has_the_promised_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_model(tmp_path / "m.gguf", TINY)
-    assert dispatch(["bench", str(path), "--threads", "1", "-n", "16", "--json"]) == 0
+    assert dispatch(["bench", str(path), *QUICK, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result) >= {"model", "kernel", "load_seconds", "peak_rss_bytes", "bandwidth_gbps", "rows"}
     assert result["model"] == "m.gguf"
+    assert result["peak_rss_bytes"] >= result["loaded"][0]["rss_bytes"] > 1 << 20
     assert [row["kind"] for row in result["rows"]] == ["prompt", "decode"]
     for row in result["rows"]:
         assert set(row) >= {"kind", "tokens", "context", "threads", "tps", "bytes_per_token"}
         assert row["threads"] == 1
-        assert row["tps"] > 0
+        assert 0 < row["tps_min"] <= row["tps"] <= row["tps_max"]
+        assert row["runs"] == 2
     decode = result["rows"][1]
+    assert decode["context"] == 16 + decode["tokens"]
     assert decode["bandwidth_share"] == pytest.approx(
-        decode["tps"] * decode["bytes_per_token"] / (result["bandwidth_gbps"] * 1e9)
+        decode["tps"] * decode["bytes_per_token"] / (decode["bandwidth_gbps"] * 1e9)
     )
-    assert dispatch(["bench", str(path), "--threads", "1", "-n", "16"]) == 0
-    assert "decode" in capsys.readouterr().out
+    assert 0.1 < result["bandwidth_gbps"] < 10_000
+
+
+def test_a_worker_says_why_it_cannot(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"nanochat-tui: .*x\.gguf"):
+        Worker("nanochat-tui", tmp_path / "x.gguf", 1)
+
+
+def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
+    path = str(write_model(tmp_path / "m.gguf", TINY))
+    for words, message in [
+        (["--threads", "0"], "--threads takes"),
+        (["--peer-model", path], "without --peer"),
+        (["--prompt", "100000", *QUICK[:2]], "context"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            dispatch(["bench", path, "--repeats", "1", *words])
+
+
+def test_bandwidth_grows_with_what_is_read() -> None:
+    assert read_bandwidth(1, 1 << 22) > 1e8
+    assert read_bandwidth(3, 1 << 22) > 1e8
+
+
+def row(engine: str, kind: str, tps: float) -> Row:
+    return Row(engine, kind, 8, 24, 1, tps, tps * 0.9, tps * 1.1, 3, 1000, 10.0, 0.5)  # type: ignore[arg-type]
+
+
+def test_a_report_compares_the_same_things() -> None:
+    result = Result("m.gguf")
+    result.loaded = [Loaded(name, "m.gguf", 1, "k", 1.0, 1 << 20, 2 << 20) for name in ("nanochat-tui", "peer")]
+    result.rows = [row("nanochat-tui", "decode", 30.0), row("peer", "decode", 10.0), row("nanochat-tui", "prompt", 5.0)]
+    result.skipped = ["peer, prompt 512: left out"]
+    assert ratios(result) == [3.0, None, None]
+    assert "3.00 x" in as_text(result)
+    markdown = as_markdown(result).splitlines()
+    head = next(line for line in markdown if line.startswith("| engine"))
+    assert head.count("|") == markdown[markdown.index(head) + 1].count("|")
+    assert markdown[-1] == "peer, prompt 512: left out"
+
+
+def test_ids_are_the_same_for_every_engine() -> None:
+    assert random_ids(3, 5, 100) == random_ids(3, 5, 100) != random_ids(4, 5, 100)
+
+
+@pytest.mark.peer
+def test_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llama_cpp")
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    from models import SHAPES
+    from models import write_model as write_shape
+
+    theirs = write_shape(tmp_path / "llama.gguf", SHAPES["d20-llama"])
+    ours = write_model(tmp_path / "m.gguf", TINY)
+    words = ["bench", str(ours), *QUICK, "--peer", "llama-cpp-python", "--peer-model", str(theirs), "--json"]
+    assert dispatch(words) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["engine"] for row in rows] == ["nanochat-tui", "llama-cpp-python"] * 2

@@ -1,0 +1,220 @@
+"""One engine with one model in a process of its own, doing timed runs on command.
+
+    python -m nanochat_tui.cli.measurement_worker ENGINE MODEL THREADS [KERNEL]
+
+Two engines that are to be compared must not share a process: their threads, memory and instruction-set state would
+disturb each other. Commands are JSON lines on stdin, answers JSON lines on stdout; `Worker` is the other end, and
+stops the process between runs, so that threads that wait by spinning cost the other engine nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from nanochat_tui.cli.measurement_peer import PEER, PeerRunner
+from nanochat_tui.errors import UserError, display_safe
+
+OURS = "nanochat-tui"
+
+
+class Runner(Protocol):
+    """An engine with a model in it."""
+
+    kernel: str
+    bytes_per_token: int
+    """Bytes of weights that one decoded token reads."""
+    kv_bytes: int
+    """Bytes of keys and values that one position of the context adds to that."""
+
+    def prompt(self, ids: list[int]) -> float:
+        """Return the seconds from ids that are new to the engine to the first token after them."""
+
+    def decode(self, ids: list[int], tokens: int) -> tuple[int, float]:
+        """Return how many further tokens were chosen greedily behind `ids`, and the seconds that took."""
+
+    vocabulary: int
+
+
+class EngineRunner:
+    """Our engine, through the session that chat uses."""
+
+    def __init__(self, path: Path, threads: int, kernel: str | None) -> None:
+        from nanochat_tui.engine.model import load
+        from nanochat_tui.engine.session import Session
+
+        said: list[str] = []
+        self._model = load(path, threads=threads, kernel=kernel, progress=said.append)
+        self.compiled = any("compiling" in line for line in said)
+        self._session = Session(self._model)
+        self.kernel = self._model.kernel
+        self.bytes_per_token = self._model.bytes_per_token
+        config: Any = self._model.config
+        layers = getattr(config, "n_cached_layers", config.n_layers)
+        self.kv_bytes = 2 * 2 * layers * config.n_kv_heads * config.head_dim
+        self.vocabulary = self._model.codec.tokenizer.get_vocab_size()
+
+    def prompt(self, ids: list[int]) -> float:
+        """See `Runner`."""
+        began = time.perf_counter()
+        for _ in self._session.generate(ids, max_tokens=1, temperature=0.0):
+            break
+        return time.perf_counter() - began
+
+    def decode(self, ids: list[int], tokens: int) -> tuple[int, float]:
+        """See `Runner`; an end token ends a run early."""
+        first = last = 0.0
+        count = -1
+        for _ in self._session.generate(ids, max_tokens=tokens + 1, temperature=0.0):
+            last = time.perf_counter()
+            first = first or last
+            count += 1
+        return max(count, 0), last - first
+
+
+def memory() -> dict[str, int]:
+    """Return what this process has in memory now and had at most, in bytes."""
+    import psutil
+
+    from nanochat_tui.cli.measurement import peak_rss
+
+    return {"rss_bytes": int(psutil.Process().memory_info().rss), "peak_rss_bytes": peak_rss()}
+
+
+def random_ids(seed: int, count: int, vocabulary: int) -> list[int]:
+    """Return token ids; the same for every engine that is asked with this seed."""
+    found: list[int] = np.random.default_rng(seed).integers(0, vocabulary, count).tolist()
+    return found
+
+
+def serve(engine: str, path: Path, threads: int, kernel: str | None) -> None:
+    """Load, say so, then answer commands until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
+
+    def answer(found: dict[str, Any]) -> None:
+        print(json.dumps(found), file=answers, flush=True)
+
+    try:
+        began = time.perf_counter()
+        runner: Runner = PeerRunner(path, threads) if engine == PEER else EngineRunner(path, threads, kernel)
+        runner.decode(random_ids(0, 8, runner.vocabulary), 2)
+        loaded = time.perf_counter() - began
+    except UserError as error:
+        answer({"error": str(error)})
+        return
+    answer(
+        {
+            "load_seconds": loaded,
+            "kernel": runner.kernel,
+            "bytes_per_token": runner.bytes_per_token,
+            "kv_bytes": runner.kv_bytes,
+            "vocabulary": runner.vocabulary,
+            "compiled": getattr(runner, "compiled", False),
+            **memory(),
+        }
+    )
+    for line in sys.stdin:
+        command = json.loads(line)
+        ids = random_ids(command["seed"], command["ids"], min(command["vocabulary"], runner.vocabulary))
+        try:
+            if command["run"] == "prompt":
+                found: dict[str, Any] = {"tokens": len(ids), "seconds": runner.prompt(ids)}
+            else:
+                tokens, seconds = runner.decode(ids, command["tokens"])
+                found = {"tokens": tokens, "seconds": seconds}
+            answer(found | memory())
+        except UserError as error:
+            answer({"error": str(error)})
+
+
+class Worker:
+    """The near end of a worker process. Use it as a context manager."""
+
+    def __init__(self, engine: str, path: Path, threads: int, kernel: str | None = None) -> None:
+        """Start the process and wait until the model is loaded. Raises UserError with the worker's reason."""
+        self.engine, self.path, self.threads = engine, path, threads
+        command = [sys.executable, "-P", "-m", __name__, engine, str(path), str(threads), kernel or ""]
+        root = str(Path(__file__).parents[2])
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        self._stopped = False
+        try:
+            self.ready: dict[str, Any] = self._receive()
+        except BaseException:
+            self.close()
+            raise
+        self._stop()
+
+    def run(self, kind: str, ids: int, *, tokens: int = 0, seed: int = 0, vocabulary: int) -> dict[str, Any]:
+        """Do one timed run and return its answer: tokens, seconds, rss_bytes, peak_rss_bytes. Raises UserError."""
+        command = {"run": kind, "ids": ids, "tokens": tokens, "seed": seed, "vocabulary": vocabulary}
+        self._continue()
+        stdin = self._process.stdin
+        assert stdin is not None  # noqa: S101 (opened with a pipe)
+        with contextlib.suppress(BrokenPipeError):  # what went wrong, `_receive` says
+            stdin.write(json.dumps(command) + "\n")
+            stdin.flush()
+        found = self._receive()
+        self._stop()
+        return found
+
+    def _receive(self) -> dict[str, Any]:
+        process = self._process
+        assert process.stdout is not None and process.stderr is not None  # noqa: S101 (opened with pipes)
+        line = process.stdout.readline()
+        if not line:
+            process.wait()
+            last = process.stderr.read().strip().rpartition("\n")[2]
+            raise UserError(
+                f"{self.engine} ended without an answer on {display_safe(self.path.name)} ({display_safe(last)})"
+            )
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise UserError(f"{self.engine}: {found['error']}")
+        return found
+
+    def _stop(self) -> None:
+        if hasattr(signal, "SIGSTOP"):
+            os.kill(self._process.pid, signal.SIGSTOP)
+            self._stopped = True
+
+    def _continue(self) -> None:
+        if self._stopped:
+            os.kill(self._process.pid, signal.SIGCONT)
+            self._stopped = False
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(ProcessLookupError):
+            self._continue()
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] or None)
