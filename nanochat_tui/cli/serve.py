@@ -1,0 +1,99 @@
+"""`nanochat-serve`: OpenAI's interface and a chat page in front of a model."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat_tui.cli.options import MhcOption, ThreadsOption, TokenizerOption, check_file, check_threads, find_model
+from nanochat_tui.errors import UserError, display_safe
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A GGUF file; left out, the shipped model.", show_default=False)
+    ] = None,
+    mhc: MhcOption = None,
+    tokenizer: TokenizerOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    threads: ThreadsOption = None,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Replies computed together.")] = 8,
+    queue: Annotated[int, typer.Option(min=0, max=10_000, help="Requests that may wait; more are told 429.")] = 64,
+    kv_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Size of the key-value cache of all replies; left out, all they can use.")
+    ] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="A further name of the model; may be repeated.")] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="NANOCHAT_API_KEY", help="Ask for this key; may be repeated.", show_envvar=True),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Let pages of this web origin use the server; may be repeated.")
+    ] = None,
+    numa: Annotated[bool, typer.Option("--numa", help="One copy of the model per memory node, bound to it.")] = False,
+    max_body: Annotated[int, typer.Option(min=1024, help="Largest request body in bytes.")] = 4 << 20,
+    receive_seconds: Annotated[float, typer.Option(min=0.1, help="A request must be whole within this time.")] = 30.0,
+    stall_seconds: Annotated[float, typer.Option(min=0.1, help="Cut clients that read nothing for so long.")] = 30.0,
+    ping_seconds: Annotated[float, typer.Option(min=0.1, help="Comment in a stream after so much silence.")] = 10.0,
+    drain_seconds: Annotated[float, typer.Option(min=0.0, help="Time for running replies when told to end.")] = 15.0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line per request.")] = False,
+) -> int:
+    """Serve a model over HTTP: OpenAI's completion interface, and a chat page for the browser."""
+    path = find_model(model)
+    sidecar, own_tokenizer = check_file(mhc, "mHC sidecar"), check_file(tokenizer, "tokenizer")
+    check_threads(threads)
+    keys = tuple(api_key or ())
+    if any(not key.isascii() or not key.strip() for key in keys):
+        raise UserError("An API key must be of ASCII characters and not empty.")
+
+    from nanochat_tui.serve.loading import ModelFiles, loader
+    from nanochat_tui.serve.runner import run
+    from nanochat_tui.serve.settings import Limits, Settings
+
+    settings = Settings(
+        name=display_safe(path.stem),
+        aliases=tuple(alias or ()),
+        api_keys=keys,
+        cors_origins=tuple(cors_origin or ()),
+        max_sequences=parallel,
+        max_waiting=queue,
+        limits=Limits(
+            body_bytes=max_body,
+            requests=max(256, 2 * (parallel + queue)),
+            receive_seconds=receive_seconds,
+            stall_seconds=stall_seconds,
+            ping_seconds=ping_seconds,
+            drain_seconds=drain_seconds,
+        ),
+        log=_say,
+        log_requests=not quiet,
+    )
+    files = ModelFiles(
+        Path(path),
+        mhc=sidecar,
+        tokenizer=own_tokenizer,
+        threads=threads,
+        max_sequences=parallel,
+        max_waiting=queue,
+        kv_tokens=kv_tokens,
+    )
+    if host not in LOOPBACK and not keys:
+        _say(f"note: anybody who reaches {display_safe(host)} can use this server; --api-key asks for a key")
+    return run(loader(files, numa), settings, host, port, _opened)
+
+
+def _opened(address: str) -> None:
+    _say(f"listening on {address}: the chat page is {address}/, OpenAI's interface {address}/v1, ending with Ctrl+C")
+
+
+def _say(line: str) -> None:
+    from nanochat_tui.chat.printable import printable
+
+    print(time.strftime("%H:%M:%S"), printable(line), file=sys.stderr, flush=True)

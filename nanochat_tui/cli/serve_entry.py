@@ -1,0 +1,45 @@
+"""Where `nanochat-serve` begins."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from nanochat_tui.cli.entry import run
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and leave with its exit code."""
+    arguments = sys.argv[1:]
+    if arguments in (["--version"], ["-V"]):
+        from nanochat_tui import __version__
+
+        print(f"nanochat-serve {__version__}")
+        sys.exit(0)
+    code = run(_dispatch, arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # a model that is still being loaded or compiled would keep the process, or crash in an interpreter being taken down
+    os._exit(code)
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    import typer
+
+    from nanochat_tui.cli.serve import serve
+
+    app = typer.Typer(
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command()(serve)
+    result = app(args=list(arguments), standalone_mode=False, prog_name="nanochat-serve")
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Answering a request: submit it, follow its replies, send them whole or as a stream of server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from nanochat_tui.engine.session import Stats, Token
+from nanochat_tui.serve.errors import ApiError
+from nanochat_tui.serve.generation import Ended, Item, Replies, watch
+from nanochat_tui.serve.replies import ChatCompletion, Completion, FinishReason, PromptDetails, Timings, Usage
+from nanochat_tui.serve.service import Service
+from nanochat_tui.serve.writers import Writer
+from nanochat_tui.version import __version__
+
+Kind = Literal["chat.completion", "text_completion"]
+DONE = b"data: [DONE]\n\n"
+PING = b": still working\n\n"
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""No proxy may keep a stream back (the second is nginx's name for that)."""
+
+
+@dataclass
+class Answer:
+    """One request on its way: its prompts (one per reply), settings, writers, and what stays the same in all chunks."""
+
+    kind: Kind
+    prompts: Sequence[Sequence[int]]
+    settings: Sequence[dict[str, Any]]
+    writers: Sequence[Writer]
+    model: str
+    fingerprint: str
+    usage_wanted: bool = False
+    distinct_prompts: int = 1
+    id: str = field(init=False)
+    created: int = field(default_factory=lambda: int(time.time()))
+    stats: dict[int, Stats] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.id = ("chatcmpl-" if self.kind == "chat.completion" else "cmpl-") + uuid.uuid4().hex
+
+    def usage(self) -> Usage:
+        """Count the tokens; a prompt with several replies counts once."""
+        each = len(self.prompts) // self.distinct_prompts
+        prompt = sum(len(ids) for ids in self.prompts[::each])
+        reply = sum(writer.tokens for writer in self.writers)
+        cached = sum(self.stats[i].reused_tokens for i in range(0, len(self.prompts), each) if i in self.stats)
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=reply,
+            total_tokens=prompt + reply,
+            prompt_tokens_details=PromptDetails(cached_tokens=cached),
+        )
+
+    def timings(self) -> Timings | None:
+        """Return the figures of a single reply; several at once have none that mean anything."""
+        if len(self.writers) != 1 or 0 not in self.stats:
+            return None
+        stats = self.stats[0]
+        return Timings(
+            cache_n=stats.reused_tokens,
+            prompt_n=stats.prompt_tokens,
+            prompt_ms=stats.prompt_seconds * 1e3,
+            prompt_per_second=stats.prompt_tokens / stats.prompt_seconds if stats.prompt_seconds > 0 else 0.0,
+            predicted_n=stats.generated_tokens,
+            predicted_ms=stats.decode_seconds * 1e3,
+            predicted_per_second=stats.generated_tokens / stats.decode_seconds if stats.decode_seconds > 0 else 0.0,
+        )
+
+    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        """Return one event of a stream."""
+        row: dict[str, Any] = {
+            "id": self.id,
+            "object": "chat.completion.chunk" if self.kind == "chat.completion" else self.kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        }
+        if self.usage_wanted:
+            row["usage"] = None
+        return event({**row, **more})
+
+
+def fingerprint(kernel: str) -> str:
+    """Return what computes: clients compare it to know whether equal seeds give equal replies."""
+    return f"nanochat-{__version__}-{kernel}"
+
+
+def event(row: dict[str, Any]) -> bytes:
+    """Return a server-sent event."""
+    return b"data: " + json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def respond(request: Request, service: Service, answer: Answer, *, stream: bool, arrived: float) -> Response:
+    """Submit and answer. Raises ApiError or UserError before anything is sent."""
+    streams = service.submit_all(list(zip(answer.prompts, answer.settings, strict=True)))
+    replies = Replies(service, streams, arrived)
+    if stream:
+        events = _events(answer, replies, service.settings.limits.ping_seconds)
+        return EventStream(events, replies.cancel)
+    return await _whole(request, answer, replies)
+
+
+def _lots(items: Sequence[Item]) -> list[tuple[int, list[Token] | Ended]]:
+    """Join neighbouring tokens of the same reply."""
+    lots: list[tuple[int, list[Token] | Ended]] = []
+    for index, item in items:
+        last = lots[-1] if lots else None
+        if isinstance(item, Ended):
+            lots.append((index, item))
+        elif last is not None and last[0] == index and isinstance(last[1], list):
+            last[1].append(item)
+        else:
+            lots.append((index, [item]))
+    return lots
+
+
+def _reason(ended: Ended) -> FinishReason:
+    return "length" if ended.reason == "length" else "stop"
+
+
+async def _whole(request: Request, answer: Answer, replies: Replies) -> Response:
+    watcher = asyncio.create_task(watch(request.receive, replies.cancel))
+    reasons: dict[int, FinishReason] = {}
+    try:
+        while replies.open:
+            for index, item in _lots(await replies.next()):
+                if isinstance(item, list):
+                    answer.writers[index].add(item)
+                    continue
+                failure = replies.failure(item)
+                if failure is not None:
+                    raise failure
+                answer.stats[index], reasons[index] = item.stats, _reason(item)
+    finally:
+        watcher.cancel()
+        replies.cancel()
+    choices = [writer.whole(reasons[index]) for index, writer in enumerate(answer.writers)]
+    make: type[ChatCompletion] | type[Completion] = ChatCompletion if answer.kind == "chat.completion" else Completion
+    body = make(
+        id=answer.id,
+        created=answer.created,
+        model=answer.model,
+        system_fingerprint=answer.fingerprint,
+        choices=choices,  # type: ignore[arg-type]  # writers and kind belong together
+        usage=answer.usage(),
+        timings=answer.timings(),
+    )
+    return Response(body.model_dump_json(), media_type="application/json")
+
+
+async def _events(answer: Answer, replies: Replies, ping: float) -> AsyncIterator[bytes]:
+    failure: ApiError | None = None
+    for writer in answer.writers:
+        opening = writer.opening()
+        if opening is not None:
+            yield answer.chunk([opening])
+    while replies.open and not replies.gone:
+        items = await replies.next(ping)
+        if not items:
+            yield PING
+        for index, item in _lots(items):
+            writer = answer.writers[index]
+            if isinstance(item, list):
+                for choice in writer.add(item):
+                    yield answer.chunk([choice])
+                continue
+            failure = replies.failure(item)
+            if failure is not None:
+                break
+            answer.stats[index] = item.stats
+            choices = writer.closing(_reason(item))
+            for choice in choices[:-1]:
+                yield answer.chunk([choice])
+            timings = answer.timings()
+            yield answer.chunk([choices[-1]], **({"timings": timings.model_dump()} if timings else {}))
+        if failure is not None:
+            replies.cancel()
+            yield event(failure.body())
+            break
+    if answer.usage_wanted and failure is None:
+        yield answer.chunk([], usage=answer.usage().model_dump())
+    yield DONE
+
+
+class EventStream(Response):
+    """A response of server-sent events that notices, between two of them, that its reader has gone."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], left: Callable[[], None]) -> None:
+        super().__init__(None, headers=STREAM_HEADERS)
+        del self.headers["content-length"]
+        self._events = events
+        self._left = left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        watcher = asyncio.create_task(watch(receive, self._left))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for part in self._events:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            watcher.cancel()
+            self._left()

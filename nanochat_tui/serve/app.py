@@ -1,0 +1,60 @@
+"""Putting the server together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from nanochat_tui.serve.errors import ErrorBody, install_handlers
+from nanochat_tui.serve.middleware import Answers, Bodies, Gate
+from nanochat_tui.serve.page import load_page
+from nanochat_tui.serve.routes_completion import completion_router
+from nanochat_tui.serve.routes_other import other_router
+from nanochat_tui.serve.service import Service
+from nanochat_tui.version import __version__
+
+DESCRIPTION = "OpenAI's completion interface for the ternary model that this server runs."
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the ASGI application of a service, which is started and closed with it.
+
+    Its interactive documentation is off, because it would load scripts from elsewhere; /openapi.json is there.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await asyncio.to_thread(service.close)
+
+    settings = service.settings
+    app = FastAPI(
+        title="nanochat-serve",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
+    app.include_router(completion_router(service))
+    app.include_router(other_router(service, load_page()))
+    install_handlers(app)
+    # the last one added is the outermost
+    app.add_middleware(Bodies, settings=settings)
+    app.add_middleware(Gate, keys=settings.api_keys, origins=settings.cors_origins)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key"],
+        )
+    app.add_middleware(Answers, metrics=service.metrics, log=settings.log, each=settings.log_requests)
+    return app

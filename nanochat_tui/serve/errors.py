@@ -1,0 +1,128 @@
+"""Failures as OpenAI's clients expect them: an `error` object with the status that fits.
+
+Nothing of the machine gets into a message: what is said is either written here or meant for the person who asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from nanochat_tui.engine.batching import QueueFull
+from nanochat_tui.errors import UserError, display_safe
+
+RETRY_SECONDS = 2
+"""Said to clients who come while every place is taken or the model is loading."""
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, for people (`message`) and for programs (the rest)."""
+
+    message: str
+    type: str
+    param: str | None = None
+    """The field of the request that is at fault."""
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail = Field(description="What went wrong.")
+
+
+class ApiError(Exception):
+    """A failure with its HTTP status; `retry_after` in seconds tells a client to come again."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.detail = ErrorDetail(message=message, type=kind, param=param, code=code)
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        return {"error": self.detail.model_dump()}
+
+    def response(self, headers: dict[str, str] | None = None) -> JSONResponse:
+        """The answer itself."""
+        extra = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
+        return JSONResponse(self.body(), self.status, {**(headers or {}), **extra})
+
+
+def unsupported(name: str, what: str) -> ApiError:
+    """The failure for something of OpenAI's interface that this server does not do."""
+    return ApiError(400, f"{what} is not supported by this server", param=name, code="unsupported_parameter")
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    """The failure while no reply can be given to anybody."""
+    return ApiError(503, message, kind="unavailable_error", code=code, retry_after=RETRY_SECONDS)
+
+
+def internal_error() -> ApiError:
+    """The failure that is our own fault; what happened goes to the log and not to the client."""
+    return ApiError(500, "the server failed to answer; its log says why", kind="server_error", code="internal_error")
+
+
+def from_user_error(error: UserError) -> ApiError:
+    """Translate an error of the engine or the tokenizer that the client can mend."""
+    if isinstance(error, QueueFull):
+        return ApiError(429, str(error), kind="rate_limit_error", code="queue_full", retry_after=RETRY_SECONDS)
+    return ApiError(400, str(error))
+
+
+def from_validation(problems: Sequence[Any]) -> ApiError:
+    """Translate what pydantic found: the first problem, with the field it is in."""
+    first = problems[0]
+    place = [str(part) for part in first.get("loc", ()) if part != "body"]
+    kind = str(first.get("type", ""))
+    message = str(first.get("msg", "invalid"))
+    if kind == "json_invalid":
+        reason = display_safe(str((first.get("ctx") or {}).get("error", message)))
+        return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
+    if kind == "unsupported_parameter":
+        name = str((first.get("ctx") or {}).get("name", ""))
+        return ApiError(400, message, param=name, code=kind)
+    param = ".".join(place)
+    text = message[:1].lower() + message[1:]
+    return ApiError(400, f"{display_safe(param)}: {text}" if param else text, param=display_safe(param) or None)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Let the application answer every exception with an error object."""
+
+    @app.exception_handler(ApiError)
+    async def _api(_: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(UserError)
+    async def _user(_: Request, error: UserError) -> JSONResponse:
+        return from_user_error(error).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:
+        return from_validation(error.errors()).response()
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+        known = {404: "there is no such route", 405: "the route does not take this method"}
+        message = known.get(error.status_code, "the request cannot be read")
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        headers = dict(error.headers) if error.headers else None
+        return ApiError(error.status_code, message, code=code).response(headers)

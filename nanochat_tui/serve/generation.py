@@ -1,0 +1,138 @@
+"""Between the engine's threads and the server's event loop: the tokens of one request, as they come.
+
+A request has one stream per reply. Each is read by a small thread, because an engine stream can only be waited for;
+what arrives is handed to the loop in lots, so that a fast model does not wake it for every token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from starlette.types import Receive
+
+from nanochat_tui.engine.batching import Stream
+from nanochat_tui.engine.session import Stats, Token
+from nanochat_tui.errors import UserError
+from nanochat_tui.serve.errors import ApiError, from_user_error, internal_error, unavailable
+from nanochat_tui.serve.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last item of a reply: the engine's reason, its figures, and what went wrong, if anything did."""
+
+    reason: str
+    stats: Stats
+    error: BaseException | None = None
+
+
+Item = tuple[int, Token | Ended]
+"""Index of the reply, and what it has to say."""
+
+
+class Replies:
+    """The streams of one request. Made on the event loop; `next` until `open` is 0; `cancel` when nobody listens."""
+
+    def __init__(self, service: Service, streams: Sequence[Stream], arrived: float) -> None:
+        self.open = len(streams)
+        """Replies that are still being written."""
+        self._service = service
+        self._streams = streams
+        self._loop = asyncio.get_running_loop()
+        self._woken = asyncio.Event()
+        self._lock = threading.Lock()
+        self._items: list[tuple[float, Item]] = []
+        self._gone = False
+        self._arrived = arrived
+        self._last: list[float | None] = [None] * len(streams)
+        self._counts = [0] * len(streams)
+        for index, stream in enumerate(streams):
+            threading.Thread(target=self._read, args=(index, stream), name="nanochat-reply", daemon=True).start()
+
+    def _read(self, index: int, stream: Stream) -> None:
+        try:
+            for token in stream:
+                self._put((index, token))
+            ended = Ended(stream.finish_reason or "cancelled", stream.stats)
+        except BaseException as error:  # handed to the loop
+            ended = Ended("cancelled", stream.stats, error)
+        self._service.ended(stream)
+        self._put((index, ended))
+
+    def _put(self, item: Item) -> None:
+        with self._lock:
+            self._items.append((time.monotonic(), item))
+            first = len(self._items) == 1
+        if first:
+            try:
+                self._loop.call_soon_threadsafe(self._woken.set)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                for stream in self._streams:
+                    stream.cancel()
+
+    async def next(self, timeout: float | None = None) -> list[Item]:
+        """Wait for the next items; an empty list after `timeout` seconds without one."""
+        try:
+            await asyncio.wait_for(self._woken.wait(), timeout)
+        except TimeoutError:
+            return []
+        self._woken.clear()
+        with self._lock:
+            lot, self._items = self._items, []
+        for at, (index, item) in lot:
+            self._count(at, index, item)
+        return [item for _, item in lot]
+
+    def _count(self, at: float, index: int, item: Token | Ended) -> None:
+        metrics = self._service.metrics
+        if isinstance(item, Token):
+            last = self._last[index]
+            (metrics.first.observe(at - self._arrived) if last is None else metrics.between.observe(at - last))
+            self._last[index] = at
+            self._counts[index] += 1
+            metrics.generated(1)
+            return
+        self.open -= 1
+        stats = item.stats
+        prompt = self._streams[index].prompt_tokens
+        metrics.prompt_tokens.inc(prompt)
+        metrics.cache_queries.inc(prompt)
+        metrics.cache_hits.inc(stats.reused_tokens)
+        metrics.prompt_sizes.observe(prompt)
+        metrics.reply_sizes.observe(self._counts[index])
+        metrics.whole.observe(at - self._arrived)
+        metrics.finished("error" if item.error else {"cancelled": "abort"}.get(item.reason, item.reason))
+        if item.error is not None and not isinstance(item.error, UserError):
+            self._service.broken(item.error)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left."""
+        return self._gone
+
+    def cancel(self) -> None:
+        """End all replies at their next token, because the client has left."""
+        self._gone = True
+        for stream in self._streams:
+            stream.cancel()
+
+    def failure(self, ended: Ended) -> ApiError | None:
+        """Return what a client is told of a reply that did not end by itself; None if it did."""
+        if isinstance(ended.error, UserError):
+            return from_user_error(ended.error)
+        if ended.error is not None:
+            return internal_error()
+        if ended.reason == "cancelled":
+            return unavailable("the server is being stopped; the reply is not complete", "stopping")
+        return None
+
+
+async def watch(receive: Receive, left: Callable[[], None]) -> None:
+    """Call `left` once the client has closed its connection; cancel this when it is not needed any more."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    left()

@@ -1,0 +1,114 @@
+"""Deadlines for clients, which uvicorn does not bring.
+
+A client that sends its request a byte a minute, or never reads what it asked for, costs nothing but a connection; a
+thousand of them cost the server. So a request must be whole within a time, and what is sent must be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nanochat_tui.serve.errors import ApiError
+from nanochat_tui.serve.settings import Limits
+
+
+class DeadlineProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 with two clocks per connection: one while a request is coming in, one while a reader stalls.
+
+    The limits come with the class, because uvicorn makes the instances: see `protocol`.
+    """
+
+    limits = Limits()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._receiving: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._set_receiving(True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop both clocks."""
+        self._set_receiving(False)
+        self._unstall()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Look after every piece whether the request is whole."""
+        super().data_received(data)
+        self._set_receiving(self.conn.their_state in (h11.IDLE, h11.SEND_BODY))
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request, if the answer was given before all of this one had come."""
+        super().on_response_complete()
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._set_receiving(False)
+
+    def _set_receiving(self, on: bool) -> None:
+        if on and self._receiving is None and not self.transport.is_closing():
+            self._receiving = self.loop.call_later(self.limits.receive_seconds, self._late)
+        elif not on and self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+
+    def _late(self) -> None:
+        self._receiving = None
+        if self.transport.is_closing():
+            return
+        heard = self.conn.their_state is h11.SEND_BODY or bool(self.conn.trailing_data[0])
+        if heard and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.flow.write_paused:
+            self.transport.write(_late_answer())
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        """Begin to wait for the reader."""
+        super().pause_writing()
+        self._unstall()
+        self._stalled = self.loop.call_later(self.limits.stall_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The reader has read."""
+        super().resume_writing()
+        self._unstall()
+
+    def _unstall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection; one that still has not read its answer is cut."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP with an error object."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
+            error = ApiError(400, "this is not a request in HTTP/1.1", code="invalid_http")
+            self.transport.write(_raw("400 Bad Request", error))
+        self.transport.close()
+
+
+def _late_answer() -> bytes:
+    return _raw("408 Request Timeout", ApiError(408, "the request took too long to arrive", code="request_timeout"))
+
+
+def _raw(status: str, error: ApiError) -> bytes:
+    body = json.dumps(error.body()).encode()
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+def protocol(limits: Limits) -> type[DeadlineProtocol]:
+    """Return the protocol class with its limits."""
+    return type("LimitedProtocol", (DeadlineProtocol,), {"limits": limits})

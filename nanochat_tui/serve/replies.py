@@ -1,0 +1,161 @@
+"""What clients get: OpenAI's objects, and llama-server's for tokens."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+FinishReason = Literal["stop", "length"]
+
+
+class TopLogprob(BaseModel):
+    """A token that could have been chosen. `bytes` are its UTF-8 bytes, `logprob` is natural, before temperature."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """The token that was chosen."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Probabilities of a chat reply."""
+
+    content: list[TokenLogprob]
+
+
+class CompletionLogprobs(BaseModel):
+    """Probabilities of a text completion, in parallel lists; `text_offset` counts characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class AssistantMessage(BaseModel):
+    """A whole chat reply; what the model thought is apart from what it said."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    reasoning_content: str | None = None
+    refusal: str | None = None
+
+
+class ChatChoice(BaseModel):
+    """One of the replies."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class CompletionChoice(BaseModel):
+    """One of the continuations."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason
+
+
+class PromptDetails(BaseModel):
+    """Prompt tokens that were not computed again."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Token counts of a request. A token that ends the text is not counted."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class Timings(BaseModel):
+    """llama-server's figures of one reply: counts, milliseconds, tokens per second."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_second: float
+
+
+class ChatCompletion(BaseModel):
+    """The answer to `POST /v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    timings: Timings | None = None
+
+
+class Completion(BaseModel):
+    """The answer to `POST /v1/completions`."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    timings: Timings | None = None
+
+
+class ModelCard(BaseModel):
+    """A model that is served; `meta` as llama-server has it, and whether the model has a chat template."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "nanochat"
+    meta: dict[str, Any] | None = None
+
+
+class ModelList(BaseModel):
+    """The answer to `GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """The answer to `GET /health`: "loading", "ok", "failed" or "stopping", with the reason of a failure."""
+
+    status: Literal["loading", "ok", "failed", "stopping"]
+    message: str | None = None
+
+
+class TokenPiece(BaseModel):
+    """A token and its text; its bytes where they are no whole characters."""
+
+    id: int
+    piece: str | list[int]
+
+
+class Tokens(BaseModel):
+    """The answer to `POST /tokenize`."""
+
+    tokens: list[int] | list[TokenPiece]
+
+
+class Text(BaseModel):
+    """The answer to `POST /detokenize`."""
+
+    content: str

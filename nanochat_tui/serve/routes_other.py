@@ -1,0 +1,91 @@
+"""The routes around the completions: the page, models, health, metrics, tokens."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from nanochat_tui.serve.bodies import DetokenizeBody, TokenizeBody
+from nanochat_tui.serve.errors import RETRY_SECONDS, ApiError
+from nanochat_tui.serve.page import Page
+from nanochat_tui.serve.replies import Health, ModelCard, ModelList, Text, TokenPiece, Tokens
+from nanochat_tui.serve.service import Service
+from nanochat_tui.version import __version__
+
+
+def other_router(service: Service, page: Page) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter()
+
+    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def index() -> Response:
+        return Response(page.body, media_type="text/html; charset=utf-8", headers=page.headers)
+
+    @router.get("/health", response_model=Health, responses={503: {"model": Health}}, summary="Can it answer?")
+    async def health() -> Response:
+        state = service.state
+        message = service.message if state == "failed" else None
+        body = Health(status=state, message="the model cannot be used; the server's log says why" if message else None)
+        if state == "ok":
+            return JSONResponse(body.model_dump(exclude_none=True))
+        return JSONResponse(body.model_dump(exclude_none=True), 503, {"Retry-After": str(RETRY_SECONDS)})
+
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.exposition(), media_type=service.metrics.content_type)
+
+    def cards() -> list[ModelCard]:
+        meta: dict[str, object] | None = None
+        if service.state == "ok":
+            model = service.model
+            config = model.config
+            meta = {
+                "n_vocab": config.vocab_size,
+                "n_ctx_train": config.context_length,
+                "n_ctx": service.context,
+                "n_embd": config.dim,
+                "n_params": config.parameters,
+                "chat_template": model.chat_template is not None,
+                "kernel": model.kernel,
+                "version": __version__,
+            }
+        names = (service.settings.name, *service.settings.aliases)
+        return [ModelCard(id=name, created=service.created, meta=meta) for name in names]
+
+    @router.get("/v1/models", summary="The model that is served")
+    async def models() -> ModelList:
+        return ModelList(data=cards())
+
+    @router.get("/v1/models/{name:path}", summary="One model")
+    async def model(name: str) -> ModelCard:
+        for card in cards():
+            if card.id == name:
+                return card
+        raise ApiError(404, "there is no such model here", param="model", code="model_not_found")
+
+    @router.post("/tokenize", summary="Text to token ids")
+    async def tokenize(body: TokenizeBody) -> Tokens:
+        codec = service.model.codec
+        ids = await asyncio.to_thread(codec.encode, body.content, bool(body.add_special))
+        if not body.with_pieces:
+            return Tokens(tokens=ids)
+        pieces = []
+        for token in ids:
+            raw = codec.token_bytes(token, special=True)
+            try:
+                pieces.append(TokenPiece(id=token, piece=raw.decode("utf-8")))
+            except UnicodeDecodeError:
+                pieces.append(TokenPiece(id=token, piece=list(raw)))
+        return Tokens(tokens=pieces)
+
+    @router.post("/detokenize", summary="Token ids to text")
+    async def detokenize(body: DetokenizeBody) -> Text:
+        model = service.model
+        size = model.config.vocab_size
+        if any(token >= size for token in body.tokens):
+            raise ApiError(400, f"a token id is outside the vocabulary of {size} tokens", param="tokens")
+        return Text(content=await asyncio.to_thread(model.codec.decode, body.tokens, True))
+
+    return router

@@ -1,0 +1,126 @@
+"""Running the application: a socket, uvicorn, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+
+from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.serve.app import create_app
+from nanochat_tui.serve.loading import Loader
+from nanochat_tui.serve.protocol import protocol
+from nanochat_tui.serve.service import Service
+from nanochat_tui.serve.settings import Settings
+
+BACKLOG = 2048
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LAST_SECONDS = 3
+"""After replies were cut, the time they have to say so."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises UserError if the address cannot be had."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, proto)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(BACKLOG)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"cannot listen on {display_safe(host)} port {port}: {reason}; choose another with --host and --port"
+        ) from error
+    return made
+
+
+def allow_many_connections() -> None:
+    """Raise the number of files this process may open to what the system grants: each connection is one."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Server(uvicorn.Server):
+    """uvicorn, told how to end: replies may finish for a while, then they are ended with a word of explanation."""
+
+    def __init__(self, service: Service) -> None:
+        limits = service.settings.limits
+        config = uvicorn.Config(
+            create_app(service),
+            http=protocol(limits),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=math.ceil(limits.idle_seconds),
+            timeout_graceful_shutdown=math.ceil(limits.drain_seconds) + LAST_SECONDS,
+            backlog=BACKLOG,
+        )
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse new requests, wait for the replies, cut those that take too long."""
+        service = self._service
+        running = service.snapshot()
+        if running is not None and running.running:
+            seconds = service.settings.limits.drain_seconds
+            service.settings.log(f"ending: {running.running} replies may go on for {seconds:g} s")
+        service.stop()
+        cut = asyncio.get_running_loop().call_later(service.settings.limits.drain_seconds, service.cut)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
+
+
+def run(load: Loader, settings: Settings, host: str, port: int, opened: Callable[[str], None] | None = None) -> int:
+    """Serve until a signal comes; `opened` learns the address. Returns an exit code: 0, 130 after Ctrl+C.
+
+    Raises UserError if the address cannot be had or the model cannot be loaded.
+    """
+    listening = bind(host, port)
+    allow_many_connections()
+    failed: list[str] = []
+
+    def give_up(reason: str) -> None:
+        failed.append(reason)
+        server.should_exit = True
+
+    service = Service(load, settings, give_up)
+    server = Server(service)
+    if opened:
+        opened(_address(listening))
+    # uvicorn raises the signal again when it has ended, and then these take it
+    interrupted: list[int] = []
+    previous = {number: signal.signal(number, lambda n, _: interrupted.append(n)) for number in SIGNALS}
+    try:
+        server.run(sockets=[listening])
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        listening.close()
+    if failed:
+        raise UserError(failed[0])
+    return 130 if signal.SIGINT in interrupted else 0
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

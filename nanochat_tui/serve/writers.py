@@ -1,0 +1,155 @@
+"""Putting one reply into OpenAI's words: whole, or in the pieces of a stream.
+
+A writer is fed the tokens of one reply. In a stream every lot becomes a choice of a chunk; without one the same
+state becomes the final choice, so that both always say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from nanochat_tui.chat.backend import Token as ChatToken
+from nanochat_tui.chat.thinking import ThinkingSplitter
+from nanochat_tui.engine.session import Token
+from nanochat_tui.serve.replies import (
+    AssistantMessage,
+    ChatChoice,
+    ChatLogprobs,
+    CompletionChoice,
+    CompletionLogprobs,
+    FinishReason,
+    TokenLogprob,
+)
+from nanochat_tui.serve.spelling import Spelling, legacy_name
+
+
+class Writer(Protocol):
+    """Writes one reply."""
+
+    tokens: int
+
+    def opening(self) -> dict[str, Any] | None:
+        """Return the choice that begins a stream, if there is one."""
+
+    def add(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+        """Take tokens; return the choices of a stream for them, none when nothing can be said yet."""
+
+    def closing(self, reason: FinishReason) -> list[dict[str, Any]]:
+        """Return the choices that end a stream."""
+
+    def whole(self, reason: FinishReason) -> ChatChoice | CompletionChoice:
+        """Return the whole reply."""
+
+
+class ChatWriter:
+    """A reply of a conversation. `spelling` is given when probabilities are wanted."""
+
+    def __init__(self, index: int, splitter: ThinkingSplitter, spelling: Spelling | None) -> None:
+        self.tokens = 0
+        self._index = index
+        self._splitter = splitter
+        self._spelling = spelling
+        self._said: list[str] = []
+        self._thought: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def _choice(self, delta: dict[str, Any], entries: list[TokenLogprob] | None = None) -> dict[str, Any]:
+        logprobs = {"content": [e.model_dump() for e in entries]} if entries else None
+        return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+    def opening(self) -> dict[str, Any] | None:
+        """Return the choice that says who speaks."""
+        return self._choice({"role": "assistant", "content": ""})
+
+    def add(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+        """Take tokens; see `Writer.add`."""
+        self.tokens += len(tokens)
+        entries = [self._spelling.spell(token) for token in tokens] if self._spelling else []
+        self._logprobs += entries
+        return self._deltas(self._splitter.token(ChatToken("".join(token.text for token in tokens))), entries)
+
+    def _deltas(self, pieces: Iterable[ChatToken], entries: list[TokenLogprob]) -> list[dict[str, Any]]:
+        deltas = []
+        for piece in pieces:
+            if piece.text:
+                (self._thought if piece.thinking else self._said).append(piece.text)
+                deltas.append({"reasoning_content" if piece.thinking else "content": piece.text})
+        if entries and not deltas:
+            deltas = [{"content": ""}]
+        return [self._choice(delta, None if place else entries) for place, delta in enumerate(deltas)]
+
+    def closing(self, reason: FinishReason) -> list[dict[str, Any]]:
+        """Return the last text, if any was held back, and the reason."""
+        return [*self._deltas(self._splitter.rest(), []), {**self._choice({}), "finish_reason": reason}]
+
+    def whole(self, reason: FinishReason) -> ChatChoice:
+        """Return the whole reply."""
+        self._deltas(self._splitter.rest(), [])
+        message = AssistantMessage(content="".join(self._said), reasoning_content="".join(self._thought) or None)
+        logprobs = ChatLogprobs(content=self._logprobs) if self._spelling else None
+        return ChatChoice(index=self._index, message=message, logprobs=logprobs, finish_reason=reason)
+
+
+class TextWriter:
+    """A continuation of a text; `echo` is the prompt when the reply is to begin with it."""
+
+    def __init__(self, index: int, echo: str, spelling: Spelling | None, alternatives: int) -> None:
+        self.tokens = 0
+        self._index = index
+        self._spelling = spelling
+        self._alternatives = alternatives
+        self._echo = echo
+        self._text: list[str] = []
+        self._offset = len(echo)
+        self._all = CompletionLogprobs(
+            tokens=[], token_logprobs=[], top_logprobs=[] if alternatives else None, text_offset=[]
+        )
+
+    def _choice(self, text: str, logprobs: CompletionLogprobs | None = None) -> dict[str, Any]:
+        shown = logprobs.model_dump() if logprobs else None
+        return {"index": self._index, "text": text, "logprobs": shown, "finish_reason": None}
+
+    def opening(self) -> dict[str, Any] | None:
+        """Return the prompt when it is to be repeated."""
+        return self._choice(self._echo) if self._echo else None
+
+    def add(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+        """Take tokens; see `Writer.add`."""
+        self.tokens += len(tokens)
+        text = "".join(token.text for token in tokens)
+        self._text.append(text)
+        logprobs = self._spell(tokens) if self._spelling else None
+        return [self._choice(text, logprobs)] if text or logprobs else []
+
+    def _spell(self, tokens: Sequence[Token]) -> CompletionLogprobs:
+        assert self._spelling is not None  # noqa: S101 - the caller has looked
+        entries = [self._spelling.spell(token) for token in tokens]
+        new = CompletionLogprobs(
+            tokens=[legacy_name(entry) for entry in entries],
+            token_logprobs=[entry.logprob for entry in entries],
+            top_logprobs=[{legacy_name(o): o.logprob for o in entry.top_logprobs} for entry in entries]
+            if self._alternatives
+            else None,
+            text_offset=[],
+        )
+        for entry in entries:
+            new.text_offset.append(self._offset)
+            self._offset += len(entry.token)
+        whole = self._all
+        whole.tokens += new.tokens
+        whole.token_logprobs += new.token_logprobs
+        whole.text_offset += new.text_offset
+        if whole.top_logprobs is not None and new.top_logprobs is not None:
+            whole.top_logprobs += new.top_logprobs
+        return new
+
+    def closing(self, reason: FinishReason) -> list[dict[str, Any]]:
+        """Return the reason."""
+        return [{**self._choice(""), "finish_reason": reason}]
+
+    def whole(self, reason: FinishReason) -> CompletionChoice:
+        """Return the whole continuation."""
+        logprobs = self._all if self._spelling else None
+        text = self._echo + "".join(self._text)
+        return CompletionChoice(index=self._index, text=text, logprobs=logprobs, finish_reason=reason)
