@@ -1,10 +1,11 @@
-"""Speed of the engine on one model: start, prompt and decode, by threads and kernels.
+"""Our engine beside llama.cpp on published shapes: the table of the README, in one command.
 
-    python benchmarks/engine.py [MODEL] [--threads 1,2] [--kernels avx512-vnni,avx2] [--json]
+    python benchmarks/engine.py [--cases d20,2b4t,…] [--folder DIR] [--threads 1,2] [--json FILE] [--start]
 
-Start times are of fresh processes, from the interpreter's start to the first token: cold with an empty
-cache of compiled code, warm with a filled one. Rates are the best of several runs, because whatever else runs on the
-machine only makes a run slower; the load average is printed so that a busy machine shows.
+Each case writes its models once into the folder (2 GB for all but bonsai-8b), then measures both engines in turns. The
+peer must be built for this machine: CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python==0.3.36 --no-binary
+llama-cpp-python. --start adds the seconds from the start of a process to the first token, with and without a cache of
+compiled kernels. Nothing else should run meanwhile; the load average is printed so that a busy machine shows.
 """
 
 from __future__ import annotations
@@ -16,84 +17,125 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from models import SHAPES, write_model
 
+from nanochat_tui.cli.bench import sizes
+from nanochat_tui.cli.measurement import Engine, Plan, Result, measure
+from nanochat_tui.cli.measurement_peer import PEER
+from nanochat_tui.cli.measurement_report import as_markdown
+from nanochat_tui.cli.measurement_worker import OURS
 from nanochat_tui.engine.compile_cache import ENVIRONMENT
-from nanochat_tui.engine.dispatch import available_kernels
-from nanochat_tui.engine.model import load
-from nanochat_tui.engine.session import Session
+from nanochat_tui.errors import UserError
 from nanochat_tui.model.shipped import shipped_model
 
 ROOT = Path(__file__).resolve().parents[1]
-PROMPTS = (16, 128, 512, 1024)
-DECODED = 64
-REPEATS = 7
 START_SCRIPT = """
 import sys
 from nanochat_tui.engine.model import load
-next(load(sys.argv[1], kernel=sys.argv[2], threads=1).generate("fn main() {", max_tokens=1))
+next(load(sys.argv[1], threads=1).generate("fn main() {", max_tokens=1))
 """
 
 
-def first_token_seconds(path: Path, kernel: str) -> dict[str, float]:
-    """Return seconds to the first token of a new process, cold and warm."""
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One line of the table: a shape for us, one for the peer (None: the same file), prompts and contexts."""
+
+    ours: str
+    peer: str | None = None
+    prompts: tuple[int, ...] = (128, 512)
+    contexts: tuple[int, ...] = (128,)
+    ternary: str | None = None
+    table: str | None = None
+    kernel: str | None = None
+    compares: bool = True
+
+
+CASES = {
+    "d20": Case("d20", peer="d20-llama", contexts=(128, 1024)),
+    "2b4t": Case("2b4t"),
+    "2b4t-avx2": Case("2b4t", kernel="avx2", prompts=(128,)),
+    "2b4t-f16-head": Case("2b4t", table="F16", prompts=(128,)),
+    "bonsai-1.7b": Case("bonsai-1.7b", prompts=(128,), contexts=(16, 128)),
+    "bonsai-1.7b-pq2_0": Case("bonsai-1.7b", ternary="PQ2_0", table="PQ2_0", compares=False),
+    "bonsai-4b": Case("bonsai-4b", prompts=(128,), contexts=(16,)),
+    "bonsai-8b": Case("bonsai-8b", prompts=(128,), contexts=(16,)),
+}
+DEFAULT = "d20,2b4t,bonsai-1.7b"
+
+
+def model_file(folder: Path, shape: str, ternary: str | None, table: str | None) -> Path:
+    """Return a model of this shape, written if it is not there yet."""
+    wanted = SHAPES[shape]
+    wanted = replace(wanted, ternary=ternary or wanted.ternary, table=table or wanted.table)
+    path = folder / f"{shape}-{wanted.ternary}-{wanted.table}.gguf".lower()
+    return path if path.exists() else write_model(path, wanted)
+
+
+def run_case(case: Case, folder: Path, plan: Plan) -> Result:
+    """Measure one case. Raises UserError if a model does not load."""
+    ours = model_file(folder, case.ours, case.ternary, case.table)
+    theirs = ours if case.peer is None else model_file(folder, case.peer, None, case.table)
+    engines = [Engine(OURS, ours, case.kernel)]
+    if case.compares:
+        engines.append(Engine(PEER, theirs))
+    plan = replace(plan, prompts=case.prompts, contexts=case.contexts)
+    return measure(engines, plan, lambda line: print(line, file=sys.stderr))
+
+
+def first_token_seconds(path: Path) -> dict[str, float]:
+    """Return seconds from the start of a process to its first token, with an empty and with a filled cache."""
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, ENVIRONMENT: cache, "PYTHONPATH": str(ROOT)}
         for kind in ("cold", "warm", "warm", "warm"):
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-c", START_SCRIPT, str(path), kernel], env=environment, check=True)
+            subprocess.run([sys.executable, "-c", START_SCRIPT, str(path)], env=environment, check=True)
             found[kind] = min(found.get(kind, float("inf")), time.perf_counter() - began)
     return found
 
 
-def rates(path: Path, kernel: str, threads: int) -> list[dict[str, float]]:
-    """Return prompt and decode tokens per second by prompt length."""
-    model = load(path, kernel=kernel, threads=threads)
-    session, rng, rows = Session(model), np.random.default_rng(0), []
-    for length in PROMPTS:
-        if length + DECODED > model.config.context_length:
-            break
-        prompt = decode = 0.0
-        for repeat in range(REPEATS):
-            ids = rng.integers(0, model.config.vocab_size, length).tolist()
-            for _ in session.generate(ids, max_tokens=DECODED, temperature=1.0, seed=repeat):
-                pass
-            stats = session.stats
-            prompt = max(prompt, stats.prompt_tokens / stats.prompt_seconds)
-            if stats.generated_tokens > DECODED // 2:
-                decode = max(decode, stats.generated_tokens / stats.decode_seconds)
-        rows.append({"context": length, "prompt_tps": prompt, "decode_tps": decode})
-    model.close()
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", type=Path, default=shipped_model())
+    parser.add_argument("--cases", default=DEFAULT, help=f"of {', '.join(CASES)}")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "nanochat-benchmarks")
     parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--kernels", default=available_kernels()[0].name)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--limit", type=float, default=20.0)
+    parser.add_argument("--json", type=Path, help="write all figures here too")
+    parser.add_argument("--start", action="store_true")
     options = parser.parse_args()
-    if options.model is None:
-        parser.error("there is no shipped model here; name a GGUF file")
-    result: dict[str, object] = {"model": options.model.name, "load_average": os.getloadavg()[0], "kernels": {}}
-    for kernel in options.kernels.split(","):
-        start = first_token_seconds(options.model, kernel)
-        rows = {int(t): rates(options.model, kernel, int(t)) for t in options.threads.split(",")}
-        result["kernels"][kernel] = {"first_token_seconds": start, "rates": rows}  # type: ignore[index]
-        if options.json:
+    unknown = set(options.cases.split(",")) - set(CASES)
+    if unknown:
+        parser.error(f"there is no case {min(unknown)}")
+    plan = Plan(
+        threads=tuple(sizes(options.threads, "--threads")),
+        repeats=options.repeats,
+        seconds=options.seconds,
+        limit=options.limit,
+    )
+    found: dict[str, Any] = {"load_average": os.getloadavg()[0], "cases": {}}
+    print(f"load average {found['load_average']:.1f}")
+    shipped = shipped_model()
+    if options.start and shipped is not None:
+        found["first_token_seconds"] = first_token_seconds(shipped)
+        print("first token after {cold:.2f} s cold, {warm:.2f} s warm".format(**found["first_token_seconds"]))
+    for name in options.cases.split(","):
+        print(f"\n## {name}\n")
+        try:
+            result = run_case(CASES[name], options.folder, plan)
+        except UserError as error:
+            print(f"not measured: {error}")
+            found["cases"][name] = {"error": str(error)}
             continue
-        print(f"{options.model.name}, {kernel}, load average {result['load_average']:.1f}")
-        print(f"  first token: {start['cold']:.2f} s cold, {start['warm']:.2f} s warm")
-        for threads, found in rows.items():
-            for row in found:
-                shown = f"prompt {row['prompt_tps']:8.0f} tok/s   decode {row['decode_tps']:7.0f} tok/s"
-                print(f"  {threads} threads, context {row['context']:5d}: {shown}")
+        found["cases"][name] = result.as_json()
+        print(as_markdown(result), flush=True)
     if options.json:
-        print(json.dumps(result))
+        options.json.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_json_has_the_promised_keys(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_worker_says_why_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UserError, match=r"nanochat-tui: .*x\.gguf"):
+    with pytest.raises(UserError, match="nanochat-tui: "):
         Worker("nanochat-tui", tmp_path / "x.gguf", 1)
 
 
