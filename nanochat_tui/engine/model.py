@@ -15,6 +15,7 @@ from nanochat_tui.engine.cache import CacheType, KVCache
 from nanochat_tui.engine.compile_cache import Progress, load_entry
 from nanochat_tui.engine.dispatch import choose_kernel
 from nanochat_tui.engine.executor import CHUNK, Executor
+from nanochat_tui.engine.paging import KINDS
 from nanochat_tui.engine.session import FinishReason, Session, Stats, Token
 from nanochat_tui.engine.weights import Weights, load_weights
 from nanochat_tui.errors import UserError, display_safe
@@ -189,8 +190,10 @@ def load(
     before anything that takes seconds, such as compiling kernels on the first start.
     Raises UserError if the file cannot be run, saying why.
     """
-    if activations not in ("int8", "float") or kv not in ("f16", "f32"):
-        raise UserError(f"activations {activations!r} or kv {kv!r} is unknown; they are int8 or float, and f16 or f32")
+    if activations not in ("int8", "float") or kv not in KINDS:
+        raise UserError(
+            f"activations {activations!r} or kv {kv!r} is unknown; they are int8 or float, and {', '.join(KINDS)}"
+        )
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UserError(f"{threads} threads make no sense; give 1 to {MAX_THREADS}")
     from nanochat_tui.engine.simd.isa import ISAS

@@ -105,30 +105,30 @@ class Draw:
                 self._seen[self._n_seen] = token
                 self._n_seen += 1
 
-    def fill(self, job: NDArray[np.int64]) -> None:
-        """Write the settings into the JOB table."""
+    def fill(self, sequence: NDArray[np.int64]) -> None:
+        """Write the settings into a row of the SEQUENCE table."""
 
         def bits(value: float) -> int:
             return int(np.array(value, np.float32).view(np.uint32))
 
-        c = self.sampling
+        c, row = self.sampling, sequence
         hottest = float(np.finfo(np.float32).max)
         temperature = 0.0 if c.temperature < GREEDY_BELOW else min(c.temperature, hottest)
-        job[s.TEMPERATURE_BITS], job[s.TOP_K] = bits(temperature), min(c.top_k, self._vocab)
-        job[s.TOP_P_BITS], job[s.MIN_P_BITS], job[s.PENALTY_BITS] = bits(c.top_p), bits(c.min_p), bits(c.repeat_penalty)
-        job[s.SEED], job[s.DRAW], job[s.ALTERNATIVES] = self._seed, self._drawn, self._k
-        job[s.OUT_IDS], job[s.OUT_LOGPROBS] = self._ids.ctypes.data, self._logprobs.ctypes.data
-        job[s.OUT_ALTERNATIVE_IDS] = self._other_ids.ctypes.data
-        job[s.OUT_ALTERNATIVE_LOGPROBS] = self._other_logprobs.ctypes.data
-        job[s.STOP_IDS], job[s.STOP_COUNT] = self._ends.ctypes.data, len(self._ends)
-        job[s.PRESENCE_BITS], job[s.FREQUENCY_BITS] = bits(c.presence_penalty), bits(c.frequency_penalty)
-        job[s.SEEN_TIMES] = self._times.ctypes.data if self._times.size else 0
-        job[s.SEEN_IDS], job[s.SEEN_COUNT] = self._seen.ctypes.data, self._n_seen
+        row[s.TEMPERATURE_BITS], row[s.TOP_K] = bits(temperature), min(c.top_k, self._vocab)
+        row[s.TOP_P_BITS], row[s.MIN_P_BITS], row[s.PENALTY_BITS] = bits(c.top_p), bits(c.min_p), bits(c.repeat_penalty)
+        row[s.SEED], row[s.DRAW], row[s.ALTERNATIVES] = self._seed, self._drawn, self._k
+        row[s.OUT_IDS], row[s.OUT_LOGPROBS] = self._ids.ctypes.data, self._logprobs.ctypes.data
+        row[s.OUT_ALTERNATIVE_IDS] = self._other_ids.ctypes.data
+        row[s.OUT_ALTERNATIVE_LOGPROBS] = self._other_logprobs.ctypes.data
+        row[s.STOP_IDS], row[s.STOP_COUNT] = self._ends.ctypes.data, len(self._ends)
+        row[s.PRESENCE_BITS], row[s.FREQUENCY_BITS] = bits(c.presence_penalty), bits(c.frequency_penalty)
+        row[s.SEEN_TIMES] = self._times.ctypes.data if self._times.size else 0
+        row[s.SEEN_IDS], row[s.SEEN_COUNT] = self._seen.ctypes.data, self._n_seen
 
-    def take(self, job: NDArray[np.int64]) -> Drawn:
+    def take(self, sequence: NDArray[np.int64]) -> Drawn:
         """Read a finished job's results."""
-        n = int(job[s.PRODUCED])
-        self._drawn, self._n_seen = int(job[s.DRAW]), int(job[s.SEEN_COUNT])
+        n = int(sequence[s.PRODUCED])
+        self._drawn, self._n_seen = int(sequence[s.DRAW]), int(sequence[s.SEEN_COUNT])
         others = [
             list(zip(ids, logprobs, strict=True))
             for ids, logprobs in zip(self._other_ids[:n].tolist(), self._other_logprobs[:n].tolist(), strict=True)

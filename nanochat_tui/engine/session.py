@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +17,7 @@ import numpy as np
 
 from nanochat_tui.engine.cache import CacheType, KVCache
 from nanochat_tui.engine.executor import CHUNK
+from nanochat_tui.engine.paging import pages_for
 from nanochat_tui.engine.sampling import Draw, Drawn, Sampling
 from nanochat_tui.engine.stopping import ReplyText
 from nanochat_tui.errors import UserError
@@ -78,30 +80,38 @@ class Session:
 
     def __init__(self, model: Model, context: int | None = None, kv: CacheType | None = None) -> None:
         limit = model.config.context_length
-        self.context = limit if context is None else context
-        if not 1 <= self.context <= limit:
+        positions = limit if context is None else context
+        if not 1 <= positions <= limit:
             raise UserError(f"a context of {context} tokens is outside 1 to {limit}, the model's own")
+        self._begin(model, positions, KVCache(model.config, positions, kv or model.kv))
+
+    def _begin(self, model: Model, context: int, cache: KVCache) -> None:
         self.model = model
+        self.context = context
         self.stats = Stats()
         self.finish_reason: FinishReason = "stop"
-        self._cache = KVCache(model.config, self.context, kv or model.kv)
-        self._ids: list[int] = []
+        self._cache = cache
         self._reply: object = None
+        # the pages of a pool shared with forks go back to it when nobody refers to the session any more
+        weakref.finalize(self, cache.release).atexit = False
 
     @property
     def position(self) -> int:
         """Tokens of the context in use."""
-        return len(self._ids)
+        return len(self._cache.ids)
 
-    def _reuse(self, ids: Sequence[int]) -> int:
-        """Keep the longest common beginning with the cache, at most all but one token; return its length."""
-        same = 0
-        for old, new in zip(self._ids, ids[:-1], strict=False):
-            if old != new:
-                break
-            same += 1
-        del self._ids[same:]
-        return same
+    def fork(self) -> Session:
+        """Return a session with the same tokens in its cache, which it shares until one of the two goes on.
+
+        Both then cost only what they do not have in common. Forks share one pool of memory, which grows by the fork's
+        context and shrinks again when the fork is no longer used.
+        """
+        pool, pages = self._cache.pool, pages_for(self.context) + 1
+        pool.grow(pages)
+        other = Session.__new__(Session)
+        other._begin(self.model, self.context, self._cache.fork())
+        weakref.finalize(other, pool.grow, -pages).atexit = False
+        return other
 
     def generate(
         self,
@@ -138,7 +148,7 @@ class Session:
 
     def _prefill(self, tokens: list[int], cancel: threading.Event) -> list[int] | None:
         """Run the prompt but its last chunk, which is returned; None if cancelled."""
-        start = self._reuse(tokens)
+        start = self._cache.begin(tokens)
         self.stats.reused_tokens = start
         while len(tokens) - start > CHUNK:
             if cancel.is_set():
@@ -146,7 +156,7 @@ class Session:
             began = time.perf_counter()
             part = tokens[start : start + CHUNK]
             self.model.executor.run(self._cache, np.array(part, np.int64), start)
-            self._ids += part
+            self._cache.extend(part)
             start += CHUNK
             self.stats.prompt_tokens += CHUNK
             self.stats.prompt_seconds += time.perf_counter() - began
@@ -172,7 +182,7 @@ class Session:
         produced, steps = 0, 1
         while True:
             began = time.perf_counter()
-            position = len(self._ids)
+            position = len(self._cache.ids)
             # an interrupted job may have overwritten what lies beyond, never what lies before
             drawn = executor.generate(self._cache, np.array(pending, np.int64), position, draw, steps)
             seconds = time.perf_counter() - began
@@ -182,7 +192,7 @@ class Session:
             else:
                 self.stats.generated_tokens += len(drawn.ids)
                 self.stats.decode_seconds += seconds
-            self._ids += pending
+            self._cache.extend(pending)
             for index, token in enumerate(drawn.ids):
                 if cancel.is_set():
                     self.finish_reason = "cancelled"
@@ -201,7 +211,7 @@ class Session:
                 if text.stopped:
                     self.finish_reason = "stop"
                 if index + 1 < len(drawn.ids) and not (text.stopped or last):
-                    self._ids.append(token)
+                    self._cache.extend([token])
                 yield self._token(drawn, index, piece)
                 if text.stopped or last or self._reply is not reply:
                     return

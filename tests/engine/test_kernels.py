@@ -211,53 +211,80 @@ def test_mixing(kernels: Kernels, n: int) -> None:
     np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-6)
 
 
-def fill_cache(k: Kernels, keys: np.ndarray, values: np.ndarray, half: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Write keys and values [positions, head_dim] through the kernels; unwritten places are NaN."""
+KV_KINDS = {"f32": s.KV_F32, "f16": s.KV_F16, "int8": s.KV_INT8}
+
+
+def fill_pages(k: Kernels, keys: np.ndarray, values: np.ndarray, kind: str) -> list[np.ndarray]:
+    """Write keys and values [positions, head_dim] of one head through the kernels; unwritten places are NaN."""
     positions, head_dim = keys.shape
-    padded, rows = round_up(head_dim, 16), round_up(positions, 16)
-    kind = np.float16 if half else F32
-    k_cache = aligned((rows // 16, head_dim, 16), kind, np.nan)
-    v_cache = aligned((rows, padded), kind, np.nan)
-    row = np.zeros(padded + 16, F32)
+    padded, size = round_up(head_dim, 16), {"f32": 4, "f16": 2, "int8": 1}[kind]
+    pages = []
+    row = np.full(padded + 16, 1e6, F32)
     for position in range(positions):
+        if position % s.PAGE == 0:
+            pages.append(aligned(s.PAGE * ((head_dim + padded) * size + 8), np.uint8, 0xFF))
+        page, place = pages[-1].ctypes.data, position % s.PAGE
+        value_rows = page + s.PAGE * head_dim * size
+        scales = value_rows + s.PAGE * padded * size
         row[:head_dim] = keys[position]
-        k.store_key(row, k_cache, position, head_dim, int(half))
+        k.store_key(row, page, place, head_dim, scales, KV_KINDS[kind])
         row[:head_dim] = values[position]
-        k.store_value(row, v_cache, position, padded, int(half))
-    return k_cache, v_cache
+        k.store_value(row, value_rows, place, head_dim, padded, scales + 4 * s.PAGE, KV_KINDS[kind])
+    return pages
+
+
+def rounded(rows: np.ndarray, kind: str) -> np.ndarray:
+    """Rows [positions, head_dim] as a cache of that kind keeps them."""
+    if kind == "int8":
+        scale = np.abs(rows).max(1, keepdims=True) / F32(127)
+        return np.rint(rows / scale) * scale.astype(np.float64)
+    return rows.astype(np.float16 if kind == "f16" else F32).astype(np.float64)
+
+
+def attend(k: Kernels, kind: str, q: np.ndarray, first: list[int], seen: list[int], pages: list[np.ndarray]):
+    """Let queries [n, head_dim] walk the pages together; query i sees `seen[i]` positions from `first[i]` on."""
+    n, head_dim = q.shape
+    padded = round_up(head_dim, 16)
+    limits = np.array([first, seen], np.int32).T.copy()
+    state, weights = aligned((n, 32 + padded), F32, np.nan), aligned((n, s.PAGE), F32, np.nan)
+    k.attend_begin(state, n, padded)
+    end = first[-1] + seen[-1]
+    for index, page in enumerate(pages):
+        shown = min(s.PAGE, end - index * s.PAGE)
+        if shown > 0 and (index + 1) * s.PAGE > min(first):
+            getattr(k, f"attend_{n}_{kind}")(q, limits, state, weights, page, index * s.PAGE, shown, head_dim, padded)
+    out = np.empty((n, head_dim), F32)
+    for i in range(n):
+        k.attend_end(state[i:], out[i:], head_dim)
+    return out
 
 
 @pytest.mark.parametrize("head_dim", [8, 40, 64, 96])
-@pytest.mark.parametrize("positions", [1, 5, 16, 33])
-@pytest.mark.parametrize("half", [False, True])
-def test_attention(kernels: Kernels, head_dim: int, positions: int, half: bool) -> None:
+@pytest.mark.parametrize("positions", [1, 5, 33, 64, 150])
+@pytest.mark.parametrize("kind", list(KV_KINDS))
+@pytest.mark.parametrize("window", [None, 20])
+def test_attention(kernels: Kernels, head_dim: int, positions: int, kind: str, window: int | None) -> None:
     rng = np.random.default_rng(positions)
     keys, values = (rng.normal(size=(positions, head_dim)).astype(F32) for _ in range(2))
+    pages = fill_pages(kernels, keys, values, kind)
+    keys, values = rounded(keys, kind), rounded(values, kind)
     queries = rng.normal(size=(8, head_dim)).astype(F32)
-    k_cache, v_cache = fill_cache(kernels, keys, values, half)
-    if half:
-        np.testing.assert_array_equal(v_cache[:positions, :head_dim], values.astype(np.float16))
-        keys, values = keys.astype(np.float16), values.astype(np.float16)
-    padded = round_up(head_dim, 16)
-    scores = aligned((8, round_up(positions, 16)), F32)
-
-    def wanted(query: np.ndarray, shown: int) -> np.ndarray:
-        raw = keys[:shown].astype(np.float64) @ query
+    ends = [max(1, positions - 7 + i) for i in range(8)]
+    firsts = [max(0, end - window) if window else 0 for end in ends]
+    alone = []
+    for i, (first, end) in enumerate(zip(firsts, ends, strict=True)):
+        alone.append(attend(kernels, kind, queries[i : i + 1], [first], [end - first], pages)[0])
+        raw = keys[first:end] @ queries[i].astype(np.float64)
         weights = np.exp(raw - raw.max())
-        return weights / weights.sum() @ values[:shown].astype(np.float64)
-
-    one = kernels.attend_one_f16 if half else kernels.attend_one_f32
-    alone = aligned((8, padded), F32)
-    n = kernels.isa.queries
-    for i in range(min(n, positions)):
-        shown = positions - min(n, positions) + 1 + i
-        one(queries[i], 0, k_cache, v_cache, scores, scores.strides[0], alone[i], 0, shown, head_dim, padded)
-        np.testing.assert_allclose(alone[i, :head_dim], wanted(queries[i], shown), rtol=1e-4, atol=1e-5)
-    if half and positions >= n:
-        out, q = aligned((n, padded), F32), np.ascontiguousarray(queries[:n])
-        strides = (scores, scores.strides[0], out, out.strides[0])
-        kernels.attend_some_f16(q, q.strides[0], k_cache, v_cache, *strides, positions - n + 1, head_dim, padded)
-        np.testing.assert_array_equal(out[:, :head_dim], alone[:n, :head_dim])
+        np.testing.assert_allclose(alone[i], weights / weights.sum() @ values[first:end], rtol=1e-4, atol=1e-5)
+    n = 2
+    while n <= (2 if kind == "f32" else kernels.isa.queries):
+        for i in range(0, 8, n):
+            some = slice(i, i + n)
+            seen = [end - first for first, end in zip(firsts[some], ends[some], strict=True)]
+            together = attend(kernels, kind, queries[some].copy(), firsts[some], seen, pages)
+            np.testing.assert_array_equal(together, alone[some])
+        n *= 2
 
 
 def test_half_precision_is_exact_both_ways(kernels: Kernels) -> None:
@@ -269,7 +296,7 @@ def test_half_precision_is_exact_both_ways(kernels: Kernels) -> None:
     x = np.concatenate([between, random[~np.isnan(random)], [np.inf, -np.inf, 65519.9, 65520, 1e-45]]).astype(F32)
     x = np.concatenate([x, np.zeros(-len(x) % 16, F32)])
     out = aligned(len(x), np.float16)
-    kernels.store_value(x, out, 0, len(x), 1)
+    kernels.store_value(x, out, 0, len(x), len(x), 0, s.KV_F16)
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(out.view(np.uint16), x.astype(np.float16).view(np.uint16))
     one, y = np.array([1, 0, 0, 0], F32), aligned(16, F32)

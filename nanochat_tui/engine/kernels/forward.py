@@ -1,8 +1,9 @@
-"""The forward pass of a batch of consecutive tokens of one sequence.
+"""The forward pass of a batch of tokens, each of any sequence and position.
 
-Work is shared between threads in one of two ways. Few tokens (decoding): every thread computes the
-row-wise parts of all tokens for itself and its share of the rows of each matrix. Many (prefill): every thread has
-its own tiles of tokens and all rows. Both call the same kernels, so they agree bit for bit.
+A row of the job's table says of each token which it is, where it stands and which pages hold its sequence's keys and
+values (see `slots`). Work is shared between threads in one of two ways. Few tokens (decoding): every thread
+computes the row-wise parts of all tokens for itself and its share of the rows of each matrix. Many (prefill): every
+thread has its own tiles of tokens and all rows. Both call the same kernels, so they agree bit for bit.
 """
 
 from __future__ import annotations
@@ -11,9 +12,18 @@ import numpy as np
 
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.attention import (
-    attend_one_f16,
-    attend_one_f32,
-    attend_some_f16,
+    attend_1_f16,
+    attend_1_f32,
+    attend_1_int8,
+    attend_2_f16,
+    attend_2_f32,
+    attend_2_int8,
+    attend_4_f16,
+    attend_4_int8,
+    attend_8_f16,
+    attend_8_int8,
+    attend_begin,
+    attend_end,
     scale_query,
     store_key,
     store_value,
@@ -33,7 +43,17 @@ from nanochat_tui.engine.kernels.vectors import (
     rope,
     silu_multiply,
 )
-from nanochat_tui.engine.simd.intrinsics import f32_from_bits, get, load_f32, load_i64, load_u8, load_u16, store_f32
+from nanochat_tui.engine.simd.intrinsics import (
+    f32_from_bits,
+    get,
+    load_f32,
+    load_i32,
+    load_i64,
+    load_u8,
+    load_u16,
+    store_f32,
+    store_i32,
+)
 
 
 @compiled("v:iiiii")
@@ -144,70 +164,172 @@ def prepare(model, thread, streams, mix, norm, token, count):
 
 
 @compiled("v:iiiiiiii")
-def cache_tokens(model, job, layer, token0, token1, first_head, last_head, qkv):
-    """Rotate the keys of tokens token0..token1 and write keys and values into the cache."""
-    dim, head_dim, padded = get(model, s.DIM), get(model, s.HEAD_DIM), get(model, s.HEAD_PADDED)
-    kv_dim = get(model, s.KV_HEADS) * head_dim
-    half = get(job, s.HALF_CACHE)
-    for token in range(token0, token1):
-        position = get(job, s.CURRENT) + token
-        row = qkv + token * get(model, s.QKV_STRIDE)
-        for head in range(first_head, last_head):
-            key = row + (dim + head * head_dim) * 4
-            rope(key, get(model, s.ROPE_TABLE) + position * head_dim * 4, head_dim)
-            keys = get(job, s.KEYS) + layer * get(job, s.KEY_STRIDE) + head * get(job, s.HEAD_KEY_STRIDE)
-            values = get(job, s.VALUES) + layer * get(job, s.VALUE_STRIDE) + head * get(job, s.HEAD_VALUE_STRIDE)
-            store_key(key, keys, position, head_dim, half)
-            store_value(key + kv_dim * 4, values, position, padded, half)
+def read_rows(model, thread, shared, norm, width, padded, token, count):
+    """Quantise one token's row of a shared buffer [token][width], normalised into MIXED first if there is a norm."""
+    row = shared + token * width * 4
+    if norm != 0:
+        # not in place: other threads read the same row
+        mixed = get(thread, s.MIXED) + token * width * 4
+        rms_norm(row, norm, mixed, width, f32_from_bits(get(model, s.EPSILON_BITS)))
+        row = mixed
+    if get(model, s.FLOAT_ACTIVATIONS) == 0:
+        round_row(
+            model, get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE), row, width, padded, token, count,
+            get(model, s.GROUP), 1,
+        )  # fmt: skip
 
 
-@compiled("v:iiiiiiiiii")
-def attend(model, job, thread, layer, token0, token1, first_head, last_head, qkv, out):
-    """Attention of query heads first_head..last_head for tokens token0..token1; out float32 [token][dim]."""
-    dim, head_dim, padded = get(model, s.DIM), get(model, s.HEAD_DIM), get(model, s.HEAD_PADDED)
-    per_kv = get(model, s.HEADS) // get(model, s.KV_HEADS)
-    queries, stride = get(model, s.QUERIES), get(model, s.QKV_STRIDE)
-    scores, result, o_stride = get(thread, s.SCORES), get(thread, s.HEAD_OUT), padded * 4
-    # scores need one row of floats per query, as long as the cache
-    s_stride = get(job, s.HEAD_VALUE_STRIDE) // (padded * (2 if get(job, s.HALF_CACHE) else 4)) * 4
-    scale = f32_from_bits(get(model, s.QUERY_SCALE_BITS))
-    for head in range(first_head, last_head):
-        kv_head = head // per_kv
-        keys = get(job, s.KEYS) + layer * get(job, s.KEY_STRIDE) + kv_head * get(job, s.HEAD_KEY_STRIDE)
-        values = get(job, s.VALUES) + layer * get(job, s.VALUE_STRIDE) + kv_head * get(job, s.HEAD_VALUE_STRIDE)
-        token = token0
-        while token < token1:
-            some = queries if get(job, s.HALF_CACHE) == 1 and token1 - token >= queries else 1
-            for i in range(some):
-                q = qkv + (token + i) * stride + head * head_dim * 4
-                rope(q, get(model, s.ROPE_TABLE) + (get(job, s.CURRENT) + token + i) * head_dim * 4, head_dim)
-                scale_query(q, head_dim, scale)
-            q = qkv + token * stride + head * head_dim * 4
-            shown = get(job, s.CURRENT) + token + 1
-            if some > 1:
-                attend_some_f16(q, stride, keys, values, scores, s_stride, result, o_stride, shown, head_dim, padded)
-            elif get(job, s.HALF_CACHE) == 1:
-                attend_one_f16(q, stride, keys, values, scores, s_stride, result, o_stride, shown, head_dim, padded)
-            else:
-                attend_one_f32(q, stride, keys, values, scores, s_stride, result, o_stride, shown, head_dim, padded)
-            for i in range(some):
-                place = out + ((token + i) * dim + head * head_dim) * 4
-                for d in range(head_dim):
-                    store_f32(place + d * 4, load_f32(result + i * o_stride + d * 4))
-            token += some
+@compiled("i:ii")
+def row_of(job, token):
+    """Return the address of a token's row."""
+    return get(job, s.ROWS) + token * 8 * s.ROW_SLOTS
+
+
+@compiled("i:iiii")
+def page_of(job, row, layer_row, page):
+    """Return the address of a layer's part of one page of a row's sequence."""
+    return load_i64(get(row, s.PAGES) + page * 8) + get(layer_row, s.KV_LAYER) * get(job, s.LAYER_KV_BYTES)
 
 
 @compiled("v:iiiiiiii")
-def forward(model, job, layers, thread, tid, tokens, count, by_rows):
-    """Run `count` tokens (ids at address `tokens`) through all blocks; leaves the streams in the thread's X.
+def cache_tokens(model, job, layer_row, token0, token1, first_head, last_head, qkv):
+    """Normalise and rotate the keys of tokens token0..token1, and write keys and values into their pages."""
+    head_dim, padded = get(model, s.HEAD_DIM), get(model, s.HEAD_PADDED)
+    kv_width, rotary = get(model, s.KV_HEADS) * head_dim, get(layer_row, s.ROTARY)
+    for token in range(token0, token1):
+        row = row_of(job, token)
+        position = get(row, s.POSITION)
+        place = position % s.PAGE
+        keys = qkv + token * get(model, s.QKV_STRIDE) + get(model, s.QUERY_WIDTH) * 4
+        for head in range(first_head, last_head):
+            key = keys + head * head_dim * 4
+            if get(layer_row, s.KEY_NORM) != 0:
+                rms_norm(key, get(layer_row, s.KEY_NORM), key, head_dim, f32_from_bits(get(model, s.EPSILON_BITS)))
+            rope(key, get(layer_row, s.ROPE_TABLE) + position * rotary * 4, rotary)
+            page = page_of(job, row, layer_row, position // s.PAGE) + head * get(job, s.HEAD_KV_BYTES)
+            kind = get(job, s.KV_KIND)
+            store_key(key, page, place, head_dim, page + get(job, s.KEY_SCALE_OFFSET), kind)
+            store_value(key + kv_width * 4, page + get(job, s.VALUE_OFFSET), place, head_dim, padded,
+                        page + get(job, s.VALUE_SCALE_OFFSET), kind)  # fmt: skip
+
+
+@compiled("v:iiiiiiiiiii")
+def attend_page(kind, n, q, limits, state, weights, page, base, shown, head_dim, padded):
+    """Let n queries, a power of two, see one page."""
+    if kind == s.KV_F16:
+        if n == 8:
+            attend_8_f16(q, limits, state, weights, page, base, shown, head_dim, padded)
+        elif n == 4:
+            attend_4_f16(q, limits, state, weights, page, base, shown, head_dim, padded)
+        elif n == 2:
+            attend_2_f16(q, limits, state, weights, page, base, shown, head_dim, padded)
+        else:
+            attend_1_f16(q, limits, state, weights, page, base, shown, head_dim, padded)
+    elif kind == s.KV_INT8:
+        if n == 8:
+            attend_8_int8(q, limits, state, weights, page, base, shown, head_dim, padded)
+        elif n == 4:
+            attend_4_int8(q, limits, state, weights, page, base, shown, head_dim, padded)
+        elif n == 2:
+            attend_2_int8(q, limits, state, weights, page, base, shown, head_dim, padded)
+        else:
+            attend_1_int8(q, limits, state, weights, page, base, shown, head_dim, padded)
+    elif n == 2:
+        attend_2_f32(q, limits, state, weights, page, base, shown, head_dim, padded)
+    else:
+        attend_1_f32(q, limits, state, weights, page, base, shown, head_dim, padded)
+
+
+@compiled("v:iiiiiiiiii")
+def attend(model, job, thread, layer_row, token0, token1, first_head, last_head, qkv, out):
+    """Attention of some query heads for tokens at consecutive positions of one sequence; out float32 [token][heads].
+
+    All queries that share a kv head see a page before the next one is read.
+    """
+    head_dim, padded = get(model, s.HEAD_DIM), get(model, s.HEAD_PADDED)
+    per_kv, kind = get(model, s.HEADS) // get(model, s.KV_HEADS), get(job, s.KV_KIND)
+    queries, limits = get(thread, s.QUERY), get(thread, s.LIMITS)
+    states, weights = get(thread, s.STATE), get(thread, s.WEIGHTS)
+    state_bytes = (s.STATE_FLOATS + padded) * 4
+    most = 2 if kind == s.KV_F32 else get(model, s.QUERIES)
+    rotary, window = get(layer_row, s.ROTARY), get(layer_row, s.WINDOW)
+    row = row_of(job, token0)
+    position, tokens = get(row, s.POSITION), token1 - token0
+    for kv_head in range(first_head // per_kv, (last_head + per_kv - 1) // per_kv):
+        head0, head1 = max(first_head, kv_head * per_kv), min(last_head, (kv_head + 1) * per_kv)
+        heads = head1 - head0
+        n = heads * tokens
+        for i in range(n):
+            token, here = token0 + i // heads, position + i // heads
+            q = qkv + token * get(model, s.QKV_STRIDE) + (head0 + i % heads) * head_dim * 4
+            if get(layer_row, s.QUERY_NORM) != 0:
+                rms_norm(q, get(layer_row, s.QUERY_NORM), q, head_dim, f32_from_bits(get(model, s.EPSILON_BITS)))
+            rope(q, get(layer_row, s.ROPE_TABLE) + here * rotary * 4, rotary)
+            scale_query(q, queries + i * head_dim * 4, head_dim, f32_from_bits(get(model, s.QUERY_SCALE_BITS)))
+            first = max(0, here + 1 - window) if window > 0 else 0
+            store_i32(limits + i * 8, first)
+            store_i32(limits + i * 8 + 4, here + 1 - first)
+        attend_begin(states, n, padded)
+        for index in range(load_i32(limits) // s.PAGE, (position + tokens - 1) // s.PAGE + 1):
+            page, base = page_of(job, row, layer_row, index) + kv_head * get(job, s.HEAD_KV_BYTES), index * s.PAGE
+            i = 0
+            while i < n:
+                some = most
+                while some > n - i:
+                    some //= 2
+                # the last of them sees the most
+                shown = min(s.PAGE, position + (i + some - 1) // heads + 1 - base)
+                if shown > 0:
+                    attend_page(kind, some, queries + i * head_dim * 4, limits + i * 8,
+                                states + i * state_bytes, weights, page, base, shown, head_dim, padded)  # fmt: skip
+                i += some
+        for i in range(n):
+            place = out + ((token0 + i // heads) * get(model, s.QUERY_WIDTH) + (head0 + i % heads) * head_dim) * 4
+            attend_end(states + i * state_bytes, place, head_dim)
+
+
+@compiled("i:iii")
+def group_end(job, token, end):
+    """Return the end of the tokens from `token` on that are consecutive ones of a sequence, before `end`."""
+    row = row_of(job, token)
+    last = token + 1
+    while last < end and last - token < s.GROUP_ROWS:
+        other = row_of(job, last)
+        if get(other, s.PAGES) != get(row, s.PAGES) or get(other, s.POSITION) != get(row, s.POSITION) + last - token:
+            break
+        last += 1
+    return last
+
+
+@compiled("v:iiiiiiiiii")
+def attend_rows(model, job, thread, layer_row, token0, token1, part, parts, qkv, out):
+    """Attention of one part of all heads of tokens token0..token1, which may be of several sequences."""
+    heads = get(model, s.HEADS)
+    groups, token = 0, token0
+    while token < token1:
+        token = group_end(job, token, token1)
+        groups += 1
+    first, last = groups * heads * part // parts, groups * heads * (part + 1) // parts
+    token = token0
+    for group in range(groups):
+        end = group_end(job, token, token1)
+        head0, head1 = max(0, first - group * heads), min(heads, last - group * heads)
+        if head0 < head1:
+            attend(model, job, thread, layer_row, token, end, head0, head1, qkv, out)
+        token = end
+
+
+@compiled("v:iiiiiii")
+def forward(model, job, layers, thread, tid, count, by_rows):
+    """Run the first `count` tokens of the job's table through all blocks; leaves the streams in the thread's X.
 
     by_rows: 1 shares rows between threads, 0 shares tiles of tokens.
     """
     dim, hidden, streams = get(model, s.DIM), get(model, s.HIDDEN), get(model, s.STREAMS)
-    dim_padded, hidden_padded, group = get(model, s.DIM_PADDED), get(model, s.HIDDEN_PADDED), get(model, s.GROUP)
+    dim_padded, hidden_padded = get(model, s.DIM_PADDED), get(model, s.HIDDEN_PADDED)
+    query_width, query_padded = get(model, s.QUERY_WIDTH), get(model, s.QUERY_PADDED)
     heads, kv_heads, qkv_stride = get(model, s.HEADS), get(model, s.KV_HEADS), get(model, s.QKV_STRIDE)
-    control, threads, floats = get(model, s.CONTROL), get(model, s.THREADS), get(model, s.FLOAT_ACTIVATIONS)
-    x8, init, scale, mixed = get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE), get(thread, s.MIXED)
+    control, threads, mixed = get(model, s.CONTROL), get(model, s.THREADS), get(thread, s.MIXED)
     qkv, projection, attention = get(model, s.QKV), get(model, s.PROJECTION), get(model, s.ATTENTION)
     gate_up, product = get(model, s.GATE_UP), get(model, s.PRODUCT)
 
@@ -217,7 +339,6 @@ def forward(model, job, layers, thread, tid, tokens, count, by_rows):
     if by_rows == 1:
         t0, step, part, parts = 0, 1, tid, threads
     shared = threads if by_rows == 1 else 1
-    h0, h1 = heads * part // parts, heads * (part + 1) // parts
     k0, k1 = kv_heads * part // parts, kv_heads * (part + 1) // parts
     dim_blocks, hidden_blocks, qkv_blocks = dim // 16, hidden // 16, qkv_stride // 64
     d0, d1 = dim_blocks * part // parts, dim_blocks * (part + 1) // parts
@@ -227,7 +348,7 @@ def forward(model, job, layers, thread, tid, tokens, count, by_rows):
     for t in range(t0, tiles, step):
         for token in range(t * tile, min(t * tile + tile, count)):
             x = get(thread, s.X) + token * streams * dim * 4
-            embed(model, load_i64(tokens + token * 8), x)
+            embed(model, get(row_of(job, token), s.TOKEN), x)
             for stream in range(1, streams):
                 for k in range(dim):
                     store_f32(x + (stream * dim + k) * 4, load_f32(x + k * 4))
@@ -240,19 +361,22 @@ def forward(model, job, layers, thread, tid, tokens, count, by_rows):
                qkv, qkv_stride, q0, q1, count, t0, tiles, step)  # fmt: skip
         barrier(control, shared)
         for t in range(t0, tiles, step):
-            cache_tokens(model, job, layer, t * tile, min(t * tile + tile, count), k0, k1, qkv)
-        # with as many key heads as query heads a thread reads only what it wrote itself
-        barrier(control, threads if by_rows == 0 or heads != kv_heads else 1)
-        for t in range(t0, tiles, step):
-            attend(model, job, thread, layer, t * tile, min(t * tile + tile, count), h0, h1, qkv, attention)
-        barrier(control, shared)
-        if floats == 0:
+            cache_tokens(model, job, row, t * tile, min(t * tile + tile, count), k0, k1, qkv)
+        # one token with as many key heads as query heads: a thread reads only what it wrote itself
+        barrier(control, threads if by_rows == 0 or count > 1 or heads != kv_heads else 1)
+        if by_rows == 1:
+            attend_rows(model, job, thread, row, 0, count, part, parts, qkv, attention)
+        else:
             for t in range(t0, tiles, step):
-                for token in range(t * tile, min(t * tile + tile, count)):
-                    round_row(model, x8, init, scale, attention + token * dim * 4, dim, dim_padded, token,
-                              count, group, 1)  # fmt: skip
-        linear(model, thread, get(row, s.OUTPUT_WEIGHTS), get(row, s.OUTPUT_SCALES), attention, dim, dim_padded,
-               projection, dim * 4, d0, d1, count, t0, tiles, step)  # fmt: skip
+                attend_rows(model, job, thread, row, t * tile, min(t * tile + tile, count), 0, 1, qkv, attention)
+        barrier(control, shared)
+        source = mixed if get(row, s.ATTENTION_SUB_NORM) != 0 else attention
+        for t in range(t0, tiles, step):
+            for token in range(t * tile, min(t * tile + tile, count)):
+                read_rows(model, thread, attention, get(row, s.ATTENTION_SUB_NORM), query_width, query_padded,
+                          token, count)  # fmt: skip
+        linear(model, thread, get(row, s.OUTPUT_WEIGHTS), get(row, s.OUTPUT_SCALES), source, query_width,
+               query_padded, projection, dim * 4, d0, d1, count, t0, tiles, step)  # fmt: skip
         barrier(control, shared)
         for t in range(t0, tiles, step):
             for token in range(t * tile, min(t * tile + tile, count)):
@@ -268,12 +392,11 @@ def forward(model, job, layers, thread, tid, tokens, count, by_rows):
                 gate = gate_up + (token * 2 * hidden + f0 * 16) * 4
                 silu_multiply(gate, gate + hidden * 4, product + (token * hidden + f0 * 16) * 4, (f1 - f0) * 16)
         barrier(control, shared)
-        if floats == 0:
-            for t in range(t0, tiles, step):
-                for token in range(t * tile, min(t * tile + tile, count)):
-                    round_row(model, x8, init, scale, product + token * hidden * 4, hidden, hidden_padded,
-                              token, count, group, 1)  # fmt: skip
-        linear(model, thread, get(row, s.DOWN_WEIGHTS), get(row, s.DOWN_SCALES), product, hidden, hidden_padded,
+        source = mixed if get(row, s.FFN_SUB_NORM) != 0 else product
+        for t in range(t0, tiles, step):
+            for token in range(t * tile, min(t * tile + tile, count)):
+                read_rows(model, thread, product, get(row, s.FFN_SUB_NORM), hidden, hidden_padded, token, count)
+        linear(model, thread, get(row, s.DOWN_WEIGHTS), get(row, s.DOWN_SCALES), source, hidden, hidden_padded,
                projection, dim * 4, d0, d1, count, t0, tiles, step)  # fmt: skip
         barrier(control, shared)
         for t in range(t0, tiles, step):

@@ -74,29 +74,24 @@ def table_product(model, tid, count, logits):
             fill_floats(logits + (i * padded + get(model, s.VOCAB)) * 4, beyond, f32_from_bits(MINUS_INFINITY_BITS))
 
 
-@compiled("v:iiiii")
-def last_logits(model, thread, tid, count, by_rows):
-    """Compute the logits of the last of `count` tokens and the statistics of their blocks."""
-    tile = tile_of(model, count)
-    owner = 0 if by_rows == 1 else ((count - 1) // tile) % get(model, s.THREADS)
-    if tid == owner:
-        head_input(model, thread, count - 1, 0, 1)
-    barrier(get(model, s.CONTROL), get(model, s.THREADS))
-    table_product(model, tid, 1, get(model, s.LOGITS))
-    blocks = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
-    first, last = blocks * tid // get(model, s.THREADS), blocks * (tid + 1) // get(model, s.THREADS)
-    block_statistics(get(model, s.LOGITS), first, last, get(model, s.BLOCK_MAXIMA), get(model, s.BLOCK_SUMS))
-    barrier(get(model, s.CONTROL), get(model, s.THREADS))
-
-
 @compiled("v:iiiiii")
-def all_logits(model, job, thread, tid, count, by_rows):
-    """Compute the logits of all `count` tokens into the job's own buffer."""
-    tile = tile_of(model, count)
-    tiles = (count + tile - 1) // tile
-    for t in range(tid, tiles, get(model, s.THREADS)):
-        for token in range(t * tile, min(t * tile + tile, count)):
-            head_input(model, thread, token, token, count)
-    barrier(get(model, s.CONTROL), get(model, s.THREADS))
-    table_product(model, tid, count, get(job, s.LOGITS_OUT))
-    barrier(get(model, s.CONTROL), get(model, s.THREADS))
+def row_logits(model, job, thread, tid, count, by_rows):
+    """Compute the logits of those of `count` tokens that want them, and the blocks' statistics if they are sampled.
+
+    Logits go to the job's buffer, float32 [WANTED][vocab padded]. by_rows: as in `forward`.
+    """
+    threads, wanted, tile = get(model, s.THREADS), get(job, s.WANTED), tile_of(model, count)
+    for token in range(count):
+        place = get(get(job, s.ROWS) + token * 8 * s.ROW_SLOTS, s.LOGITS_PLACE)
+        if place >= 0 and tid == (place if by_rows == 1 else token // tile) % threads:
+            head_input(model, thread, token, place, wanted)
+    barrier(get(model, s.CONTROL), threads)
+    table_product(model, tid, wanted, get(job, s.LOGITS_OUT))
+    if get(job, s.SEQUENCE_COUNT) > 0:
+        blocks, stride = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK, get(model, s.BLOCKS_PADDED) * 4
+        first, last = blocks * tid // threads, blocks * (tid + 1) // threads
+        for place in range(wanted):
+            logits = get(job, s.LOGITS_OUT) + place * get(model, s.VOCAB_PADDED) * 4
+            maxima, sums = get(model, s.BLOCK_MAXIMA) + place * stride, get(model, s.BLOCK_SUMS) + place * stride
+            block_statistics(logits, first, last, maxima, sums)
+    barrier(get(model, s.CONTROL), threads)

@@ -1,49 +1,127 @@
-"""The compiled program's one entry: a job is some tokens to run, then samples to draw."""
+"""The compiled program's one entry: a job is some tokens to run, then replies to sample, step by step together."""
 
 from __future__ import annotations
 
 from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.kernels.forward import forward
-from nanochat_tui.engine.kernels.head import all_logits, last_logits
+from nanochat_tui.engine.kernels.drafting import draft_from_history
+from nanochat_tui.engine.kernels.forward import forward, row_of
+from nanochat_tui.engine.kernels.head import row_logits
 from nanochat_tui.engine.kernels.registry import compiled, program_ir
 from nanochat_tui.engine.kernels.sampler import sample
 from nanochat_tui.engine.kernels.threads import barrier, wait_for_job
-from nanochat_tui.engine.simd.intrinsics import get, put
+from nanochat_tui.engine.simd.intrinsics import get, load_i64, put, store_i64
 from nanochat_tui.engine.simd.library import Target, compile_object
+
+
+@compiled("i:ii")
+def ends_reply(sequence, token):
+    """Return whether a token is one of those after which a sequence stops."""
+    for i in range(get(sequence, s.STOP_COUNT)):
+        if load_i64(get(sequence, s.STOP_IDS) + i * 8) == token:
+            return 1
+    return 0
+
+
+@compiled("v:iiii")
+def advance(model, job, thread, sequence):
+    """Sample from the logits of a sequence's last pass: one token, and one more for every guess that it confirms.
+
+    A guessed token is kept when it is the one drawn, so the reply is, token for token, the one without guessing: the
+    chance of that is the token's probability, and a different draw is distributed as the rest.
+    """
+    guesses = get(sequence, s.SEQUENCE_ROWS) - 1
+    put(sequence, s.PASSES, get(sequence, s.PASSES) + 1)
+    put(sequence, s.PROPOSED, get(sequence, s.PROPOSED) + guesses)
+    kept = 0
+    while True:
+        place = get(sequence, s.SEQUENCE_PLACE) + kept
+        logits = get(job, s.LOGITS_OUT) + place * get(model, s.VOCAB_PADDED) * 4
+        token = sample(model, thread, sequence, place, logits)
+        if get(sequence, s.HISTORY) != 0:
+            store_i64(get(sequence, s.HISTORY) + get(sequence, s.HISTORY_COUNT) * 8, token)
+            put(sequence, s.HISTORY_COUNT, get(sequence, s.HISTORY_COUNT) + 1)
+        if ends_reply(sequence, token) == 1 or get(sequence, s.PRODUCED) >= get(sequence, s.STEPS):
+            put(sequence, s.ACTIVE, 0)
+            break
+        if kept >= guesses or load_i64(get(sequence, s.DRAFT) + kept * 8) != token:
+            break
+        kept += 1
+    put(sequence, s.ACCEPTED, get(sequence, s.ACCEPTED) + kept)
+    # the row that was sampled last is in the cache, and what was guessed beyond it is overwritten
+    put(sequence, s.SEQUENCE_POSITION, get(sequence, s.SEQUENCE_POSITION) + kept + 1)
+
+
+@compiled("v:iiii")
+def put_row(job, index, sequence, ahead):
+    """Make row `index` a sequence's token: the last sampled one, or the guess that many places ahead of it."""
+    row = row_of(job, index)
+    if ahead == 0:
+        token = load_i64(get(sequence, s.OUT_IDS) + (get(sequence, s.PRODUCED) - 1) * 8)
+    else:
+        token = load_i64(get(sequence, s.DRAFT) + (ahead - 1) * 8)
+    put(row, s.TOKEN, token)
+    put(row, s.POSITION, get(sequence, s.SEQUENCE_POSITION) + ahead)
+    put(row, s.PAGES, get(sequence, s.SEQUENCE_PAGES))
+    put(row, s.LOGITS_PLACE, index)
+
+
+@compiled("v:i")
+def next_rows(job):
+    """Make the job's rows the next pass of every sequence that goes on."""
+    sequences, n = get(job, s.SEQUENCE_COUNT), 0
+    going = 0
+    for i in range(sequences):
+        going += get(get(job, s.SEQUENCES) + i * 8 * s.SEQUENCE_SLOTS, s.ACTIVE)
+    for i in range(sequences):
+        sequence = get(job, s.SEQUENCES) + i * 8 * s.SEQUENCE_SLOTS
+        if get(sequence, s.ACTIVE) == 0:
+            continue
+        guesses = 0
+        if get(sequence, s.DRAFT_MOST) > 0:
+            # guesses are worth a row only while every other sequence still gets one, and no further than the reply goes
+            room = min(
+                get(sequence, s.STEPS) - get(sequence, s.PRODUCED) - 1,
+                get(sequence, s.LIMIT) - get(sequence, s.SEQUENCE_POSITION) - 1,
+            )
+            most = min(get(sequence, s.DRAFT_MOST), room, (s.HEAD_ROWS - going) // going)
+            if most > 0:
+                draft_from_history(sequence, most)
+                guesses = get(sequence, s.DRAFT_COUNT)
+        put(sequence, s.SEQUENCE_PLACE, n)
+        put(sequence, s.SEQUENCE_ROWS, guesses + 1)
+        for ahead in range(guesses + 1):
+            put_row(job, n, sequence, ahead)
+            n += 1
+    put(job, s.COUNT, n)
+    put(job, s.WANTED, n)
 
 
 @compiled("v:iiiii")
 def run_job(tid, model, job, layers, thread):
-    """Run the job's tokens, then sample up to STEPS tokens, each run in turn (except the last one)."""
+    """Run the job's rows; then, as long as a sequence has steps left, sample and run what was sampled."""
     control, threads = get(model, s.CONTROL), get(model, s.THREADS)
-    if tid == 0:
-        put(job, s.CURRENT, get(job, s.POSITION))
-        put(job, s.PRODUCED, 0)
     barrier(control, threads)  # before it nothing of the job is read: thread 0 may still be writing
-    count, tokens = get(job, s.COUNT), get(job, s.TOKENS)
-    all_rows = get(job, s.WANT) == s.WANT_ALL_LOGITS
-    # too few tiles leave threads without one of their own: then they share rows
-    by_rows = 1 if threads == 1 or count < threads * get(model, s.TILE) else 0
-    forward(model, job, layers, thread, tid, tokens, count, by_rows)
-    rows = count
-    if all_rows:
-        all_logits(model, job, thread, tid, count, by_rows)
-    elif get(job, s.WANT) == s.WANT_SAMPLES:
-        last_logits(model, thread, tid, rows, by_rows)
-    if get(job, s.WANT) == s.WANT_SAMPLES:
-        steps, produced = get(job, s.STEPS), 0
-        while True:
-            if tid == 0:
-                stop = sample(model, job, produced)
-                put(job, s.GO_ON, 1 if stop == 0 and produced + 1 < steps else 0)
-                put(job, s.PRODUCED, produced + 1)
-                put(job, s.CURRENT, get(job, s.POSITION) + count + produced)
-            barrier(control, threads)
-            if get(job, s.GO_ON) == 0:
-                break
-            forward(model, job, layers, thread, tid, get(job, s.OUT_IDS) + produced * 8, 1, 1)
-            last_logits(model, thread, tid, 1, 1)
-            produced += 1
+    sequences = get(job, s.SEQUENCE_COUNT)
+    while True:
+        count = get(job, s.COUNT)
+        if count == 0:
+            break
+        # the weights are read once if threads share rows; many tokens rather share the work between the matrices
+        by_rows = 1 if threads == 1 or count <= s.HEAD_ROWS or count < threads * get(model, s.TILE) else 0
+        forward(model, job, layers, thread, tid, count, by_rows)
+        if get(job, s.WANTED) > 0:
+            row_logits(model, job, thread, tid, count, by_rows)
+        if sequences == 0:
+            break
+        for i in range(tid, sequences, threads):
+            sequence = get(job, s.SEQUENCES) + i * 8 * s.SEQUENCE_SLOTS
+            if get(sequence, s.ACTIVE) == 1:
+                advance(model, job, thread, sequence)
+        # thread 0 looks after a single sequence, and goes on with the rows at once
+        barrier(control, threads if sequences > 1 else 1)
+        if tid == 0:
+            next_rows(job)
+        barrier(control, threads)
     barrier(control, threads)
 
 

@@ -26,7 +26,6 @@ from nanochat_tui.engine.simd.intrinsics import (
     get,
     load_f32,
     load_i32,
-    load_i64,
     put,
     store_f32,
     store_i32,
@@ -123,28 +122,28 @@ def uniform(seed, draw):
     return np.float64(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@compiled("v:ii")
-def penalise(model, job):
-    """Copy the logits with the penalties applied to every token seen.
+@compiled("v:iiii")
+def penalise(model, thread, sequence, logits):
+    """Copy the logits to the thread's own with the penalties applied to every token seen.
 
     Repetition first: positive logits are divided, others multiplied. Then what was generated loses the presence
     penalty once and the frequency penalty for every time.
     """
     padded = get(model, s.VOCAB_PADDED)
-    work = get(model, s.WORK_LOGITS)
-    penalty = f32_from_bits(get(job, s.PENALTY_BITS))
-    presence, frequency = f32_from_bits(get(job, s.PRESENCE_BITS)), f32_from_bits(get(job, s.FREQUENCY_BITS))
-    copy_floats(get(model, s.LOGITS), work, padded)
-    for i in range(get(job, s.SEEN_COUNT)):
-        token = load_i32(get(job, s.SEEN_IDS) + i * 4)
+    work = get(thread, s.WORK_LOGITS)
+    penalty = f32_from_bits(get(sequence, s.PENALTY_BITS))
+    presence, frequency = f32_from_bits(get(sequence, s.PRESENCE_BITS)), f32_from_bits(get(sequence, s.FREQUENCY_BITS))
+    copy_floats(logits, work, padded)
+    for i in range(get(sequence, s.SEEN_COUNT)):
+        token = load_i32(get(sequence, s.SEEN_IDS) + i * 4)
         place = work + token * 4
         value = load_f32(place)
         value = value / penalty if value > 0 else value * penalty
-        generated = load_i32(get(job, s.SEEN_TIMES) + token * 4) - 1
+        generated = load_i32(get(sequence, s.SEEN_TIMES) + token * 4) - 1
         if generated > 0:
             value -= presence + frequency * np.float32(generated)
         store_f32(place, value)
-    block_maxima(work, 0, padded // s.STATISTICS_BLOCK, get(model, s.WORK_MAXIMA))
+    block_maxima(work, 0, padded // s.STATISTICS_BLOCK, get(thread, s.WORK_MAXIMA))
 
 
 @compiled("i:iiif")
@@ -158,22 +157,22 @@ def first_largest(model, logits, maxima, largest):
     return 0
 
 
-@compiled("d:iifd")
-def total_weight(model, logits, largest, inverse):
+@compiled("d:iiifd")
+def total_weight(model, thread, logits, largest, inverse):
     """Leave every block's sum of exp((logit - largest) · inverse) in the HEAP buffer; return the total."""
     blocks = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
-    block_weights(logits, blocks, get(model, s.HEAP), largest, np.float32(inverse))
+    block_weights(logits, blocks, get(thread, s.HEAP), largest, np.float32(inverse))
     total = 0.0
     for block in range(blocks):
-        total += np.float64(load_f32(get(model, s.HEAP) + block * 4))
+        total += np.float64(load_f32(get(thread, s.HEAP) + block * 4))
     return total
 
 
-@compiled("i:iifdd")
-def draw_from_all(model, logits, largest, inverse, r):
+@compiled("i:iiifdd")
+def draw_from_all(model, thread, logits, largest, inverse, r):
     """Draw from the whole softmax of logits · inverse; r in [0, 1)."""
-    bound = r * total_weight(model, logits, largest, inverse)
-    blocks, sums = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK, get(model, s.HEAP)
+    bound = r * total_weight(model, thread, logits, largest, inverse)
+    blocks, sums = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK, get(thread, s.HEAP)
     mass, block = 0.0, 0
     while block < blocks - 1 and mass + np.float64(load_f32(sums + block * 4)) <= bound:
         mass += np.float64(load_f32(sums + block * 4))
@@ -204,20 +203,20 @@ def threshold_of_cuts(model, logits, largest, inverse, top_p, min_p, total):
     return np.float32(np.float64(largest) + math.log(least) / inverse - 1e-3)
 
 
-@compiled("i:iiiifdd")
-def draw_from_best(model, job, logits, maxima, largest, inverse, r):
+@compiled("i:iiiiifdd")
+def draw_from_best(model, thread, sequence, logits, maxima, largest, inverse, r):
     """Draw from what top-k, top-p (of the mass that top-k left) and min-p leave; r in [0, 1)."""
-    heap, weights = get(model, s.HEAP), get(model, s.ALTERNATIVES_HEAP)
+    heap, weights = get(thread, s.HEAP), get(thread, s.ALTERNATIVES_HEAP)
     vocab = get(model, s.VOCAB)
-    k = get(job, s.TOP_K) if 0 < get(job, s.TOP_K) < vocab else 0
-    top_p = np.float64(f32_from_bits(get(job, s.TOP_P_BITS)))
-    min_p = np.float64(f32_from_bits(get(job, s.MIN_P_BITS)))
+    k = get(sequence, s.TOP_K) if 0 < get(sequence, s.TOP_K) < vocab else 0
+    top_p = np.float64(f32_from_bits(get(sequence, s.TOP_P_BITS)))
+    min_p = np.float64(f32_from_bits(get(sequence, s.MIN_P_BITS)))
     total = 0.0
     if k > 0:
         threshold = threshold_of_best(model, maxima, k, heap)
     else:
         if top_p < 1.0:
-            total = total_weight(model, logits, largest, inverse)
+            total = total_weight(model, thread, logits, largest, inverse)
         threshold = threshold_of_cuts(model, logits, largest, inverse, top_p, min_p, total)
     n = collect(model, logits, maxima, threshold, heap)
     if n == 0:
@@ -250,55 +249,63 @@ def draw_from_best(model, job, logits, maxima, largest, inverse, r):
     return load_i32(heap + (n - kept) * 4)
 
 
-@compiled("i:iif")
-def choose(model, job, largest):
-    """Return the next token's id by the job's settings."""
-    logits, maxima, top = get(model, s.LOGITS), get(model, s.BLOCK_MAXIMA), largest
-    if get(job, s.SEEN_COUNT) > 0:
-        penalise(model, job)
-        logits, maxima = get(model, s.WORK_LOGITS), get(model, s.WORK_MAXIMA)
+@compiled("i:iiiiif")
+def choose(model, thread, sequence, logits, maxima, largest):
+    """Return the next token's id by the sequence's settings."""
+    top = largest
+    if get(sequence, s.SEEN_COUNT) > 0:
+        penalise(model, thread, sequence, logits)
+        logits, maxima = get(thread, s.WORK_LOGITS), get(thread, s.WORK_MAXIMA)
         top = largest_of(maxima, get(model, s.BLOCKS_PADDED))
-    temperature = f32_from_bits(get(job, s.TEMPERATURE_BITS))
-    if temperature <= 0 or get(job, s.TOP_K) == 1:
+    temperature = f32_from_bits(get(sequence, s.TEMPERATURE_BITS))
+    if temperature <= 0 or get(sequence, s.TOP_K) == 1:
         return first_largest(model, logits, maxima, top)
     inverse = 1.0 / np.float64(temperature)
-    r = uniform(get(job, s.SEED), get(job, s.DRAW))
-    put(job, s.DRAW, get(job, s.DRAW) + 1)
-    cut = 0 < get(job, s.TOP_K) < get(model, s.VOCAB)
-    if not cut and f32_from_bits(get(job, s.TOP_P_BITS)) >= 1.0 and f32_from_bits(get(job, s.MIN_P_BITS)) <= 0.0:
-        return draw_from_all(model, logits, top, inverse, r)
-    return draw_from_best(model, job, logits, maxima, top, inverse, r)
+    r = uniform(get(sequence, s.SEED), get(sequence, s.DRAW))
+    put(sequence, s.DRAW, get(sequence, s.DRAW) + 1)
+    cut = 0 < get(sequence, s.TOP_K) < get(model, s.VOCAB)
+    if (
+        not cut
+        and f32_from_bits(get(sequence, s.TOP_P_BITS)) >= 1.0
+        and f32_from_bits(get(sequence, s.MIN_P_BITS)) <= 0.0
+    ):
+        return draw_from_all(model, thread, logits, top, inverse, r)
+    return draw_from_best(model, thread, sequence, logits, maxima, top, inverse, r)
 
 
-@compiled("i:iii")
-def sample(model, job, index):
-    """Choose token number `index` of the job and write its id, log-probability and alternatives."""
-    logits = get(model, s.LOGITS)
-    largest = largest_of(get(model, s.BLOCK_MAXIMA), get(model, s.BLOCKS_PADDED))
-    total = sum_of_blocks(get(model, s.BLOCK_MAXIMA), get(model, s.BLOCK_SUMS), get(model, s.BLOCKS_PADDED), largest)
+@compiled("i:iiiii")
+def sample(model, thread, sequence, place, logits):
+    """Choose a sequence's next token from the logits (row `place` of the job's) and write what is told of it.
+
+    `sequence`: its row of the table; thread: whose scratch is used. Returns the token.
+    """
+    stride, index = get(model, s.BLOCKS_PADDED) * 4, get(sequence, s.PRODUCED)
+    maxima, sums = get(model, s.BLOCK_MAXIMA) + place * stride, get(model, s.BLOCK_SUMS) + place * stride
+    largest = largest_of(maxima, get(model, s.BLOCKS_PADDED))
+    total = sum_of_blocks(maxima, sums, get(model, s.BLOCKS_PADDED), largest)
     normaliser = np.float64(largest) + math.log(np.float64(total))
-    token = choose(model, job, largest)
-    store_i64(get(job, s.OUT_IDS) + index * 8, token)
-    store_f32(get(job, s.OUT_LOGPROBS) + index * 4, np.float32(np.float64(load_f32(logits + token * 4)) - normaliser))
-    alternatives = min(get(job, s.ALTERNATIVES), get(model, s.VOCAB))
+    token = choose(model, thread, sequence, logits, maxima, largest)
+    store_i64(get(sequence, s.OUT_IDS) + index * 8, token)
+    store_f32(
+        get(sequence, s.OUT_LOGPROBS) + index * 4, np.float32(np.float64(load_f32(logits + token * 4)) - normaliser)
+    )
+    alternatives = min(get(sequence, s.ALTERNATIVES), get(model, s.VOCAB))
     if alternatives > 0:
-        maxima = get(model, s.BLOCK_MAXIMA)
-        threshold = threshold_of_best(model, maxima, alternatives, get(model, s.HEAP))
-        n = collect(model, logits, maxima, threshold, get(model, s.HEAP))
+        heap = get(thread, s.HEAP)
+        threshold = threshold_of_best(model, maxima, alternatives, heap)
+        n = collect(model, logits, maxima, threshold, heap)
         for i in range(min(alternatives, n)):
-            best = take_best(get(model, s.HEAP), n - i, logits)
-            place = index * get(job, s.ALTERNATIVES) + i
-            store_i64(get(job, s.OUT_ALTERNATIVE_IDS) + place * 8, best)
+            best = take_best(heap, n - i, logits)
+            place = index * get(sequence, s.ALTERNATIVES) + i
+            store_i64(get(sequence, s.OUT_ALTERNATIVE_IDS) + place * 8, best)
             logprob = np.float64(load_f32(logits + best * 4)) - normaliser
-            store_f32(get(job, s.OUT_ALTERNATIVE_LOGPROBS) + place * 4, np.float32(logprob))
-    if get(job, s.SEEN_TIMES) != 0:
-        place = get(job, s.SEEN_TIMES) + token * 4
-        if load_i32(place) == 0:
-            store_i32(place, 1)
-            store_i32(get(job, s.SEEN_IDS) + get(job, s.SEEN_COUNT) * 4, token)
-            put(job, s.SEEN_COUNT, get(job, s.SEEN_COUNT) + 1)
-        store_i32(place, load_i32(place) + 1)
-    for i in range(get(job, s.STOP_COUNT)):
-        if load_i64(get(job, s.STOP_IDS) + i * 8) == token:
-            return 1
-    return 0
+            store_f32(get(sequence, s.OUT_ALTERNATIVE_LOGPROBS) + place * 4, np.float32(logprob))
+    if get(sequence, s.SEEN_TIMES) != 0:
+        times = get(sequence, s.SEEN_TIMES) + token * 4
+        if load_i32(times) == 0:
+            store_i32(times, 1)
+            store_i32(get(sequence, s.SEEN_IDS) + get(sequence, s.SEEN_COUNT) * 4, token)
+            put(sequence, s.SEEN_COUNT, get(sequence, s.SEEN_COUNT) + 1)
+        store_i32(times, load_i32(times) + 1)
+    put(sequence, s.PRODUCED, index + 1)
+    return token

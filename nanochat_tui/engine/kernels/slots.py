@@ -9,13 +9,12 @@ from __future__ import annotations
 
 # ---- MODEL: shape and shared buffers, one table per loaded model
 DIM, LAYERS, HEADS, KV_HEADS, HEAD_DIM, HEAD_PADDED, HIDDEN, VOCAB, VOCAB_PADDED, STREAMS = range(10)
-DIM_PADDED, HIDDEN_PADDED, QKV_STRIDE, THREADS, CONTROL, LAYER_TABLE, THREAD_TABLE, JOB = range(10, 18)
+DIM_PADDED, HIDDEN_PADDED, QKV_STRIDE, THREADS, CONTROL, QUERY_WIDTH, QUERY_PADDED = range(10, 17)
 FLOAT_ACTIVATIONS, EPSILON_BITS, QUERY_SCALE_BITS, TILE, QUERIES, GROUP = range(18, 24)
 TABLE_KIND, TABLE_WEIGHTS, TABLE_SCALES, TABLE_BIAS = range(24, 28)
-EMBEDDING_KIND, EMBEDDING_WEIGHTS, EMBEDDING_SCALES, FINAL_NORM, FINAL_MIX, ROPE_TABLE = range(28, 34)
+EMBEDDING_KIND, EMBEDDING_WEIGHTS, EMBEDDING_SCALES, FINAL_NORM, FINAL_MIX = range(28, 33)
 QKV, ATTENTION, PROJECTION, GATE_UP, PRODUCT = range(34, 39)
-HEAD_X8, HEAD_INIT, HEAD_SCALE, HEAD_FLOAT, LOGITS, BLOCK_MAXIMA, BLOCK_SUMS = range(39, 46)
-WORK_LOGITS, WORK_MAXIMA, HEAP, ALTERNATIVES_HEAP, BLOCKS_PADDED = range(46, 51)
+HEAD_X8, HEAD_INIT, HEAD_SCALE, HEAD_FLOAT, LOGITS, BLOCK_MAXIMA, BLOCK_SUMS, BLOCKS_PADDED = range(39, 47)
 MODEL_SLOTS = 64
 
 # ---- kinds of matrix
@@ -24,10 +23,15 @@ KIND_Q8, KIND_F32, KIND_F16 = range(3)
 # ---- LAYER: one row per block
 QKV_WEIGHTS, QKV_SCALES, OUTPUT_WEIGHTS, OUTPUT_SCALES, GATE_UP_WEIGHTS, GATE_UP_SCALES = range(6)
 DOWN_WEIGHTS, DOWN_SCALES, ATTENTION_NORM, FFN_NORM, ATTENTION_MIX, FFN_MIX = range(6, 12)
-LAYER_SLOTS = 16
+KV_LAYER, WINDOW, ROPE_TABLE, ROTARY, QUERY_NORM, KEY_NORM, ATTENTION_SUB_NORM, FFN_SUB_NORM = range(12, 20)
+"""KV_LAYER: its place in a page. WINDOW: positions a query sees, 0 = all. ROTARY: dimensions of a head that RoPE
+turns, the table's width. The norms are addresses, 0 = none: of each query and key head (before RoPE), of attention's
+output, of the feed-forward product."""
+LAYER_SLOTS = 32
 
 # ---- THREAD: private buffers, one row per thread
-X, MIXED, X8, INIT, SCALE, SCORES, HEAD_OUT, FLOATS = range(8)
+X, MIXED, X8, INIT, SCALE, QUERY, STATE, LIMITS, WEIGHTS = range(9)
+WORK_LOGITS, WORK_MAXIMA, HEAP, ALTERNATIVES_HEAP = range(9, 13)
 THREAD_SLOTS = 16
 
 # ---- CONTROL: shared between threads, each value on a cache line of its own (64 bytes = 8 slots)
@@ -35,18 +39,36 @@ SEQUENCE, BARRIER_COUNT, BARRIER_GENERATION, STARTED = 0, 8, 16, 24
 CONTROL_SLOTS = 32
 
 # ---- JOB: what to run now
-TOKENS, COUNT, POSITION, WANT, LOGITS_OUT, STEPS, PRODUCED = range(7)
-KEYS, VALUES, KEY_STRIDE, VALUE_STRIDE, HEAD_KEY_STRIDE, HEAD_VALUE_STRIDE, HALF_CACHE, CURRENT = range(8, 16)
-TEMPERATURE_BITS, TOP_K, TOP_P_BITS, MIN_P_BITS, PENALTY_BITS, SEED, DRAW, ALTERNATIVES = range(16, 24)
-OUT_IDS, OUT_LOGPROBS, OUT_ALTERNATIVE_IDS, OUT_ALTERNATIVE_LOGPROBS = range(24, 28)
-STOP_IDS, STOP_COUNT, SEEN_TIMES, SEEN_IDS, SEEN_COUNT, GO_ON = range(28, 34)
-PRESENCE_BITS, FREQUENCY_BITS = 34, 35
-JOB_SLOTS = 48
+ROWS, COUNT, WANTED, LOGITS_OUT, SEQUENCES, SEQUENCE_COUNT = range(6)
+KV_KIND, VALUE_OFFSET, KEY_SCALE_OFFSET, VALUE_SCALE_OFFSET, HEAD_KV_BYTES, LAYER_KV_BYTES = range(6, 12)
+JOB_SLOTS = 16
 
-# ---- WANT: what a job leaves behind
-WANT_NOTHING, WANT_SAMPLES, WANT_ALL_LOGITS = range(3)
+# ---- ROW: one token of one sequence. LOGITS_PLACE: row of the logits buffer that is to hold its logits, or -1
+TOKEN, POSITION, PAGES, LOGITS_PLACE = range(4)
+ROW_SLOTS = 8
+
+# ---- SEQUENCE: a reply being sampled in a job, one row of the job's table each
+SEQUENCE_PAGES, SEQUENCE_POSITION, SEQUENCE_PLACE, SEQUENCE_ROWS, STEPS, PRODUCED, ACTIVE, LIMIT = range(8)
+"""POSITION: of the next token to be run. PLACE, ROWS: its logits in the last pass. LIMIT: positions it may write."""
+TEMPERATURE_BITS, TOP_K, TOP_P_BITS, MIN_P_BITS, PENALTY_BITS, SEED, DRAW, ALTERNATIVES = range(8, 16)
+OUT_IDS, OUT_LOGPROBS, OUT_ALTERNATIVE_IDS, OUT_ALTERNATIVE_LOGPROBS = range(16, 20)
+STOP_IDS, STOP_COUNT, SEEN_TIMES, SEEN_IDS, SEEN_COUNT, PRESENCE_BITS, FREQUENCY_BITS = range(20, 27)
+HISTORY, HISTORY_COUNT, DRAFT, DRAFT_MOST, DRAFT_COUNT, NGRAM, PROPOSED, ACCEPTED, PASSES = range(27, 36)
+"""HISTORY: int64 ids of prompt and reply so far, with room for what a job adds. DRAFT: int64 ids, guesses."""
+SEQUENCE_SLOTS = 40
+
+# ---- kinds of key-value cache
+KV_F32, KV_F16, KV_INT8 = range(3)
 
 # ---- layouts shared by packing, tables and kernels
+PAGE = 64
+"""Positions per page of the key-value cache."""
+GROUP_ROWS = 16
+"""Most tokens of one sequence whose attention is computed together."""
+HEAD_ROWS = 16
+"""Most tokens per pass whose logits are sampled from."""
+STATE_FLOATS = 32
+"""Floats before the output in a query's state: running maximum and sum, a vector each."""
 ROW_BLOCK = 16
 """Output rows interleaved in one block of a packed matrix."""
 Q8_BLOCK = 32
