@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event as CancelEvent
@@ -125,6 +126,17 @@ class LocalBackend:
             fitted = self._fit(model, request)
             yield Started(len(fitted.ids), fitted.dropped_messages, fitted.dropped_tokens)
             yield from self._generate(session, fitted.ids, request, cancel)
+
+    def score(self, request: Request, top: int) -> list[Token]:
+        """Return the tokens of a reply that exists, `request.prefix`, with probabilities and `top` alternatives."""
+        from nanochat_tui.chat.scoring import score
+
+        self.load()
+        model, _ = self._ready()
+        with self._lock:
+            whole = self._fit(model, request).ids
+            prompt = self._fit(model, replace(request, prefix="", prefix_ids=())).ids
+            return score(model, prompt, whole, top)
 
     def _fit(self, model: Model, request: Request) -> Fitted:
         size = self.context_size

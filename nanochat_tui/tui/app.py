@@ -13,9 +13,10 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from nanochat_tui.chat.backend import Backend
-from nanochat_tui.chat.local import LocalBackend
+from nanochat_tui.chat.store import Store
 from nanochat_tui.tui import messages
 from nanochat_tui.tui.chat.screen import ChatScreen
+from nanochat_tui.tui.preferences import Preferences
 from nanochat_tui.tui.theme import NANOCHAT
 
 Command = tuple[str, str, Callable[[], object]]
@@ -41,9 +42,17 @@ class NanochatApp(App[None]):
         Binding("ctrl+q", "quit", "Quit", priority=True, id="app.quit"),
     ]
 
-    def __init__(self, backend: Backend, *, runs: Path | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        store: Store | None = None,
+        preferences: Preferences | None = None,
+        runs: Path | None = None,
+    ) -> None:
         super().__init__()
-        self.chat = ChatScreen(backend)
+        self.preferences = preferences or Preferences()
+        self.chat = ChatScreen(backend, store, self.preferences)
         self._runs_root = runs
         self._inspected: Path | None = None
         self.add_mode("chat", self._chat_screen)
@@ -104,7 +113,9 @@ class NanochatApp(App[None]):
     @on(messages.ChatWith)
     async def _chat_with(self, event: messages.ChatWith) -> None:
         await self.action_show_mode("chat")
-        await self.chat.use_backend(LocalBackend(event.path, mhc=event.mhc))
+        if self.chat.conversation.turns:
+            await self.chat.new_session()
+        await self.chat.use_local(event.path, event.mhc)
 
     # Help and palette
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from textual.message import Message
 
-from nanochat_tui.chat.backend import FinishReason, SamplingSettings, Stats
+from nanochat_tui.chat.backend import Backend, FinishReason, SamplingSettings, Stats, Token
 
 
 @dataclass
 class BackendProgress(Message):
     """The loading thread says what it is doing."""
 
+    backend: Backend
     step: str
 
     def can_replace(self, message: Message) -> bool:
@@ -29,11 +30,14 @@ class BackendProgress(Message):
 class BackendReady(Message):
     """The model can answer."""
 
+    backend: Backend
+
 
 @dataclass
 class BackendFailed(Message):
     """The model cannot be used; `text` says why and what to do."""
 
+    backend: Backend
     text: str
 
 
@@ -48,10 +52,12 @@ class ReplyStarted(Message):
 
 @dataclass
 class ReplyText(Message):
-    """More of the reply: the text of all tokens since the last such message."""
+    """More of the reply: the text of all tokens since the last such message, all of it thinking or none of it."""
 
     run: int
     text: str
+    tokens: tuple[Token, ...] = ()
+    thinking: bool = False
 
 
 @dataclass
@@ -80,10 +86,43 @@ class PromptSubmitted(Message):
 
 @dataclass
 class SettingsChanged(Message):
-    """The sampling panel holds a new, valid set of values."""
+    """The settings panel holds a new, valid set of values."""
 
+    system: str
     sampling: SamplingSettings
     max_tokens: int | None
+
+
+@dataclass
+class StoreProblem(Message):
+    """Sessions are not being saved, or are again; `text` says which and why."""
+
+    text: str
+
+
+@dataclass
+class SessionChosen(Message):
+    """A session is to be opened, at one of its turns if `position` says so."""
+
+    session: str
+    position: int | None = None
+
+
+@dataclass
+class SessionAction(Message):
+    """Something is to be done to a session of the list: "rename", "delete", "fork" or "export"."""
+
+    action: str
+    session: str
+
+
+@dataclass
+class BranchChosen(Message):
+    """The lens asks for another token at place `at` of the reply of turn `turn`."""
+
+    turn: int
+    at: int
+    token: Token
 
 
 @dataclass
@@ -99,3 +138,19 @@ class ChatWith(Message):
 
     path: Path
     mhc: Path | None = None
+
+
+@dataclass
+class ModelUsed(Message):
+    """A model file was loaded; the application remembers it for the picker."""
+
+    path: Path
+
+
+@dataclass
+class LensScored(Message):
+    """The probabilities of a finished reply were computed, or could not be."""
+
+    turn: object
+    tokens: tuple[Token, ...]
+    error: str | None = None

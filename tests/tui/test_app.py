@@ -111,7 +111,9 @@ async def test_failure_to_load_is_explained_and_the_app_lives() -> None:
         await until(pilot, lambda: state(app) == "failed")
         assert "The file is [red]damaged[/red]; get it \\x1b[31m again." in shown(app)
         assert "Ctrl+Q" in shown(app)
-        assert app.chat.prompt.disabled
+        assert "/attach URL" in shown(app)
+        await pilot.press(*"hello", "enter")
+        assert app.chat.prompt.text == "hello", "what was typed is not lost"
         await pilot.press("ctrl+s")
         await pilot.press("escape")
         assert app.is_running
@@ -151,7 +153,7 @@ async def test_empty_enter_goes_on_and_ctrl_r_writes_the_last_part_anew() -> Non
         assert app.chat.conversation.document == "a first second"
         await pilot.press("ctrl+r")
         await until(pilot, lambda: app.chat.conversation.document == "a first third" and state(app) == "ready")
-        assert [r.prompt for r in backend.requests] == ["a", "a first", "a first"]
+        assert [(r.prompt, r.prefix) for r in backend.requests] == [("a", ""), ("a", " first"), ("a", " first")]
         assert len(app.chat.query(CompletionTurn)) == 1
 
 
@@ -177,6 +179,7 @@ async def test_typing_into_the_transcript_reaches_the_input() -> None:
         await until(pilot, lambda: state(app) == "ready")
         await say(pilot, app, "a")
         await pilot.click("#transcript")
+        assert app.focused is app.chat.prompt, "a click does not take the keys away"
         app.chat.transcript.focus()
         await pilot.press("h", "i")
         assert app.focused is app.chat.prompt
@@ -309,8 +312,8 @@ async def test_chat_model_streams_markdown_and_ends_as_one_static() -> None:
         await until(pilot, lambda: "again" in shown(app) and state(app) == "ready")
         assert "Some bold" not in shown(app)
         assert [m.role for m in backend.requests[1].messages] == ["user"]
-        await pilot.press("enter")  # a chat model cannot go on with an empty message
-        assert len(backend.requests) == 2
+        await say(pilot, app, "")  # an empty message lets a chat model go on with its answer
+        assert (backend.requests[2].prefix, len(backend.requests[2].messages)) == ("again", 1)
 
 
 async def test_reader_who_scrolled_up_is_left_in_peace() -> None:
@@ -346,7 +349,7 @@ async def test_small_terminals_keep_input_status_and_transcript(size: tuple[int,
             assert region.right <= screen.width
         assert app.chat.transcript.region.height >= 2
         await pilot.press("ctrl+s")
-        panel = app.chat.query_one("#sampling").region
+        panel = app.chat.query_one("#side").region
         assert panel.right <= screen.width
         assert panel.height >= 3
 
@@ -356,12 +359,12 @@ async def test_palette_offers_what_makes_sense_and_help_opens() -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: state(app) == "ready")
         titles = {command.title for command in app.get_system_commands(app.chat)}
-        assert {"New conversation", "Sampling settings", "Help", "Theme", "Quit"} <= titles
+        assert {"New session", "Session settings", "Help", "Theme", "Quit"} <= titles
         assert "Stop the reply" not in titles
         assert "Write again" not in titles
         await say(pilot, app, "a")
         titles = {command.title for command in app.get_system_commands(app.chat)}
-        assert {"Write again", "Copy the last reply", "Copy everything"} <= titles
+        assert {"Write again", "Copy the reply", "Copy everything"} <= titles
         await pilot.press("f1")
         await until(pilot, lambda: bool(app.screen.query("HelpPanel")))
         await pilot.press("f1")

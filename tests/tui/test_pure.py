@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from nanochat_tui.chat.backend import Event, Finished, Message, SamplingSettings, Started, Stats, Token
+from nanochat_tui.chat.records import SessionSettings, StoredTurn
 from nanochat_tui.tui.chat.conversation import Conversation
-from nanochat_tui.tui.chat.generation import batched, explain
+from nanochat_tui.tui.chat.generation import Batch, batched, explain
 from nanochat_tui.tui.chat.history import History
 from nanochat_tui.tui.chat.language import guess_language
 from nanochat_tui.tui.chat.settings_form import FieldError, from_text, to_text
@@ -16,16 +17,18 @@ from nanochat_tui.tui.widgets.highlighting import highlight_code
 from nanochat_tui.tui.widgets.markdown_content import markdown_content
 from nanochat_tui.tui.widgets.status import Status, gauge, speed, status_content
 
-SETTINGS = SamplingSettings()
+SETTINGS = SessionSettings()
 
 
 def test_document_grows_by_whole_lines() -> None:
     document = Conversation(is_chat=False)
     document.say("fn a() {")
     document.write(" 1 }")
-    assert document.request(SETTINGS, 9).prompt == "fn a() { 1 }"
+    document.go_on()
+    request = document.request(SETTINGS)
+    assert (request.prompt, request.prefix) == ("fn a() {", " 1 }")
     document.say("fn b() {")
-    assert document.request(SETTINGS, 9).prompt == "fn a() { 1 }\nfn b() {"
+    assert document.request(SETTINGS).prompt == "fn a() { 1 }\nfn b() {"
     document.write("\n}\n")
     document.say("fn c")
     assert document.document == "fn a() { 1 }\nfn b() {\n}\nfn c"
@@ -58,13 +61,69 @@ def test_chat_sends_messages_and_leaves_out_turns_without_an_answer() -> None:
     chat.write("1")
     chat.say("lost")
     chat.say("two")
-    request = chat.request(SETTINGS, None)
+    request = chat.request(SETTINGS)
     assert request.prompt is None
     assert request.messages == (Message("user", "one"), Message("assistant", "1"), Message("user", "two"))
     chat.write("half")
     chat.retry()
-    assert chat.request(SETTINGS, None).messages == request.messages
-    assert chat.go_on() is None
+    assert chat.request(SETTINGS).messages == request.messages
+    chat.write("half")
+    chat.go_on()
+    assert chat.request(SETTINGS).prefix == "half"
+    told = chat.request(SessionSettings(system="be brief")).messages
+    assert told[0] == Message("system", "be brief")
+
+
+def token(text: str, identity: int, *, thinking: bool = False) -> Token:
+    return Token(text, identity, -0.5, ((identity, text, -0.5), (9, "X", -1.0)), thinking)
+
+
+def test_known_tokens_go_with_a_continuation_and_a_branch_takes_another_one() -> None:
+    document = Conversation(is_chat=False)
+    document.say("a")
+    document.write(" b c", [token(" b", 1), token(" c", 2)])
+    document.go_on()
+    assert document.request(SETTINGS).prefix_ids == (1, 2)
+    document.write(" d", [token(" d", 3)])
+    document.say("later")
+    turn = document.branch(0, 1, Token("X", 9, -1.0))
+    assert (turn.reply, len(document.turns)) == (" bX", 1)
+    document.go_on()
+    request = document.request(SETTINGS)
+    assert (request.prefix, request.prefix_ids) == (" bX", (1, 9))
+
+
+def test_a_branch_inside_the_thinking_stays_there() -> None:
+    chat = Conversation(is_chat=True)
+    chat.say("q")
+    chat.write("hm so", [token("hm", 1, thinking=True), token(" so", 2, thinking=True)], thinking=True)
+    chat.write("yes", [token("yes", 3)])
+    chat.branch(0, 1, Token("X", 9))
+    chat.go_on()
+    assert (chat.turns[0].thinking, chat.turns[0].reply) == ("hmX", "")
+    assert chat.request(SETTINGS).prefix_thinking
+
+
+def test_sessions_come_back_and_unknown_tokens_are_not_invented() -> None:
+    document = Conversation(is_chat=False, turns=[StoredTurn("a", ("b", "c"), "t", "length")])
+    assert document.turns[0].stored() == StoredTurn("a", ("b", "c"), "t", "length")
+    assert document.turns[0].all_tokens == []
+    document.go_on()
+    document.write("d", [token("d", 4)])
+    document.go_on()
+    assert document.request(SETTINGS).prefix == "bcd"
+    assert document.request(SETTINGS).prefix_ids == ()
+    document.retry()
+    assert document.document == "abcd"
+
+
+def test_deleting_and_cutting() -> None:
+    chat = Conversation(is_chat=True, turns=[StoredTurn(str(i), (f"r{i}",)) for i in range(4)])
+    chat.delete(1)
+    assert [turn.prompt for turn in chat.turns] == ["0", "2", "3"]
+    assert [turn.prompt for turn in chat.cut(1)] == ["2", "3"]
+    shorter = chat.up_to(0)
+    assert (shorter.turns[0].prompt, shorter.turns[0].reply, chat.turns[0].reply) == ("0", "", "r0")
 
 
 def test_history_walks_and_keeps_the_draft() -> None:
@@ -106,12 +165,19 @@ def test_batching_joins_what_comes_quickly_and_loses_nothing() -> None:
         ]
     )
     got = list(batched(feed, 0.04, lambda: now[0]))
-    assert got == [Started(1), Token("a"), stats, Token("bcd"), Token("e"), Finished("stop")]
+    told = [(event.text, len(event.tokens)) if isinstance(event, Batch) else event for event in got]
+    assert told == [Started(1), ("a", 1), stats, ("bcd", 3), ("e", 2), Finished("stop")]
 
 
 def test_batching_flushes_when_the_stream_ends_without_a_word() -> None:
     feed, now = ticking([(0.0, Token("a")), (0.01, Token("b"))])
-    assert list(batched(feed, 0.04, lambda: now[0])) == [Token("a"), Token("b")]
+    assert [event.text for event in batched(feed, 0.04, lambda: now[0]) if isinstance(event, Batch)] == ["a", "b"]
+
+
+def test_thinking_and_answer_are_never_in_one_batch() -> None:
+    feed, now = ticking([(0.0, Token("a")), (0.01, Token("b", thinking=True)), (0.02, Token("c"))])
+    got = [(e.text, e.thinking) for e in batched(feed, 9.0, lambda: now[0]) if isinstance(e, Batch)]
+    assert got == [("a", False), ("b", True), ("c", False)]
 
 
 def test_failures_are_put_into_words() -> None:

@@ -10,6 +10,7 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from textual.message import Message
 
@@ -35,31 +36,45 @@ class LoadingStopped(Exception):  # noqa: N818 - a request, not an error
     """The application is closing; raised inside `load` at its next report."""
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The tokens of one moment, their text joined. All of them are thinking, or none."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    thinking: bool = False
+
+
 def batched(
     events: Iterable[Event], interval: float = BATCH_SECONDS, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Event]:
-    """Join the text of tokens that arrive within `interval` seconds; every other event keeps its place.
+) -> Iterator[Batch | Started | Stats | Finished]:
+    """Join tokens that arrive within `interval` seconds; every other event keeps its place.
 
     The first token goes out at once, because it is waited for; and so does everything pending at the end.
     """
-    pending: list[str] = []
+    pending: list[Token] = []
     sent = -float("inf")
+
+    def joined() -> Batch:
+        batch = Batch("".join(token.text for token in pending), tuple(pending), pending[0].thinking)
+        pending.clear()
+        return batch
+
     for event in events:
         if isinstance(event, Token):
-            if event.text:
-                pending.append(event.text)
+            if pending and pending[0].thinking != event.thinking:
+                yield joined()
+            pending.append(event)
             now = clock()
-            if pending and now - sent >= interval:
-                yield Token("".join(pending))
-                pending.clear()
+            if now - sent >= interval and any(token.text for token in pending):
+                yield joined()
                 sent = now
             continue
         if pending and isinstance(event, Finished):
-            yield Token("".join(pending))
-            pending.clear()
+            yield joined()
         yield event
     if pending:
-        yield Token("".join(pending))
+        yield joined()
 
 
 def explain(exc: Exception) -> str:
@@ -103,16 +118,19 @@ class Loader:
         def progress(step: str) -> None:
             if self._stop.is_set():
                 raise LoadingStopped
-            self._post(BackendProgress(step))
+            self._post(BackendProgress(self._backend, step))
 
         try:
             self._backend.load(progress)
         except LoadingStopped:
             return
         except Exception as exc:
-            self._post(BackendFailed(explain(exc)))
+            if self._stop.is_set():
+                return
+            self._post(BackendFailed(self._backend, explain(exc)))
         else:
-            self._post(BackendReady())
+            if not self._stop.is_set():
+                self._post(BackendReady(self._backend))
 
 
 class Generation:
@@ -146,8 +164,8 @@ class Generation:
                 match event:
                     case Started():
                         post(ReplyStarted(run, event.prompt_tokens, event.note))
-                    case Token():
-                        post(ReplyText(run, event.text))
+                    case Batch():
+                        post(ReplyText(run, event.text, event.tokens, event.thinking))
                     case Stats():
                         post(ReplyStats(run, event))
                     case Finished():

@@ -2,31 +2,147 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual import on
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.message import Message
 from textual.widgets import Static
 
 from nanochat_tui.chat.printable import printable
 from nanochat_tui.tui.chat.conversation import Turn
-from nanochat_tui.tui.chat.turns import CompletionTurn, DialogueTurn
+from nanochat_tui.tui.chat.turns import AnyTurn, CompletionTurn, DialogueTurn, TurnClicked
+
+WINDOW = 40
+"""Turns shown at first, and added each time the reader wants older ones: a thousand widgets make every key slow."""
+MOST = 120
+"""Turns beyond which the oldest leave the screen (not the session) while new ones are written."""
+
+
+class Older(Static):
+    """Stands for the turns that are not on the screen."""
+
+    class Wanted(Message):
+        """The reader wants them."""
+
+    def show(self, count: int) -> None:
+        """Say how many there are."""
+        self.update(Content(f"↑ {count} earlier turns — Home or a click shows more"))
+
+    def on_click(self) -> None:
+        """Bring them."""
+        self.post_message(self.Wanted())
 
 
 class Transcript(VerticalScroll):
     """Shows what was said. Stays at the end while text arrives, unless the reader has scrolled up."""
 
+    FOCUS_ON_CLICK = False
     HELP = """\
 ### The transcript
-**↑ ↓ PageUp PageDown Home End** scroll. While a reply is being written the view follows it, until you scroll up; go to
-the end and it follows again. Select text with the mouse and copy it with **Ctrl+C**.
+**j k** or **↑ ↓** scroll, **Ctrl+D Ctrl+U** by half a page, **g G** to both ends; while a reply is being written the
+view follows it, until you scroll up. **J K** (or a click) choose a turn; without a choice the last one is meant.
+
+On the turn: **e** edit and send again, **r** write anew, **d** delete, **y** copy, **c** copy a block of code, **f**
+fork the session there, **p** token probabilities, **t** unfold what the model thought.
+
+**i** or **Esc** goes back to the input. Select text with the mouse and copy it with **Ctrl+C**.
 """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j", "scroll_down", "Down", show=False, id="read.down"),
+        Binding("k", "scroll_up", "Up", show=False, id="read.up"),
+        Binding("g,home", "top", "Top", show=False, id="read.top"),
+        Binding("G,end", "bottom", "End", show=False, id="read.end"),
+        Binding("ctrl+d", "half(1)", "Half a page down", show=False, id="read.half_down"),
+        Binding("ctrl+u", "half(-1)", "Half a page up", show=False, id="read.half_up"),
+        Binding("J,shift+down,right_square_bracket", "choose(1)", "Next turn", show=False, id="read.next"),
+        Binding("K,shift+up,left_square_bracket", "choose(-1)", "Previous turn", show=False, id="read.previous"),
+        Binding("e", "screen.edit_turn", "Edit", id="turn.edit"),
+        Binding("r", "screen.regenerate", "Again", show=False, id="turn.again"),
+        Binding("d", "screen.delete_turn", "Delete", id="turn.delete"),
+        Binding("y", "screen.copy_turn", "Copy", show=False, id="turn.copy"),
+        Binding("c", "screen.copy_code", "Code", id="turn.code"),
+        Binding("f", "screen.fork_turn", "Fork", id="turn.fork"),
+        Binding("p", "screen.toggle_lens", "Probabilities", id="turn.lens"),
+        Binding("t", "toggle_thinking", "Thoughts", show=False, id="turn.thoughts"),
+        Binding("i", "screen.to_prompt", "Write", id="read.write"),
+    ]
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._view: CompletionTurn | DialogueTurn | None = None
+        self._view: AnyTurn | None = None
+        self._turns: Sequence[Turn] = ()
+        self._is_chat = False
+        self._model_name = ""
+        self._chosen: AnyTurn | None = None
+        self.unfolded = False
+        """Whether thinking is shown unfolded from the start."""
 
     def on_mount(self) -> None:
         """Follow what is written."""
         self.anchor()
+
+    @property
+    def views(self) -> list[AnyTurn]:
+        """The turns on the screen, oldest first."""
+        return [child for child in self.children if isinstance(child, (CompletionTurn, DialogueTurn))]
+
+    @property
+    def chosen(self) -> Turn | None:
+        """The turn the reader points at; None if none."""
+        return self._chosen.turn if self._chosen is not None and self._chosen.is_attached else None
+
+    # What is shown
+
+    async def show(self, turns: Sequence[Turn], *, is_chat: bool, model_name: str) -> None:
+        """Show a whole session, or its last turns; earlier ones come when they are wanted."""
+        await self.clear()
+        self._turns, self._is_chat, self._model_name = turns, is_chat, model_name
+        shown = turns[-WINDOW:]
+        views = [self._made(turn, last=turn is turns[-1]) for turn in shown]
+        if len(turns) > len(shown):
+            older = Older(classes="note", id="older")
+            older.show(len(turns) - len(shown))
+            await self.mount(older)
+        await self.mount_all(views)
+        self._view = views[-1] if views else None
+        self.scroll_end(animate=False)
+
+    def _made(self, turn: Turn, *, last: bool) -> AnyTurn:
+        if self._is_chat:
+            return DialogueTurn(turn, finished=True, unfolded=self.unfolded)
+        return CompletionTurn(turn, self._model_name, finished=True, last=last)
+
+    @on(Older.Wanted)
+    async def show_older(self) -> None:
+        """Bring another window of earlier turns."""
+        older = self.query("#older")
+        if not older:
+            return
+        views = self.views
+        first = next((i for i, turn in enumerate(self._turns) if views and turn is views[0].turn), len(self._turns))
+        start = max(0, first - WINDOW)
+        await self.mount_all([self._made(turn, last=False) for turn in self._turns[start:first]], after="#older")
+        if start:
+            older.first(Older).show(start)
+        else:
+            await older.remove()
+
+    async def reveal(self, position: int) -> None:
+        """Bring turn number `position` of the session onto the screen and choose it."""
+        if not 0 <= position < len(self._turns):
+            return
+        wanted = self._turns[position]
+        while not any(view.turn is wanted for view in self.views) and self.query("#older"):
+            await self.show_older()
+        view = next((view for view in self.views if view.turn is wanted), None)
+        if view is not None:
+            self.choose(view)
+            self.call_after_refresh(self.scroll_to_widget, view, top=True, animate=False)
 
     async def welcome(self, title: str, lines: list[str], *, failed: bool = False) -> None:
         """Show what to expect, in place of turns; with `failed`, what went wrong."""
@@ -40,15 +156,32 @@ the end and it follows again. Select text with the mouse and copy it with **Ctrl
         else:
             await self.mount(Static(content, id="welcome", classes="failed" if failed else "", markup=False))
 
-    async def begin(self, turn: Turn, *, is_chat: bool, model_name: str) -> None:
-        """Show a new turn, whose reply is about to be written."""
+    async def begin(self, turn: Turn, turns: Sequence[Turn], *, is_chat: bool, model_name: str) -> None:
+        """Show a new turn, the last of `turns`, whose reply is about to be written."""
+        self._turns, self._is_chat, self._model_name = turns, is_chat, model_name
         await self.query("#welcome").remove()
-        if isinstance(self._view, CompletionTurn):
+        self.choose(None)
+        if self._view is not None:
             self._view.settle()
-        self._view = DialogueTurn(turn) if is_chat else CompletionTurn(turn, model_name)
+        self._view = DialogueTurn(turn, unfolded=self.unfolded) if is_chat else CompletionTurn(turn, model_name)
+        await self._make_room()
         await self.mount(self._view)
         await self._view.restart()
         self.scroll_end(animate=False)
+
+    async def _make_room(self) -> None:
+        views = self.views
+        if len(views) < MOST:
+            return
+        await self.remove_children(views[: len(views) - WINDOW])
+        hidden = len(self._turns) - 1 - WINDOW
+        older = self.query("#older")
+        if older:
+            older.first(Older).show(hidden)
+        else:
+            made = Older(classes="note", id="older")
+            made.show(hidden)
+            await self.mount(made, before=0)
 
     async def restart(self) -> None:
         """Show that the last reply is written anew or goes on."""
@@ -56,10 +189,10 @@ the end and it follows again. Select text with the mouse and copy it with **Ctrl
             await self._view.restart()
             self.scroll_end(animate=False)
 
-    async def write(self, text: str) -> None:
+    async def write(self, text: str, *, thinking: bool = False) -> None:
         """Show more of the last reply."""
         if self._view is not None:
-            await self._view.write(text)
+            await self._view.write(text, thinking=thinking)
 
     async def finish(self) -> None:
         """Show the last reply as finished."""
@@ -80,5 +213,58 @@ the end and it follows again. Select text with the mouse and copy it with **Ctrl
 
     async def clear(self) -> None:
         """Forget all turns and notes."""
-        self._view = None
+        self._view = self._chosen = None
+        self._turns = ()
         await self.remove_children()
+
+    # Choosing a turn
+
+    def choose(self, view: AnyTurn | None) -> None:
+        """Point at a turn, or at none."""
+        if self._chosen is not None:
+            self._chosen.remove_class("-chosen")
+        self._chosen = view
+        if view is not None:
+            view.add_class("-chosen")
+
+    @on(TurnClicked)
+    def _clicked(self, event: TurnClicked) -> None:
+        event.stop()
+        self.choose(None if event.view is self._chosen else event.view)
+
+    def view_of(self, turn: Turn) -> AnyTurn | None:
+        """Return the widget of a turn, if it is on the screen."""
+        return next((view for view in self.views if view.turn is turn), None)
+
+    # Keys
+
+    def action_choose(self, step: int) -> None:
+        """Point at the next or previous turn."""
+        views = self.views
+        if not views:
+            return
+        at = views.index(self._chosen) + step if self._chosen in views else len(views) - 1
+        self.choose(views[max(0, min(len(views) - 1, at))])
+        if self._chosen is not None:
+            self.scroll_to_widget(self._chosen, animate=False)
+
+    def action_half(self, sign: int) -> None:
+        """Scroll by half a page."""
+        self.scroll_relative(y=sign * max(1, self.size.height // 2), animate=False)
+
+    async def action_top(self) -> None:
+        """Go to the beginning of what is shown; when there already, bring earlier turns."""
+        if self.scroll_y == 0 and self.query("#older"):
+            await self.show_older()
+        self.scroll_home(animate=False)
+
+    def action_bottom(self) -> None:
+        """Go to the end, and follow what is written."""
+        self.scroll_end(animate=False)
+        self.anchor()
+
+    def action_toggle_thinking(self) -> None:
+        """Fold or unfold what the model thought in the chosen turn, or in the last one."""
+        view = self._chosen or self._view
+        if view is None or not view.toggle_thinking():
+            self.app.bell()

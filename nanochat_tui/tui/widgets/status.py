@@ -4,6 +4,7 @@ numbers never moves anything else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from textual.content import Content
@@ -14,6 +15,8 @@ from nanochat_tui.chat.backend import Stats
 from nanochat_tui.chat.printable import printable
 
 GAUGE_CELLS = 8
+SPARK_CELLS = 10
+_BARS = "▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -27,6 +30,17 @@ class Status:
     threads: int = 0
     stats: Stats | None = None
     context_size: int = 0
+    speeds: tuple[float, ...] = ()
+    """Tokens per second of the last moments, oldest first."""
+    unsaved: bool = False
+
+
+def sparkline(values: Sequence[float], cells: int) -> str:
+    """Return the last `cells` values as bars of one row, the largest one full; blanks where there are none."""
+    shown = list(values)[-cells:]
+    top = max(shown, default=0.0)
+    bars = "".join(_BARS[min(7, round(value / top * 7))] if top > 0 and value > 0 else _BARS[0] for value in shown)
+    return bars.rjust(cells)
 
 
 def gauge(used: int, size: int, cells: int = GAUGE_CELLS) -> str:
@@ -69,6 +83,8 @@ def status_content(status: Status, width: int) -> Content:
     digits = len(str(size))
 
     state = Content.styled(f" {printable(status.state):<8} ", "bold $primary on $primary-muted")
+    if status.unsaved:
+        state += Content.styled(" unsaved ", "bold $text-warning")
     name = Content.styled(f" {printable(status.model)}", "bold $text")
     kernel = Content.styled(f"  {status.kernel}" if status.kernel else "", "$text 60%")
     threads = Content.styled(f" · {status.threads} threads" if status.threads > 1 else "", "$text 60%")
@@ -77,11 +93,15 @@ def status_content(status: Status, width: int) -> Content:
     writing = Content.assemble((decode, "bold $text"), (" tok/s", "$text 60%"))
     reading = Content.assemble(("prompt ", "$text 60%"), (prompt, "$text"))
 
+    spark = Content.styled(sparkline(status.speeds, SPARK_CELLS) + " ", "$text-accent")
+
     gap = Content("  ")
-    wanted = {"threads", "bar", "reading", "kernel", "name"}
-    for given_up in ("", "threads", "bar", "reading", "kernel", "name"):
+    wanted = {"spark", "threads", "bar", "reading", "kernel", "name"}
+    for given_up in ("", "spark", "threads", "bar", "reading", "kernel", "name"):
         wanted.discard(given_up)
         left, right = state, writing + gap + context
+        if "spark" in wanted and status.speeds:
+            right = spark + right
         for part, content in (("name", name), ("kernel", kernel), ("threads", threads)):
             if part in wanted:
                 left += content

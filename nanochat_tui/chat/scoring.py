@@ -1,0 +1,42 @@
+"""How likely each token of a text was that is already there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nanochat_tui.chat.backend import BackendError, Token
+
+if TYPE_CHECKING:
+    from nanochat_tui.engine.model import Model
+
+MOST_BYTES = 1 << 30
+"""Largest array of logits that is made for it."""
+
+
+def score(model: Model, prompt: Sequence[int], whole: Sequence[int], top: int) -> list[Token]:
+    """Return the tokens of `whole` beyond its common beginning with `prompt`, with natural log-probabilities.
+
+    `top` alternatives come with each, likeliest first. Raises `BackendError` if the logits would not fit into memory.
+    """
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
+    start = max(1, common)
+    if len(whole) * model.config.vocab_size * 4 > MOST_BYTES:
+        raise BackendError("The text is too long to compute all its probabilities at once; write the reply anew.")
+    if start >= len(whole):
+        return []
+    logits = model.logits(list(whole))[start - 1 : len(whole) - 1]
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    stream = model.codec.stream(after=list(whole[:start]))
+    count = min(top, logits.shape[1])
+    found = []
+    for row, token in zip(logits, whole[start:], strict=True):
+        best = np.argpartition(row, -count)[-count:]
+        best = best[np.argsort(-row[best], kind="stable")]
+        alternatives = tuple((int(i), model.codec.decode([int(i)]), float(row[i])) for i in best)
+        found.append(Token(stream.feed(token), token, float(row[token]), alternatives))
+    return found
