@@ -13,14 +13,14 @@ import pytest
 from support import write_model
 
 from nanochat_tui.engine.dispatch import available_kernels, cpu_feature_text, cpu_name
-from nanochat_tui.engine.kernels import kinds, matrices, program  # these register every kernel
+from nanochat_tui.engine.kernels import kinds, matrices, program, rows  # these register every kernel
 from nanochat_tui.engine.model import Model, load
 from nanochat_tui.engine.simd.isa import ISAS, Isa
 from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object, load_object, symbol
 from nanochat_tui.model.config import ModelConfig
 
 assert program
-assert matrices
+assert matrices, rows
 KERNEL_NAMES = [kernel.name for kernel in available_kernels()]
 BASIC = frozenset({kinds.TERNARY, kinds.TERNARY_ROW, kinds.Q8})
 C_TYPES = {"i": ctypes.c_int64, "f": ctypes.c_float, "v": None}

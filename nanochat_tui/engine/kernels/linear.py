@@ -71,7 +71,7 @@ def _ternary(e, target, tokens, weights, scales, x, init, x_scale, y, y_stride, 
             sums = e.loop(0, groups, 1, [zero] * tokens, group)
             if by_row:
                 sums = [b.fmul(e.to_f32(n), e.load(VF32, block_scales)) for n in sums]
-            store_tile(e, sums, index, tokens, x_scale, y, y_stride, block)
+            store_tile(e, sums, e.mul(index, tokens), x_scale, y, y_stride, block)
 
         e.loop(*tiles, [], tile)
 
@@ -102,7 +102,7 @@ _register("ternary_row", TERNARY_ROW, by_row=True)
 def ternary(e, target, model, tile, weights, scales, x, init, x_scale, y, first, last, groups, y_stride, t0, t1, step):
     """Multiply tiles t0, t0 + step … below t1 of `tile` tokens, as `tile_of` says; one token is tile 0 of 1."""
     arguments = (weights, scales, x, init, x_scale, y, first, last, groups, y_stride, t0, t1, step)
-    by_tile(e, target, tile, "ternary", arguments)
+    by_tile(e, tile, "ternary", arguments)
 
 
 @compiled("i:ii")

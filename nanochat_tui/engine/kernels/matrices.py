@@ -30,17 +30,13 @@ def matrix_product(e, target, matrix, tile, x8, init, x_scale, source, x_stride,
     kind, weights, scales = slot(k.KIND), slot(k.WEIGHTS), slot(k.SCALES)
     columns, padded = slot(k.COLUMNS), slot(k.PADDED)
 
-    def when(condition, emit):
-        with b.if_then(condition):
-            emit()
-
     def is_(value, number):
         return b.icmp_signed("==", value, e.i64(number))
 
     def ternary(name):
         groups = b.sdiv(padded, e.i64(target.group))
         arguments = (weights, scales, x8, init, x_scale, y, first, last, groups, y_stride, t0, t1, step)
-        by_tile(e, target, tile, name, arguments)
+        by_tile(e, tile, name, arguments)
 
     def table(layout):
         factor = sums_factor(layout, target.isa.q8_bias)
@@ -53,8 +49,9 @@ def matrix_product(e, target, matrix, tile, x8, init, x_scale, source, x_stride,
         if factor:
             with b.if_then(is_(sums_ready, 0)):
                 e.loop(t0, t1, step, [], sum_tile)
-        arguments = (weights, scales, x8, scratch, x_scale, y, first, last, columns, padded, y_stride, t0, t1, step)
-        by_tile(e, target, tile, TABLE_NAMES[layout.kind], arguments)
+        activations = (x8, scratch, x_scale)
+        arguments = (tile, weights, scales, *activations, y, first, last, columns, padded, y_stride, t0, t1, step)
+        by_tile(e, tile, TABLE_NAMES[layout.kind], arguments)
 
     def dense(name):
         # tiles of few tokens, then the last ones singly: rows behind `count` do not exist in `source`
@@ -71,8 +68,11 @@ def matrix_product(e, target, matrix, tile, x8, init, x_scale, source, x_stride,
 
         e.loop(t0, t1, step, [], one_tile)
 
-    cases = {k.TERNARY: lambda: ternary("ternary"), k.TERNARY_ROW: lambda: ternary("ternary_row")}
-    cases |= {kind: (lambda layout=layout: table(layout)) for kind, layout in LAYOUTS.items()}
-    cases |= {kind: (lambda name=name: dense(name)) for kind, name in DENSE_NAMES.items()}
     for number in sorted(target.kinds):
-        when(is_(kind, number), cases[number])
+        with b.if_then(is_(kind, number)):
+            if number in LAYOUTS:
+                table(LAYOUTS[number])
+            elif number in DENSE_NAMES:
+                dense(DENSE_NAMES[number])
+            else:
+                ternary("ternary" if number == k.TERNARY else "ternary_row")

@@ -18,22 +18,28 @@ from nanochat_tui.engine.simd.intrinsics import kernel
 VI8 = ir.VectorType(I8, LANES)
 WORD = 4 * LANES
 """Bytes of one word of 16 rows."""
+NESTED_TOKENS = 4
+"""Most tokens that the kernels of types with nested scales work on at a time."""
 
 
 def _field(e, packed, right, bits, left=0):
     """Return `bits` bits of every byte from bit `right` on, moved up by `left`."""
     b = e.b
+    constant = (lambda value: e.constant(VI32, value)) if packed.type == VI32 else I32
     mask = ((1 << bits) - 1 << left) * 0x01010101
     if right > left:
-        packed = b.lshr(packed, e.constant(VI32, right - left))
+        packed = b.lshr(packed, constant(right - left))
     elif left > right:
-        packed = b.shl(packed, e.constant(VI32, left - right))
-    return b.and_(packed, e.constant(VI32, mask - (mask >> 31 << 32)))
+        packed = b.shl(packed, constant(left - right))
+    return b.and_(packed, constant(mask - (mask >> 31 << 32)))
 
 
-def _codes(e, kind, base, column):
-    """Return the codes of four columns of 16 rows as they lie in the words at `base`."""
-    word = lambda index: e.load(VI32, base, index * WORD)  # noqa: E731
+def codes_of(e, kind, base, column, lanes=VI32):
+    """Return the codes of four columns as they lie in the words at `base`: of 16 rows, or of one if lanes is I32."""
+
+    def word(index):
+        return e.load(lanes, base, index * WORD)
+
     if kind in (Q8, Q5_1):
         return word(column // 4)
     if kind in (Q4_0, Q4_1):
@@ -48,12 +54,13 @@ def _codes(e, kind, base, column):
     return e.b.or_(low, _field(e, word(32 + half * 8 + at), 2 * part, 2, left=4))
 
 
-def _block_dots(e, isa, layout, tokens, base, x, block, inits):
+def _block_dots(e, isa, layout, tokens, tile, base, x, block, inits):
     """Return the integer dot products of block `block` (a Python int) with each token, begun with `inits`."""
     dots = Dots(isa, e, inits, layout.largest) if layout.kind != Q8 else None
     for column in range(block * layout.block, (block + 1) * layout.block, 4):
-        codes = _codes(e, layout.kind, base, column)
-        activations = [isa.broadcast(e, x, (column * tokens) + 4 * t) for t in range(tokens)]
+        codes = codes_of(e, layout.kind, base, column)
+        quad = e.add(x, e.mul(tile, column))
+        activations = [isa.broadcast(e, quad, 4 * t) for t in range(tokens)]
         if dots is not None:
             dots.step(codes, activations)
         else:
@@ -61,7 +68,8 @@ def _block_dots(e, isa, layout, tokens, base, x, block, inits):
     return inits if dots is None else dots.end()
 
 
-def _bytes_to_i32(e, address, offset, signed):
+def bytes_to_i32(e, address, offset, signed):
+    """Load 16 bytes as int32 lanes."""
     values = e.load(VI8, address, offset)
     return e.b.sext(values, VI32) if signed else e.b.zext(values, VI32)
 
@@ -87,69 +95,85 @@ def _nested(e, layout, totals, scales, integers, minima):
     return totals
 
 
-def _table(e, target, layout, tokens, weights, scales, x, sums, x_scale, y, first, last, columns, padded, y_stride,
-           tiles):  # fmt: skip
-    """Emit y[token, row] = x_scale[token] · (row · token) for row blocks first..last and some tiles of tokens."""
+def _table(e, target, layout, tokens, tile, weights, scales, x, sums, x_scale, y, first, last, columns, padded,
+           y_stride, tiles):  # fmt: skip
+    """Emit y[token, row] = x_scale[token] · (row · token) for row blocks first..last and some tiles of tokens.
+
+    tokens: how many are worked on together; a tile of more (then an IR value) is taken in parts.
+    """
     b, isa = e.b, target.isa
     zero = e.constant(VI32, 0)
     parts = b.sdiv(columns, e.i64(layout.columns))
     integer_scales = 2 * LANES * (2 if layout.minimum else 1)
     needs_sums = sums_factor(layout, isa.q8_bias) != 0
 
-    def row_block(block):
+    def some(block, index, start):
         row_weights = e.add(weights, e.mul(block, parts, layout.words * WORD))
         row_scales = e.add(scales, e.mul(block, parts, layout.scale_bytes))
+        tile_x = e.add(x, e.mul(index, padded, tile), e.mul(start, 4))
+        tile_sums = e.add(sums, e.mul(index, parts, tile, 4 * layout.blocks), e.mul(start, 4))
 
-        def tile(index):
-            tile_x = e.add(x, e.mul(index, padded, tokens))
-            tile_sums = e.add(sums, e.mul(index, parts, 4 * tokens * layout.blocks))
+        def part(p, *totals):
+            base = e.add(row_weights, e.mul(p, layout.words * WORD))
+            factors = e.add(row_scales, e.mul(p, layout.scale_bytes))
+            xp = e.add(tile_x, e.mul(p, tile, layout.columns))
+            sp = e.add(tile_sums, e.mul(p, tile, 4 * layout.blocks))
+            if tokens <= PREFETCH_TOKENS:
+                prefetch_weights(e, base, layout.words * WORD)
+            integers, minima = [zero] * tokens, [zero] * tokens
+            for k in range(layout.blocks):
+                block_sums = [zero] * tokens
+                if needs_sums:
+                    place = e.add(sp, e.mul(tile, 4 * k))
+                    block_sums = [isa.broadcast(e, place, 4 * t) for t in range(tokens)]
+                inits = [zero] * tokens if layout.minimum else block_sums
+                dots = _block_dots(e, isa, layout, tokens, tile, base, xp, k, inits)
+                if not layout.nested:
+                    totals = _plain(e, layout, totals, factors, k, dots, block_sums)
+                    continue
+                scale = bytes_to_i32(e, factors, integer_scales + k * LANES, signed=layout.kind == Q6_K)
+                integers = [b.add(i, b.mul(n, scale)) for i, n in zip(integers, dots, strict=True)]
+                if layout.minimum:
+                    m = bytes_to_i32(e, factors, integer_scales + (layout.blocks + k) * LANES, signed=False)
+                    minima = [b.add(i, b.mul(s, m)) for i, s in zip(minima, block_sums, strict=True)]
+            return _nested(e, layout, totals, factors, integers, minima) if layout.nested else totals
 
-            def part(p, *totals):
-                base, factors = (e.add(start, e.mul(p, size)) for start, size in (
-                    (row_weights, layout.words * WORD), (row_scales, layout.scale_bytes)))  # fmt: skip
-                xp = e.add(tile_x, e.mul(p, layout.columns * tokens))
-                sp = e.add(tile_sums, e.mul(p, 4 * tokens * layout.blocks))
-                if tokens <= PREFETCH_TOKENS:
-                    prefetch_weights(e, base, layout.words * WORD)
-                integers, minima = [zero] * tokens, [zero] * tokens
-                for k in range(layout.blocks):
-                    block_sums = [zero] * tokens
-                    if needs_sums:
-                        block_sums = [isa.broadcast(e, sp, 4 * (k * tokens + t)) for t in range(tokens)]
-                    inits = [zero] * tokens if layout.minimum else block_sums
-                    dots = _block_dots(e, isa, layout, tokens, base, xp, k, inits)
-                    if not layout.nested:
-                        totals = _plain(e, layout, totals, factors, k, dots, block_sums)
-                        continue
-                    scale = _bytes_to_i32(e, factors, integer_scales + k * LANES, signed=layout.kind == Q6_K)
-                    integers = [b.add(i, b.mul(n, scale)) for i, n in zip(integers, dots, strict=True)]
-                    if layout.minimum:
-                        m = _bytes_to_i32(e, factors, integer_scales + (layout.blocks + k) * LANES, signed=False)
-                        minima = [b.add(i, b.mul(s, m)) for i, s in zip(minima, block_sums, strict=True)]
-                return _nested(e, layout, totals, factors, integers, minima) if layout.nested else totals
+        totals = e.loop(0, parts, 1, [e.splat(0.0)] * tokens, part)
+        store_tile(e, totals, e.add(e.mul(index, tile), start), x_scale, y, y_stride, block)
 
-            totals = e.loop(0, parts, 1, [e.splat(0.0)] * tokens, part)
-            store_tile(e, totals, index, tokens, x_scale, y, y_stride, block)
+    def row_block(block):
+        def whole_tile(index):
+            if tile is tokens:
+                some(block, index, e.i64(0))
+            else:
+                e.loop(0, tile, tokens, [], lambda start: some(block, index, start))
 
-        e.loop(*tiles, [], tile)
+        e.loop(*tiles, [], whole_tile)
 
     e.loop(first, last, 1, [], row_block)
 
 
 def _register(name, kind):
-    """Make the kernels of one kind for every size of tile, all with the same arguments."""
+    """Make the kernels of one kind for every size of tile, all with the same arguments.
+
+    The widest of nested kinds takes larger tiles in parts: unrolled over 256 columns and 16 tokens they would take
+    seconds to compile.
+    """
+    layout = LAYOUTS[kind]
+    sizes = [tokens for tokens in TILES if tokens <= NESTED_TOKENS or not layout.nested]
 
     def variant(tokens):
-        def emit(e, target, weights, scales, x, sums, x_scale, y, first, last, columns, padded, y_stride,
+        def emit(e, target, tile, weights, scales, x, sums, x_scale, y, first, last, columns, padded, y_stride,
                  t0, t1, step):  # fmt: skip
-            _table(e, target, LAYOUTS[kind], tokens, weights, scales, x, sums, x_scale, y, first, last, columns,
+            stride = tile if layout.nested and tokens == NESTED_TOKENS else tokens
+            _table(e, target, layout, tokens, stride, weights, scales, x, sums, x_scale, y, first, last, columns,
                    padded, y_stride, (t0, t1, step))  # fmt: skip
 
         emit.__name__ = f"{name}_{tokens}"
         emit.__doc__ = f"Tiles t0, t0 + step … below t1 of {tokens} tokens times a {name} matrix; strides in bytes."
-        kernel("v:" + "i" * 14, kind=kind, tokens=tokens)(emit)
+        kernel("v:" + "i" * 15, kind=kind, tokens=tokens)(emit)
 
-    for tokens in TILES:
+    for tokens in sizes:
         variant(tokens)
 
 
@@ -162,8 +186,8 @@ for _kind, _name in TABLE_NAMES.items():
 def q8(e, target, model, tile, weights, scales, x, init, x_scale, y, first, last, groups, y_stride, tiles):
     """Multiply tiles 0 … tiles - 1 by an int8 table; groups of 32 columns per row, `init` as `quantise` left it."""
     columns = e.mul(groups, LAYOUTS[Q8].columns)
-    arguments = (weights, scales, x, init, x_scale, y, first, last, columns, columns, y_stride)
-    by_tile(e, target, tile, TABLE_NAMES[Q8], (*arguments, e.i64(0), tiles, e.i64(1)))
+    arguments = (tile, weights, scales, x, init, x_scale, y, first, last, columns, columns, y_stride)
+    by_tile(e, tile, TABLE_NAMES[Q8], (*arguments, e.i64(0), tiles, e.i64(1)))
 
 
 @kernel("v:iiiiii")

@@ -19,20 +19,25 @@ def prefetch_weights(e, address, size):
         e.prefetch(address, PREFETCH_BYTES + line)
 
 
-def store_tile(e, sums, index, tokens, x_scale, y, y_stride, block):
-    """Store the 16 outputs of each token of tile `index`, times the token's activation scale."""
-    row = e.add(y, e.mul(index, tokens, y_stride), e.mul(block, 4 * LANES))
+def store_tile(e, sums, start, x_scale, y, y_stride, block):
+    """Store the 16 outputs of tokens `start` and following, times each token's activation scale."""
+    row = e.add(y, e.mul(start, y_stride), e.mul(block, 4 * LANES))
+    scales = e.add(x_scale, e.mul(start, 4))
     for t, total in enumerate(sums):
-        scale = e.splat(e.load(F32, x_scale, e.add(e.mul(index, 4 * tokens), 4 * t)))
+        scale = e.splat(e.load(F32, scales, 4 * t))
         e.store(e.b.fmul(total, scale), row, e.mul(y_stride, t))
 
 
-def by_tile(e, target, tile, name, arguments):
-    """Emit a branch on the tokens per tile to the kernels `name`_1, `name`_2 … up to the target's own."""
-    for tokens in TILES:
-        if tokens <= target.isa.tile:
-            with e.b.if_then(e.b.icmp_signed("==", tile, e.i64(tokens))):
-                call_kernel(e, f"{name}_{tokens}", arguments)
+def by_tile(e, tile, name, arguments):
+    """Emit a branch on the tokens per tile to the kernels `name`_1, `name`_2 … that the target has.
+
+    The one for most tokens takes larger tiles too.
+    """
+    found = [tokens for tokens in TILES if symbol(f"{name}_{tokens}") in e.b.module.globals]
+    for tokens in found:
+        comparison = ">=" if tokens == found[-1] else "=="
+        with e.b.if_then(e.b.icmp_signed(comparison, tile, e.i64(tokens))):
+            call_kernel(e, f"{name}_{tokens}", arguments)
 
 
 def call_kernel(e, name, arguments):
