@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.packing import (
     Packed,
@@ -29,8 +30,8 @@ from nanochat_tui.formats.gguf import GGUFFile
 from nanochat_tui.formats.tensor_types import ternary_codes
 from nanochat_tui.formats.ternary_blocks import split_i2_s
 
-KIND_TERNARY = 3
 SMALL_GROUP = 64
+"""The smallest group of weights per scale that the ternary kernels are made for."""
 CHUNK_WEIGHTS = 1 << 22
 """Weights that are unpacked together."""
 Rows = tuple[str, NDArray[np.int64]]
@@ -39,7 +40,7 @@ Rows = tuple[str, NDArray[np.int64]]
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A packed matrix. kind: one of `slots.KIND_*`. factor and bias: float32 [rows], or None, of every output."""
+    """A packed matrix. kind: see `kernels.kinds`. factor and bias: float32 [rows], or None, of every output."""
 
     kind: int
     packed: Packed
@@ -52,7 +53,7 @@ class Matrix:
         return self.packed.weights
 
     @property
-    def scales(self) -> NDArray[np.float16]:
+    def scales(self) -> NDArray[Any]:
         """The packed scales; empty for floats."""
         return self.packed.scales
 
@@ -100,15 +101,20 @@ def load_matrix(
     as_float: float32 whatever the type. Raises UserError if a number is not finite.
     """
     names = list(dict.fromkeys(name for name, _ in rows))
+    types = {file.tensor(name).type.name for name in names}
     factor, bias = _row_vectors(file, rows, multiple)
-    if not as_float and all(is_ternary(file, name) for name in names):
-        return Matrix(KIND_TERNARY, _ternary(file, rows, group, multiple), factor, bias)
+    if not as_float and types == {"I2_S"}:
+        packed = _ternary(file, rows, group, multiple)
+        by_row = _i2_s_scales(file, rows, multiple)
+        return Matrix(k.TERNARY_ROW, Packed(packed.weights, by_row, packed.rows, packed.columns), factor, bias)
+    if not as_float and "I2_S" not in types and all(is_ternary(file, name) for name in names):
+        return Matrix(k.TERNARY, _ternary(file, rows, group, multiple), factor, bias)
+    if not as_float and types == {"BF16"}:
+        return Matrix(k.BF16, pack_dense(_raw16(file, rows), multiple), factor, bias)
     values = _floats(file, rows)
-    if any(file.tensor(name).type.name == "I2_S" for name in names):
-        factor = _without_i2_s(file, rows, factor)
-    if not as_float and (half := _as_half(file, names, values)) is not None:
-        return Matrix(s.KIND_F16, pack_dense(half, multiple), factor, bias)
-    return Matrix(s.KIND_F32, pack_dense(values, multiple), factor, bias)
+    if not as_float and (half := _as_half(types, values)) is not None:
+        return Matrix(k.F16, pack_dense(half, multiple), factor, bias)
+    return Matrix(k.F32, pack_dense(values, multiple), factor, bias)
 
 
 def load_table(file: GGUFFile, name: str, *, group: int, as_float: bool, bias: int) -> Matrix:
@@ -120,10 +126,7 @@ def load_table(file: GGUFFile, name: str, *, group: int, as_float: bool, bias: i
             raise UserError(f"the tensor {name} holds a value that is not finite; the file is damaged")
         # -128 has no negative in a byte, which the AVX2 kernel needs; no quantiser writes it
         if quants.min(initial=0) > -128:
-            return Matrix(s.KIND_Q8, pack_q8(quants, scales, bias, s.STATISTICS_BLOCK))
-    if info.type.name == "I2_S":  # a table has no factors per row
-        values = _floats(file, [all_rows(file, name)])
-        return Matrix(s.KIND_F32, pack_dense(values, s.STATISTICS_BLOCK))
+            return Matrix(k.Q8, pack_q8(quants, scales, bias, s.STATISTICS_BLOCK))
     return load_matrix(file, [all_rows(file, name)], group=group, as_float=as_float, multiple=s.STATISTICS_BLOCK)
 
 
@@ -140,7 +143,7 @@ def load_vector(file: GGUFFile, name: str) -> NDArray[np.float32]:
 def _row_vectors(
     file: GGUFFile, rows: Sequence[Rows], multiple: int
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
-    """Return what every output is multiplied by and what is added: I2_S scales, `.scale` and `.bias` tensors."""
+    """Return what every output is multiplied by and what is added: `.scale` and `.bias` tensors."""
     count = round_up(sum(len(wanted) for _, wanted in rows), multiple)
     factor, bias = aligned(count, np.float32, 1.0), aligned(count, np.float32, 0.0)
     has_factor = has_bias = False
@@ -149,9 +152,6 @@ def _row_vectors(
         part = slice(start, start + len(wanted))
         start += len(wanted)
         stem = name.removesuffix(".weight")
-        if file.tensor(name).type.name == "I2_S":
-            factor[part] *= _i2_s_scale(file, name)
-            has_factor = True
         if f"{stem}.scale" in file.tensors:
             factor[part] *= load_vector(file, f"{stem}.scale").reshape(-1)[0]
             has_factor = True
@@ -168,24 +168,14 @@ def _i2_s_scale(file: GGUFFile, name: str) -> np.float32:
     return np.float32(scale)
 
 
-def _without_i2_s(
-    file: GGUFFile, rows: Sequence[Rows], factor: NDArray[np.float32] | None
-) -> NDArray[np.float32] | None:
-    """Return the factors without the scales of I2_S tensors, which decoded values have in them already."""
-    if factor is None:
-        return None
-    start, others = 0, False
+def _i2_s_scales(file: GGUFFile, rows: Sequence[Rows], multiple: int) -> NDArray[np.float32]:
+    """Return the scale of every row's tensor, float32 [rows filled up]."""
+    scales = aligned(round_up(sum(len(wanted) for _, wanted in rows), multiple), np.float32, 0.0)
+    start = 0
     for name, wanted in rows:
-        if file.tensor(name).type.name == "I2_S":
-            stem = name.removesuffix(".weight")
-            has_scale = f"{stem}.scale" in file.tensors
-            value = load_vector(file, f"{stem}.scale").reshape(-1)[0] if has_scale else np.float32(1)
-            factor[start : start + len(wanted)] = value
-            others |= has_scale
-        else:
-            others |= f"{name.removesuffix('.weight')}.scale" in file.tensors
+        scales[start : start + len(wanted)] = _i2_s_scale(file, name)
         start += len(wanted)
-    return factor if others else None
+    return scales
 
 
 def _pieces(file: GGUFFile, rows: Sequence[Rows]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float16]]]:
@@ -263,10 +253,19 @@ def _floats(file: GGUFFile, rows: Sequence[Rows]) -> NDArray[np.float32]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _as_half(file: GGUFFile, names: Sequence[str], values: NDArray[np.float32]) -> NDArray[np.float16] | None:
+def _raw16(file: GGUFFile, rows: Sequence[Rows]) -> NDArray[np.uint16]:
+    """Return the bits of bfloat16 rows."""
+    parts = []
+    for name, wanted in rows:
+        load_vector(file, name)  # checks that all are finite
+        bits = file.raw(name).view(np.uint16).reshape(-1, file.tensor(name).shape[-1])
+        parts.append(bits[wanted])
+    return np.concatenate(parts)
+
+
+def _as_half(types: set[str], values: NDArray[np.float32]) -> NDArray[np.float16] | None:
     """Return values as float16 where that loses nothing, or nothing that a quantised type ever held."""
-    kinds = {file.tensor(name).type.name for name in names}
-    if kinds & {"F32", "BF16"}:
+    if types & {"F32", "BF16"}:
         return None
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)

@@ -9,8 +9,9 @@ import pytest
 from support_architectures import DIM, HEADS, HIDDEN, KV_HEADS, WIDTH, draft, finish, write_architecture
 
 from nanochat_tui.engine import plan_matrices
+from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.plan_matrices import KIND_TERNARY, Matrix
+from nanochat_tui.engine.plan_matrices import Matrix
 from nanochat_tui.engine.weights import load_weights
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import f32, read_gguf, tensor_from_array
@@ -24,14 +25,20 @@ TERNARY = ["Q2_0", "Q2_0_g128", "PQ2_0", "PTQ1_0", "TQ1_0", "TQ2_0", "Q1_0", "ST
 def unpacked(matrix: Matrix, group: int) -> np.ndarray:
     """Read a packed matrix back by the layout's definition: float64 [rows, columns]."""
     w, rows, columns = matrix.weights, matrix.packed.rows, matrix.packed.columns
-    if matrix.kind != KIND_TERNARY:
+    if matrix.kind in k.DENSE:
+        if matrix.kind == k.BF16:
+            w = (w.astype(np.uint32) << 16).view(np.float32)
         dense = w.astype(np.float64).transpose(0, 2, 1).reshape(-1, columns)
     else:
         raw = np.ascontiguousarray(w).view(np.uint8).reshape(len(w), -1, 16, 4)  # block, step, row, byte
         codes = np.stack([(raw >> (2 * i)) & 3 for i in range(4)], axis=3).reshape(len(w), -1, 16, 16)
         values = codes.transpose(0, 2, 1, 3).reshape(len(w) * 16, -1).astype(np.float64) - 1
-        scales = matrix.scales.astype(np.float64).transpose(0, 2, 1).reshape(len(w) * 16, -1)
-        dense = (values * np.repeat(scales, group, axis=1))[:, :columns]
+        scales = matrix.scales.astype(np.float64)
+        if matrix.kind == k.TERNARY_ROW:
+            dense = (values * scales[:, None])[:, :columns]
+        else:
+            by_group = scales.transpose(0, 2, 1).reshape(len(w) * 16, -1)
+            dense = (values * np.repeat(by_group, group, axis=1))[:, :columns]
     if matrix.factor is not None:
         dense = dense * matrix.factor[: len(dense), None]
     return dense[:rows]
@@ -58,15 +65,15 @@ def test_every_type_is_held_exactly(kind: str, as_float: bool, tmp_path: Path, m
     np.testing.assert_allclose(unpacked(layer.qkv, weights.group), wanted, rtol=rtol, atol=0)
     np.testing.assert_allclose(unpacked(layer.down, weights.group), down, rtol=rtol, atol=0)
     assert layer.qkv.packed.rows == (HEADS + 2 * KV_HEADS) * WIDTH
-    expected = {"F32": s.KIND_F32, "BF16": s.KIND_F32, "F16": s.KIND_F16, "Q8_0": s.KIND_F16}.get(kind, KIND_TERNARY)
-    assert layer.qkv.kind == (s.KIND_F32 if as_float else expected)
+    kinds = {"F32": k.F32, "BF16": k.BF16, "F16": k.F16, "Q8_0": k.F16, "I2_S": k.TERNARY_ROW}
+    assert layer.qkv.kind == (k.F32 if as_float else kinds.get(kind, k.TERNARY))
     assert weights.group == (64 if kind == "Q2_0" else 128)
 
 
 def test_ternary_tables_are_filled_up_to_whole_statistics_blocks(tmp_path: Path) -> None:
     path = write_architecture(tmp_path / "m.gguf", "qwen3", kind="PQ2_0", table="PTQ1_0")
     shape, weights = load(path)
-    assert weights.embedding.kind == KIND_TERNARY and weights.head is weights.embedding
+    assert weights.embedding.kind == k.TERNARY and weights.head is weights.embedding
     assert len(weights.head.weights) * 16 % s.STATISTICS_BLOCK == 0
     with read_gguf(path) as file:
         np.testing.assert_array_equal(unpacked(weights.head, 128), file.array("token_embd.weight"))
