@@ -13,10 +13,13 @@ SAMPLED_ROWS = 8
 Picture = NDArray[np.float32]
 
 
-def picture(reader: TritReader, row: int, column: int, height: int, width: int, zoom: int) -> Picture:
+def picture(
+    reader: TritReader, row: int, column: int, height: int, width: int, zoom: int, density: bool = False
+) -> Picture:
     """Return the mean of the weights' codes (-1, 0, +1, or +2) in each cell, without the scale.
 
-    Parameters: the first row and column; the picture's size in cells; `zoom`, the side of a cell in weights.
+    Parameters: the first row and column; the picture's size in cells; `zoom`, the side of a cell in weights; `density`
+    asks for the share of weights that are not zero instead.
     Returns float32 [height, width], NaN outside the matrix. With `zoom` 1 these are the trits themselves. A cell of
     more than `SAMPLED_ROWS` rows is the mean of that many of them, evenly spaced, over all its columns.
     """
@@ -38,11 +41,10 @@ def picture(reader: TritReader, row: int, column: int, height: int, width: int, 
             codes = reader.codes(begin, end, first, last)
         else:
             codes = np.concatenate([reader.codes(int(one), int(one) + 1, first, last) for one in chosen])
-        # up to 16 rows of codes up to 3 fit 32 bits over any width
-        sums = codes.sum(axis=0, dtype=np.int64)
+        sums = (codes != 1 if density else codes).sum(axis=0, dtype=np.int64)
         running = np.concatenate([[0], np.cumsum(sums)])
         totals = running[starts + widths] - running[starts]
-        found[cell, used] = totals / (widths * len(codes)) - 1.0
+        found[cell, used] = totals / (widths * len(codes)) - (0.0 if density else 1.0)
     return found
 
 

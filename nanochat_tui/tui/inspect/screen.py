@@ -14,15 +14,33 @@ from textual.screen import Screen
 from textual.widgets import Footer, Input, Static, TabbedContent, TabPane
 
 from nanochat_tui.errors import display_safe
+from nanochat_tui.tui.inspect.compare import ComparePane
 from nanochat_tui.tui.inspect.drawing import human_bytes, human_count
 from nanochat_tui.tui.inspect.jobs import Job, JobEnded
+from nanochat_tui.tui.inspect.metadata import MetadataPane
+from nanochat_tui.tui.inspect.mhc import MhcPane
+from nanochat_tui.tui.inspect.microscope import MicroscopePane
 from nanochat_tui.tui.inspect.open_dialog import OpenDialog
 from nanochat_tui.tui.inspect.opened import Opened, open_path
 from nanochat_tui.tui.inspect.overview import OverviewPane
 from nanochat_tui.tui.inspect.pane import Pane
+from nanochat_tui.tui.inspect.template import TemplatePane
+from nanochat_tui.tui.inspect.tensors import TensorsPane
+from nanochat_tui.tui.inspect.tokenizer import TokenizerPane
+from nanochat_tui.tui.inspect.weights import OpenTrits, WeightsPane
 from nanochat_tui.tui.messages import ChatWith
 
-PANES: tuple[tuple[str, type[Pane]], ...] = (("overview", OverviewPane),)
+PANES: tuple[tuple[str, type[Pane]], ...] = (
+    ("overview", OverviewPane),
+    ("metadata", MetadataPane),
+    ("tensors", TensorsPane),
+    ("weights", WeightsPane),
+    ("trits", MicroscopePane),
+    ("mhc", MhcPane),
+    ("tokens", TokenizerPane),
+    ("template", TemplatePane),
+    ("compare", ComparePane),
+)
 """Every tab by its id, in order; the number keys follow it."""
 
 
@@ -141,6 +159,13 @@ the tab, **/** searches, **Esc** leaves a search or ends what is being computed.
         if self.opened is not None:
             self.pane.activate(self.opened)
             self.pane.focus_first()
+
+    @on(OpenTrits)
+    def _open_trits(self, event: OpenTrits) -> None:
+        self.go_to("trits")
+        microscope = self.query_one(MicroscopePane)
+        microscope.activate(self.opened)
+        microscope.look_at(event.name)
 
     def action_show(self, number: int) -> None:
         """Go to a tab by its number."""
