@@ -45,27 +45,49 @@ class Replies:
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
         self._lock = threading.Lock()
-        self._items: list[tuple[float, Item]] = []
+        self._items: list[Item] = []
         self._gone = False
         self._arrived = arrived
-        self._last: list[float | None] = [None] * len(streams)
-        self._counts = [0] * len(streams)
         for index, stream in enumerate(streams):
             threading.Thread(target=self._read, args=(index, stream), name="nanochat-reply", daemon=True).start()
 
     def _read(self, index: int, stream: Stream) -> None:
+        metrics = self._service.metrics
+        last: float | None = None
+        count = 0
         try:
             for token in stream:
+                now = time.monotonic()
+                if last is None:
+                    metrics.first.observe(now - self._arrived)
+                else:
+                    metrics.between.observe(now - last)
+                last = now
+                count += 1
+                metrics.generated(1)
                 self._put((index, token))
             ended = Ended(stream.finish_reason or "cancelled", stream.stats)
         except BaseException as error:  # handed to the loop
             ended = Ended("cancelled", stream.stats, error)
         self._service.ended(stream)
+        self._count(stream, ended, count)
         self._put((index, ended))
+
+    def _count(self, stream: Stream, ended: Ended, count: int) -> None:
+        metrics = self._service.metrics
+        metrics.prompt_tokens.inc(stream.prompt_tokens)
+        metrics.cache_queries.inc(stream.prompt_tokens)
+        metrics.cache_hits.inc(ended.stats.reused_tokens)
+        metrics.prompt_sizes.observe(stream.prompt_tokens)
+        metrics.reply_sizes.observe(count)
+        metrics.whole.observe(time.monotonic() - self._arrived)
+        metrics.finished("error" if ended.error else {"cancelled": "abort"}.get(ended.reason, ended.reason))
+        if ended.error is not None and not isinstance(ended.error, UserError):
+            self._service.broken(ended.error)
 
     def _put(self, item: Item) -> None:
         with self._lock:
-            self._items.append((time.monotonic(), item))
+            self._items.append(item)
             first = len(self._items) == 1
         if first:
             try:
@@ -83,31 +105,8 @@ class Replies:
         self._woken.clear()
         with self._lock:
             lot, self._items = self._items, []
-        for at, (index, item) in lot:
-            self._count(at, index, item)
-        return [item for _, item in lot]
-
-    def _count(self, at: float, index: int, item: Token | Ended) -> None:
-        metrics = self._service.metrics
-        if isinstance(item, Token):
-            last = self._last[index]
-            (metrics.first.observe(at - self._arrived) if last is None else metrics.between.observe(at - last))
-            self._last[index] = at
-            self._counts[index] += 1
-            metrics.generated(1)
-            return
-        self.open -= 1
-        stats = item.stats
-        prompt = self._streams[index].prompt_tokens
-        metrics.prompt_tokens.inc(prompt)
-        metrics.cache_queries.inc(prompt)
-        metrics.cache_hits.inc(stats.reused_tokens)
-        metrics.prompt_sizes.observe(prompt)
-        metrics.reply_sizes.observe(self._counts[index])
-        metrics.whole.observe(at - self._arrived)
-        metrics.finished("error" if item.error else {"cancelled": "abort"}.get(item.reason, item.reason))
-        if item.error is not None and not isinstance(item.error, UserError):
-            self._service.broken(item.error)
+        self.open -= sum(isinstance(item, Ended) for _, item in lot)
+        return lot
 
     @property
     def gone(self) -> bool:

@@ -1,0 +1,186 @@
+"""Bad bytes, bad manners, bad luck: the server answers as it should, goes on, and leaks nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from servers import PROMPT, Running, files, serving, wait_for
+
+
+def _connect(running: Running) -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", running.port), timeout=20)
+    made.settimeout(20)
+    return made
+
+
+def _everything(connection: socket.socket) -> bytes:
+    got = b""
+    try:
+        while part := connection.recv(65_536):
+            got += part
+    except ConnectionResetError:
+        pass
+    return got
+
+
+def _answers(running: Running) -> bool:
+    reply = running.post("/v1/completions", prompt=PROMPT, max_tokens=3, temperature=0)
+    return reply.status_code == 200 and reply.json()["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b'{"prompt": "\xff\xfe"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": NaN}',
+        b'{"prompt": "x", "temperature": NaN}',
+        b'{"prompt": "x", "temperature": 1e999}',
+        b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "x", "seed": 99999999999999999999}',
+        b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"prompt": [1.5]}',
+        b'{"prompt": [-1]}',
+        b'{"prompt": [[]]}',
+        b'{"prompt": ["x", 1]}',
+        b'{"prompt": {"a": "b"}}',
+        b'{"prompt": "x", "stop": ["a", 5]}',
+        b'{"prompt": "x", "stream": "maybe"}',
+        b"\x00" * 64,
+    ],
+)
+def test_malformed_bodies_are_bad_requests(base: Running, body: bytes) -> None:
+    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
+        answer = httpx.post(base.url + path, content=body, headers={"content-type": "application/json"}, timeout=30)
+        assert answer.status_code == 400, (path, answer.text)
+        error = answer.json()["error"]
+        assert error["type"] == "invalid_request_error" and error["message"]
+        assert "Traceback" not in answer.text and "site-packages" not in answer.text and len(answer.text) < 1000
+    assert _answers(base)
+
+
+def test_a_form_as_curl_sends_it_is_read_as_json(base: Running) -> None:
+    content = json.dumps({"prompt": PROMPT, "max_tokens": 1})
+    answer = httpx.post(
+        base.url + "/v1/completions", content=content, headers={"content-type": "application/x-www-form-urlencoded"}
+    )
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_ten_megabytes_are_too_much(base: Running, chunked: bool) -> None:
+    body = json.dumps({"prompt": "x" * 10_000_000}).encode()
+
+    def parts() -> Iterator[bytes]:
+        for start in range(0, len(body), 100_000):
+            yield body[start : start + 100_000]
+
+    answer = httpx.post(base.url + "/v1/completions", content=parts() if chunked else body, timeout=60)
+    assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
+    assert _answers(base)
+
+
+def test_four_megabytes_of_text_are_counted_and_refused(base: Running) -> None:
+    answer = base.post("/v1/completions", prompt="let x = 1;\n" * 300_000)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("raw", [b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"A" * 100_000, b"\r\n" * 10])
+def test_what_is_no_http_is_told_so(base: Running, raw: bytes) -> None:
+    with closing(_connect(base)) as connection:
+        connection.sendall(raw)
+        connection.shutdown(socket.SHUT_WR)
+        got = _everything(connection)
+    assert got == b"" or got.startswith(b"HTTP/1.1 400")
+    assert _answers(base)
+
+
+def test_requests_on_one_connection_one_after_the_other(base: Running) -> None:
+    body = json.dumps({"prompt": "x", "max_tokens": 2, "temperature": 0}).encode()
+    one = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    last = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    with closing(_connect(base)) as connection:
+        connection.sendall(one + one + last)
+        assert _everything(connection).count(b"HTTP/1.1 200") == 3
+
+
+def test_slow_senders_are_cut_and_a_thousand_of_them_disturb_nobody(base_file: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("this machine grants too few open files for a thousand connections and their other ends")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    with serving(files(base_file), receive_seconds=4.0) as running:
+        before = psutil.Process(os.getpid()).num_fds()
+        halves = [_connect(running) for _ in range(1000)]
+        try:
+            for index, half in enumerate(halves):
+                if index % 4 == 1:
+                    half.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-le")
+                elif index % 4 == 2:
+                    half.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+                elif index % 4 == 3:
+                    half.sendall(b"GET")
+            began = time.monotonic()
+            assert _answers(running)
+            assert time.monotonic() - began < 3
+            wait_for(lambda: len(running.server.server_state.connections) == 0, 20)
+            said = _everything(halves[2])
+            assert said.startswith(b"HTTP/1.1 408") and b"took too long" in said
+            assert _everything(halves[0]) == b""
+        finally:
+            for half in halves:
+                half.close()
+        assert _answers(running)
+        wait_for(lambda: psutil.Process(os.getpid()).num_fds() <= before + 5, 10)
+
+
+def test_a_byte_at_a_time_does_not_stretch_the_deadline(base_file: Path) -> None:
+    with serving(files(base_file), receive_seconds=0.5) as running, closing(_connect(running)) as connection:
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            for byte in b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n" + b" " * 1000:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
+        assert time.monotonic() - began < 5
+
+
+def test_a_reader_that_stalls_is_cut(base_file: Path) -> None:
+    with serving(files(base_file), stall_seconds=0.5) as running:
+        body = json.dumps(
+            {"prompt": PROMPT, "max_tokens": 32_000, "temperature": 0, "stream": True, "logprobs": 20}
+        ).encode()
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", running.port))
+        with closing(connection):
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+            )
+            wait_for(lambda: running.running() == 1)
+            wait_for(lambda: running.running() == 0 and not running.server.server_state.connections, 20)
+        text = "\n".join(running.lines)
+        assert "Traceback" not in text
+        now = httpx.get(running.url + "/metrics").text
+        assert 'finished_reason="abort",model_name="tiny"} 1.0' in now
+        assert _answers(running)
+
+
+def test_idle_connections_are_closed(base_file: Path) -> None:
+    with serving(files(base_file), idle_seconds=1.0) as running, closing(_connect(running)) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert _everything(connection).startswith(b"HTTP/1.1 200")
