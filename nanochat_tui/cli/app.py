@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import typer
 
-from nanochat_tui.cli import bench, chat, doctor, inspect_file, tui
+from nanochat_tui.cli import bench, cache, chat, convert, doctor, inspect_file, tui
 
-COMMANDS = ("chat", "inspect", "bench", "doctor", "tui")
+COMMANDS = ("chat", "inspect", "bench", "convert", "cache", "doctor", "tui")
 _GROUP_OPTIONS = {"--help", "-h", "--version", "-V", "--install-completion", "--show-completion"}
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app.command("tui")(tui.open_tui)
 app.command("chat")(chat.chat)
 app.command("inspect")(inspect_file.inspect)
 app.command("bench")(bench.bench)
+app.command("convert")(convert.convert)
+app.command("cache")(cache.cache)
 app.command("doctor")(doctor.doctor)
 
 

@@ -122,15 +122,16 @@ def measure(engines: Sequence[Engine], plan: Plan, say: Say) -> Result:
     from nanochat_tui.cli.measurement_worker import Worker
 
     result = Result(engines[0].path.name)
+    room = -(-max(*plan.prompts, *(context + plan.tokens + 2 for context in plan.contexts), 32) // 256) * 256
     for threads in plan.threads:
         with ExitStack() as stack:
             workers = []
             for engine in engines:
                 say(f"loading {engine.path.name} in {engine.name}, {_threads(threads)}")
-                worker = Worker(engine.name, engine.path, threads, engine.kernel)
+                worker = Worker(engine.name, engine.path, threads, engine.kernel, positions=room)
                 if worker.ready["compiled"]:  # the first start on a machine, which is not what loading costs
                     worker.close()
-                    worker = Worker(engine.name, engine.path, threads, engine.kernel)
+                    worker = Worker(engine.name, engine.path, threads, engine.kernel, positions=room)
                 stack.enter_context(worker)
                 workers.append(worker)
             bandwidth = read_bandwidth(threads)

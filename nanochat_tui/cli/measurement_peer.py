@@ -17,7 +17,6 @@ from nanochat_tui.errors import UserError, display_safe
 
 PEER = "llama-cpp-python"
 BATCH = 512
-CONTEXT = 4096
 
 
 def peer_version() -> str:
@@ -34,8 +33,11 @@ def peer_version() -> str:
 class PeerRunner:
     """A model in llama.cpp; see `measurement_worker.Runner`."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        """Load a model. Raises UserError if the library is missing or refuses the file, with its own last words."""
+    def __init__(self, path: Path, threads: int, positions: int = 4096) -> None:
+        """Load a model with room for so many positions.
+
+        Raises UserError if the library is missing or refuses the file, with its first complaint.
+        """
         self.kernel = f"{PEER} {peer_version()}"
         import llama_cpp
 
@@ -54,7 +56,7 @@ class PeerRunner:
             reason = next((line for line in said if line), "no reason given")
             raise UserError(f"it does not load {display_safe(path.name)} ({display_safe(reason)})")
         settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = min(CONTEXT, llama_cpp.llama_model_n_ctx_train(model) or CONTEXT)
+        settings.n_ctx = positions
         settings.n_batch = settings.n_ubatch = BATCH
         settings.n_threads = settings.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(model, settings)

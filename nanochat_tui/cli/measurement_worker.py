@@ -1,6 +1,6 @@
 """One engine with one model in a process of its own, doing timed runs on command.
 
-    python -m nanochat_tui.cli.measurement_worker ENGINE MODEL THREADS [KERNEL]
+    python -m nanochat_tui.cli.measurement_worker ENGINE MODEL THREADS POSITIONS [KERNEL]
 
 Two engines that are to be compared must not share a process: their threads, memory and instruction-set state would
 disturb each other. Commands are JSON lines on stdin, answers JSON lines on stdout; `Worker` is the other end, and
@@ -96,8 +96,8 @@ def random_ids(seed: int, count: int, vocabulary: int) -> list[int]:
     return found
 
 
-def serve(engine: str, path: Path, threads: int, kernel: str | None) -> None:
-    """Load, say so, then answer commands until stdin ends."""
+def serve(engine: str, path: Path, threads: int, positions: int, kernel: str | None) -> None:
+    """Load with room for so many positions, say so, then answer commands until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
 
@@ -106,7 +106,7 @@ def serve(engine: str, path: Path, threads: int, kernel: str | None) -> None:
 
     try:
         began = time.perf_counter()
-        runner: Runner = PeerRunner(path, threads) if engine == PEER else EngineRunner(path, threads, kernel)
+        runner: Runner = PeerRunner(path, threads, positions) if engine == PEER else EngineRunner(path, threads, kernel)
         runner.decode(random_ids(0, 8, runner.vocabulary), 2)
         loaded = time.perf_counter() - began
     except UserError as error:
@@ -140,10 +140,15 @@ def serve(engine: str, path: Path, threads: int, kernel: str | None) -> None:
 class Worker:
     """The near end of a worker process. Use it as a context manager."""
 
-    def __init__(self, engine: str, path: Path, threads: int, kernel: str | None = None) -> None:
-        """Start the process and wait until the model is loaded. Raises UserError with the worker's reason."""
+    def __init__(
+        self, engine: str, path: Path, threads: int, kernel: str | None = None, *, positions: int = 4096
+    ) -> None:
+        """Start the process and wait until the model is loaded. Raises UserError with the worker's reason.
+
+        positions: the longest context that will be asked for; only the peer reserves memory for it at once.
+        """
         self.engine, self.path, self.threads = engine, path, threads
-        command = [sys.executable, "-P", "-m", __name__, engine, str(path), str(threads), kernel or ""]
+        command = [sys.executable, "-P", "-m", __name__, engine, str(path), str(threads), str(positions), kernel or ""]
         root = str(Path(__file__).parents[2])
         environment = {
             **os.environ,
@@ -217,4 +222,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] or None)
+    serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] or None)

@@ -44,6 +44,10 @@ def export(
     compare: Annotated[
         bool, typer.Option(help="Also run the file and the checkpoint on a text and compare their logits.")
     ] = True,
+    arch: Annotated[
+        Literal["nanochat", "llama"],
+        typer.Option(help="llama: for llama.cpp, of a model trained with a plain residual."),
+    ] = "nanochat",
     as_json: JsonOption = False,
 ) -> None:
     """Export a checkpoint, read the files back and compare: weights bit for bit, logits within activation rounding."""
@@ -54,6 +58,9 @@ def export(
     if vocabulary is None or not vocabulary.is_file():
         raise UserError(f"there is no tokenizer at {vocabulary}; give one with --tokenizer")
     gguf.parent.mkdir(parents=True, exist_ok=True)
+    if arch == "llama":
+        _export_llama(checkpoint, gguf, vocabulary, embedding, ternary, mhc, as_json=as_json)
+        return
     report = export_model(checkpoint, gguf, mhc or gguf.with_suffix(".mhc"), vocabulary, embedding, ternary)
     if compare:
         report = report.with_logits(*_compare(checkpoint, gguf, embedding))
@@ -61,6 +68,30 @@ def export(
         typer.echo(json.dumps(report.to_json(), indent=1))
     else:
         _print(report)
+
+
+def _export_llama(
+    checkpoint: Path,
+    gguf: Path,
+    vocabulary: Path,
+    embedding: Literal["Q8_0", "F16"],
+    ternary: Literal["Q2_0", "PQ2_0"],
+    mhc: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    from nanochat_tui.export import export_llama
+
+    if mhc is not None:
+        raise UserError("the architecture llama has no mHC, so --mhc has no place here; leave it out")
+    if ternary != "Q2_0":
+        raise UserError(f"llama.cpp does not know {ternary}; leave --ternary out")
+    found = export_llama(checkpoint, gguf, vocabulary, embedding, ternary)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    typer.echo(f"{gguf}  {found['gguf_bytes']:,} bytes, {found['parameters']:,} parameters, architecture llama")
+    typer.echo(f"{found['ternary_weights']:,} ternary weights equal bit for bit, rows of queries and keys in its order")
 
 
 def _compare(checkpoint: Path, gguf: Path, embedding: str) -> tuple[LogitsAgreement, LogitsAgreement]:

@@ -3,6 +3,7 @@
 from nanochat_tui.export.checkpoint import load_checkpoint
 from nanochat_tui.export.errors import CheckpointError, ExportError
 from nanochat_tui.export.gguf_export import export_model
+from nanochat_tui.export.llama_export import export_llama
 from nanochat_tui.export.reference import reference_logits
 from nanochat_tui.export.verify import ExportReport, LogitsAgreement, compare_logits, verify_export
 
@@ -12,6 +13,7 @@ __all__ = [
     "ExportReport",
     "LogitsAgreement",
     "compare_logits",
+    "export_llama",
     "export_model",
     "load_checkpoint",
     "reference_logits",

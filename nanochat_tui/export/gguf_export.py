@@ -77,6 +77,19 @@ def mhc_records(config: ModelConfig, weights: Weights) -> np.ndarray[tuple[int, 
 
 
 def _metadata(config: ModelConfig, vocabulary: Path, name: str, ternary: str) -> dict[str, GGUFValue]:
+    tokenizer = tokenizer_metadata(config, vocabulary)
+    shape = nanochat.to_metadata(config)
+    architecture = {"general.architecture": shape.pop("general.architecture")}
+    general = {
+        "general.name": string(name),
+        "general.file_type": u32(FILE_TYPES[ternary]),
+        "general.quantization_version": u32(2),
+    }
+    return architecture | general | shape | tokenizer
+
+
+def tokenizer_metadata(config: ModelConfig, vocabulary: Path) -> dict[str, GGUFValue]:
+    """Return the keys of the tokenizer a model was trained with. Raises CheckpointError if it is another's."""
     tokenizer = load_tokenizer(vocabulary)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     if size != config.vocab_size:
@@ -87,14 +100,7 @@ def _metadata(config: ModelConfig, vocabulary: Path, name: str, ternary: str) ->
     end = tokenizer.token_to_id(END_OF_TEXT)
     if end is None:
         raise CheckpointError(f"{display_safe(str(vocabulary))} has no token {END_OF_TEXT}, which separates documents")
-    shape = nanochat.to_metadata(config)
-    architecture = {"general.architecture": shape.pop("general.architecture")}
-    general = {
-        "general.name": string(name),
-        "general.file_type": u32(FILE_TYPES[ternary]),
-        "general.quantization_version": u32(2),
-    }
-    return architecture | general | shape | to_gguf_metadata(tokenizer, bos=end, eos=end, add_bos=True)
+    return to_gguf_metadata(tokenizer, bos=end, eos=end, add_bos=True)
 
 
 def _tensor(part: nanochat.Part, weights: Weights, config: ModelConfig, table: str, ternary: str) -> TensorData:

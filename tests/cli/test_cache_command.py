@@ -1,0 +1,52 @@
+"""`cache` knows its own files and no others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanochat_tui.cli.app import dispatch
+from nanochat_tui.engine.compile_cache import ENVIRONMENT
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = tmp_path / "kernels"
+    monkeypatch.setenv(ENVIRONMENT, str(place))
+    return place
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    assert dispatch(["cache", "--json", *words]) == 0
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_an_empty_cache(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys) == {
+        "cleared": False,
+        "held": [{"kind": "kernels", "folder": str(folder), "files": 0, "bytes": 0}],
+    }
+
+
+def test_only_its_own_files_are_deleted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.mkdir(mode=0o700)
+    weights = folder.parent / "weights"
+    weights.mkdir()
+    for path in (
+        folder / "avx2-64-0.o",
+        folder / "x.tmp",
+        weights / "m.npk",
+        folder / "letter.txt",
+        weights / "y.gguf",
+    ):
+        path.write_bytes(b"12345")
+    held = shown(capsys)["held"]
+    assert isinstance(held, list)
+    assert [(one["kind"], one["files"], one["bytes"]) for one in held] == [("kernels", 2, 10), ("weights", 1, 5)]
+    shown(capsys, "--clear")
+    assert sorted(path.name for path in [*folder.iterdir(), *weights.iterdir()]) == ["letter.txt", "y.gguf"]
+    assert dispatch(["cache"]) == 0
+    assert "0 files" in capsys.readouterr().out
