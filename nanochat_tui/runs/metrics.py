@@ -13,7 +13,7 @@ import os
 from array import array
 from bisect import bisect_left
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class LineTail:
         except OSError:
             return []
 
-    def _read(self, file: Any, limit: int) -> list[bytes]:
+    def _read(self, file: BinaryIO, limit: int) -> list[bytes]:
         status = os.fstat(file.fileno())
         identity = (status.st_dev, status.st_ino)
         if self._identity is not None and (identity != self._identity or status.st_size < self._offset):

@@ -14,7 +14,7 @@ def linear_ticks(low: float, high: float, most: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    ticks = []
+    ticks: list[float] = []
     while first * step <= high + 1e-9 * span and len(ticks) <= most:
         ticks.append(first * step)
         first += 1

@@ -146,7 +146,7 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
         ]
         return [self._title(width), *rows, self._x_axis(view, width)]
 
-    def _plot_row(self, label: str, pattern: np.ndarray, owner: np.ndarray, marks: np.ndarray, cursor: int) -> Strip:  # type: ignore[type-arg]
+    def _plot_row(self, label: str, pattern: np.ndarray, owner: np.ndarray, marks: np.ndarray, cursor: int) -> Strip:
         faint = self._style("foreground", faint=True)
         segments = [Segment(f"{label:>{GUTTER - 1}}{'┤' if label else '│'}", faint)]
         text: list[str] = []

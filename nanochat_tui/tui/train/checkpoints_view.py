@@ -11,6 +11,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
+from textual.coordinate import Coordinate
 from textual.widget import Widget
 from textual.widgets import DataTable, Input, Label, Static
 
@@ -249,7 +250,7 @@ leaves that of the checkpoint before. **Esc** stops it.
             self._note(f"{len(self.done)} of {total} checkpoints have written")
         table = self.table
         if str(path) in table.rows:
-            table.update_cell_at((table.get_row_index(str(path)), 3), self._mark(path))
+            table.update_cell_at(Coordinate(table.get_row_index(str(path)), 3), self._mark(path))
         if self.selected is not None:
             self._show_text()
 

@@ -66,9 +66,9 @@ def figures_line(snapshot: Snapshot, width: int) -> Content:
     if snapshot.speed:
         add("tok/s", f"{snapshot.speed:,.0f}")
     for label, key in (("loss", "loss"), ("val", "val_loss"), ("bits/byte", "val_bits_per_byte")):
-        value = series.last(key)
-        if value is not None:
-            add(label, axes.short(value))
+        number = series.last(key)
+        if number is not None:
+            add(label, axes.short(number))
     if snapshot.mfu is not None:
         add("MFU", f"{snapshot.mfu:.1%}")
     for gpu in snapshot.gpus:
