@@ -1,0 +1,180 @@
+"""A small OpenAI-compatible server on loopback, of the standard library, that can be told to misbehave.
+
+It knows nothing of our code: a second opinion on the protocol, with valves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+WORDS = ["Hello", " there", ",", " dear", " reader", "!"]
+
+
+@dataclass
+class Server:
+    """What it does can be changed while it runs."""
+
+    url: str = ""
+    words: list[str] = field(default_factory=lambda: list(WORDS))
+    thoughts: list[str] = field(default_factory=list)
+    key: str | None = None
+    owner: str = "someone"
+    meta: dict[str, Any] | None = None
+    models: list[str] = field(default_factory=lambda: ["tiny", "other"])
+    completions: bool = True
+    logprobs: bool = True
+    strict: bool = False
+    """Refuses fields that OpenAI does not have."""
+    die_after: int | None = None
+    """Closes the connection without a word after so many words."""
+    hold_after: int | None = None
+    gate: threading.Event = field(default_factory=threading.Event)
+    error_after: int | None = None
+    status: int = 200
+    body: bytes = b""
+    streams: bool = True
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    closed: threading.Event = field(default_factory=threading.Event)
+    """Set when a client left in mid-stream."""
+
+
+def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def refuse(self, status: int, message: str) -> None:
+            self.answer(status, json.dumps({"error": {"message": message}}).encode())
+
+        def allowed(self) -> bool:
+            server.headers.append(dict(self.headers))
+            if server.key is not None and self.headers.get("Authorization") != f"Bearer {server.key}":
+                self.refuse(401, "wrong key")
+                return False
+            return True
+
+        def do_GET(self) -> None:
+            if not self.allowed():
+                return
+            if self.path != "/v1/models":
+                self.refuse(404, "no such page")
+                return
+            cards = [
+                {
+                    "id": name,
+                    "object": "model",
+                    "owned_by": server.owner,
+                    **({"meta": server.meta} if server.meta else {}),
+                }
+                for name in server.models
+            ]
+            self.answer(200, json.dumps({"object": "list", "data": cards}).encode())
+
+        def do_POST(self) -> None:
+            raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if not self.allowed():
+                return
+            body = json.loads(raw)
+            chat = self.path == "/v1/chat/completions"
+            if not chat and (self.path != "/v1/completions" or not server.completions):
+                self.refuse(404, "no such page")
+                return
+            if "model" not in body:
+                self.refuse(422, "model is missing")
+                return
+            server.requests.append(body)
+            if server.status != 200:
+                self.answer(server.status, server.body or b'{"error": {"message": "broken on purpose"}}')
+                return
+            unknown = set(body) & {"top_k", "min_p", "repeat_penalty"}
+            if server.strict and unknown:
+                self.refuse(400, f"unknown fields {sorted(unknown)}")
+                return
+            self.stream(chat, body)
+
+        def stream(self, chat: bool, body: dict[str, Any]) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.close_connection = True
+            words = [(w, True) for w in server.thoughts] + [(w, False) for w in server.words]
+            words = words[: body.get("max_tokens") or 10_000]
+            try:
+                for count, (word, thought) in enumerate(words):
+                    if server.die_after == count:
+                        self.connection.shutdown(socket.SHUT_RDWR)
+                        return
+                    if server.hold_after == count:
+                        while not server.gate.wait(0.02):
+                            self.wfile.write(b": waiting\n\n")
+                            self.wfile.flush()
+                    if server.error_after == count:
+                        self.send({"error": {"message": "the model fell over"}})
+                        return
+                    self.send({"choices": [self.choice(chat, body, word, thought)]})
+                    time.sleep(0.002)
+                self.send({"choices": [{"delta": {}, "text": "", "finish_reason": "stop"}]})
+                if body.get("stream_options"):
+                    self.send({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": len(words)}})
+                self.wfile.write(b"data: [DONE]\n\n")
+            except OSError:
+                server.closed.set()
+
+        @staticmethod
+        def choice(chat: bool, body: dict[str, Any], word: str, thought: bool) -> dict[str, Any]:
+            wanted = server.logprobs and body.get("logprobs")
+            top = {word: math.log(0.7), " other": math.log(0.2)}
+            if chat:
+                made: dict[str, Any] = {"delta": {"reasoning_content" if thought else "content": word}}
+                if wanted:
+                    others = [{"token": t, "logprob": v} for t, v in top.items()]
+                    entry = {"token": word, "logprob": math.log(0.7), "top_logprobs": others}
+                    made["logprobs"] = {"content": [entry]}
+                return made
+            made = {"text": word}
+            if wanted:
+                made["logprobs"] = {"tokens": [word], "token_logprobs": [math.log(0.7)], "top_logprobs": [top]}
+            return made
+
+        def send(self, data: dict[str, Any]) -> None:
+            self.wfile.write(f"data: {json.dumps(data)}\n\n".encode())
+            self.wfile.flush()
+
+    return Handler
+
+
+@contextmanager
+def serving(**options: Any) -> Iterator[Server]:
+    """Run a server on a free port for the length of a block."""
+    server = Server(**options)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
+    http.daemon_threads = True
+    server.url = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.gate.set()
+        http.shutdown()
+        http.server_close()
