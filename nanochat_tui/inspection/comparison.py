@@ -218,9 +218,9 @@ def _tensor(before: GGUFFile, after: GGUFFile, name: str, tick: Tick | None) -> 
         return TensorChange(name, "reshaped", a, b)
     if is_trits(a.type) and is_trits(b.type):
         flips = _flips(TritReader(before, name), TritReader(after, name), tick)
-        equal = a.type is b.type and not flips.flipped and not flips.scale_change
+        equal = a.type.name == b.type.name and not flips.flipped and not flips.scale_change
         return TensorChange(name, "equal" if equal else "changed", a, b, flips)
-    if a.type is b.type and _same_bytes(before.raw(name), after.raw(name), tick):
+    if a.type.name == b.type.name and _same_bytes(before.raw(name), after.raw(name), tick):
         return TensorChange(name, "equal", a, b)
     if not (a.type.is_decodable and b.type.is_decodable):
         return TensorChange(name, "unknown", a, b)

@@ -84,7 +84,7 @@ def rotation(metadata: Mapping[str, GGUFValue]) -> Rotation | None:
     if block & (block - 1):
         problems.append(f"its block size {block} is not a power of two")
     if sign_mode not in ("identity", "explicit"):
-        problems.append(f"its sign mode {display_safe(sign_mode, 40)!r} is not known")
+        problems.append(f"its sign mode {display_safe(sign_mode, 40)} is not known")
     return Rotation(
         version, block, len(weights), len(inverse), display_safe(sign_mode, 40), tied, problems[0] if problems else None
     )

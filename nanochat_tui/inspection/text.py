@@ -144,7 +144,7 @@ def change_line(change: TensorChange) -> str:
     old, new = change.before, change.after
     if change.status == "reshaped":
         return f"~ {name} {list(old.shape)} -> {list(new.shape)}"
-    types = old.type.name if old.type is new.type else f"{old.type.name} -> {new.type.name}"
+    types = old.type.name if old.type.name == new.type.name else f"{old.type.name} -> {new.type.name}"
     if change.flips is not None:
         f = change.flips
         return (

@@ -29,12 +29,12 @@ def human_count(count: int) -> str:
 
 
 def merged(counts: Sequence[float], width: int) -> list[float]:
-    """Return counts summed into at most `width` bins of nearly equal size."""
+    """Return counts averaged into at most `width` bins: a sum would make those higher that hold more of them."""
     n = len(counts)
     if n <= width:
         return list(counts)
     borders = [i * n // width for i in range(width + 1)]
-    return [sum(counts[a:b]) for a, b in pairwise(borders)]
+    return [sum(counts[a:b]) / (b - a) for a, b in pairwise(borders)]
 
 
 def bars(counts: Sequence[float], width: int, height: int) -> list[str]:

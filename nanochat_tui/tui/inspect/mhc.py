@@ -31,8 +31,8 @@ def matrix_lines(matrix: NDArray[np.floating], colours: Colours, ceiling: float 
 
 def _cell(value: float, colours: Colours, ceiling: float) -> Content:
     ground = colours.ramp(value / ceiling)
-    text: Color = ground.get_contrast_text(0.9)
-    return Content.styled(f" {value:6.4f} ", f"{text.rgb} on {ground.hex}")
+    text: Color = ground.get_contrast_text(1.0)
+    return Content.styled(f" {value:6.4f} ", f"{text.hex6} on {ground.hex6}")
 
 
 def beside(*blocks: list[Content]) -> list[Content]:
@@ -107,8 +107,7 @@ Below: the record's matrix, the product of all matrices up to it, and how much o
         report = found.report
         if found.error is None:
             head.update(self._verified(found))
-        n = found.streams
-        self.table.add_columns("record", "alpha", "read p", "write q", "gain", "stays after" if n == 2 else "stays")
+        self.table.add_columns("record", "alpha", "read p", "write q", "gain", "difference left")
         _, memory = composed_over_depth(matrices.residual)
         for index, (name, kept) in enumerate(zip(record_names(found.records), alphas(matrices.residual), strict=False)):
             self.table.add_row(

@@ -101,8 +101,8 @@ class TensorsPane(Pane):
     HELP = """\
 ### Tensors
 **/** searches: a few letters of a name in order are enough (`b3fd` finds `blk.3.ffn_down`). **Enter** or **Space**
-opens a block. The tensor under the cursor is described with its first values and, if it is not huge, its distribution; **s**
-asks for that of a huge one. **x** looks at a ternary tensor through the microscope.
+opens a block. The tensor under the cursor is described with its first values and, if it is not huge, its
+distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor through the microscope.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("s", "statistics", "Statistics"),
