@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from nanochat_tui.engine.kernels.kinds import BF16, F16
 from nanochat_tui.engine.kernels.kinds import F32 as KIND_F32
+from nanochat_tui.engine.kernels.tiles import prefetch_weights
 from nanochat_tui.engine.simd.emitter import F32, I32, LANES, VF32, VI16, VI32
 from nanochat_tui.engine.simd.intrinsics import kernel
 
-AHEAD = 4096
 FEW = 4
 """Rows of activations that share a pass over the weights."""
 
@@ -35,8 +35,7 @@ def _dense(e, kind, tokens, weights, x, x_stride, y, y_stride, first, last, colu
 
             def quad(k, *sums):
                 at, out = e.mul(k, width), list(sums)
-                for line in range(0, 4 * width, 64):
-                    e.prefetch(e.add(base, at), AHEAD + line)
+                prefetch_weights(e, e.add(base, at), 4 * width)
                 for i in range(4):
                     w = _load(e, kind, e.add(base, at, i * width))
                     for t in range(tokens):

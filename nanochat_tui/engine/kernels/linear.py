@@ -56,15 +56,16 @@ def _ternary(e, target, tokens, weights, scales, x, init, x_scale, y, y_stride, 
                 q = e.add(block_weights, e.mul(g, group_bytes))
                 xg = e.add(tile_x, e.mul(g, target.group * tokens))
                 ig = e.add(tile_init, e.mul(g, 4 * tokens))
+                group_scales = e.add(block_scales, e.mul(g, 2 * LANES))
                 if tokens <= PREFETCH_TOKENS:
-                    prefetch_weights(e, q, group_bytes)
+                    prefetch_weights(e, q, group_bytes, group_scales, 0 if by_row else 2 * LANES)
                 inits = [isa.broadcast(e, ig, 4 * t) for t in range(tokens)]
                 if by_row:
                     inits = [b.add(i, s) for i, s in zip(inits, sums, strict=True)]
                 totals = _group_dots(e, isa, tokens, q, xg, inits, steps)
                 if by_row:
                     return totals
-                scale = e.load_half(e.add(block_scales, e.mul(g, 2 * LANES)))
+                scale = e.load_half(group_scales)
                 return [e.fma(e.to_f32(n), scale, s) for n, s in zip(totals, sums, strict=True)]
 
             zero = e.constant(VI32, 0) if by_row else e.splat(0.0)

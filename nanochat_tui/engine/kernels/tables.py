@@ -119,7 +119,7 @@ def _table(e, target, layout, tokens, tile, weights, scales, x, sums, x_scale, y
             xp = e.add(tile_x, e.mul(p, tile, layout.columns))
             sp = e.add(tile_sums, e.mul(p, tile, 4 * layout.blocks))
             if tokens <= PREFETCH_TOKENS:
-                prefetch_weights(e, base, layout.words * WORD)
+                prefetch_weights(e, base, layout.words * WORD, factors, layout.scale_bytes)
             integers, minima = [zero] * tokens, [zero] * tokens
             for k in range(layout.blocks):
                 block_sums = [zero] * tokens

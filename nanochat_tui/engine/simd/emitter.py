@@ -69,15 +69,15 @@ class Emitter:
         pointer = self.b.inttoptr(self.add(address, offset), value.type.as_pointer())
         self.b.store(value, pointer).align = 1
 
-    def prefetch(self, address, offset=0):
-        """Ask for the cache line at an address, which need not exist, to be brought into the first-level cache."""
+    def prefetch(self, address, offset=0, *, level=1):
+        """Ask for the cache line at an address, which need not exist, to be brought into a cache (level 1 or 2)."""
         pointer = self.b.inttoptr(self.add(address, offset), I8.as_pointer())
         name = "llvm.prefetch.p0"
         function = self.b.module.globals.get(name)
         if function is None:
             kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
             function = ir.Function(self.b.module, kind, name)
-        self.b.call(function, [pointer, I32(0), I32(3), I32(1)])
+        self.b.call(function, [pointer, I32(0), I32(4 - level), I32(1)])
 
     # ---- vectors
 
