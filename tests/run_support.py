@@ -6,8 +6,15 @@ import json
 import shutil
 import socket
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+from support import TINY, tiny_tokenizer
+
+from nanochat_tui.model.architectures import nanochat
 
 RECORDED = Path(__file__).parent / "data" / "run"
 """Metrics, samples and log of a real d20 run, thinned out."""
@@ -68,3 +75,34 @@ def grow(path: Path, **row: Any) -> None:
     """Append a row to metrics.jsonl."""
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def write_checkpoint(folder: Path, step: int, seed: int) -> Path:
+    """A complete, tiny checkpoint of random weights, such as the trainer writes, without optimiser moments."""
+    config = TINY.with_(group_size=128)
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for part in nanochat.parts(config).values():
+        values = rng.standard_normal(part.shape).astype(np.float32)
+        if part.role == "norm":
+            values = 1 + 0.1 * values
+        elif part.role != "mhc":
+            values *= np.float32(0.05)
+        weights[part.name] = values.astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "model.safetensors")
+    (folder / "state.json").write_text(json.dumps({"model": asdict(config), "step": step}))
+    return folder
+
+
+def run_with_checkpoints(path: Path, steps: tuple[int, ...]) -> Path:
+    """A finished run with real checkpoints and a tokenizer that fits them."""
+    path.mkdir(parents=True)
+    tokenizer = path / "tokenizer.json"
+    tiny_tokenizer(TINY.vocab_size).save(str(tokenizer))
+    (path / "config.json").write_text(json.dumps({"config": {"config": "tiny", "tokenizer": str(tokenizer)}}))
+    write_status(path, state="finished", step=steps[-1], total=steps[-1])
+    for step in steps:
+        grow(path, step=step, loss=3.0 - step / 100, val_loss=3.5 - step / 100, tokens=step * 100)
+        write_checkpoint(path / f"step_{step}", step, seed=step)
+    return path

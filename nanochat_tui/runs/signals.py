@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from nanochat_tui.errors import UserError, display_safe
-from nanochat_tui.runs.directory import RunDirectory
+from nanochat_tui.runs.directory import RunDirectory, read_json
 from nanochat_tui.runs.state import LAUNCH_FILE, process_runs, read_state
 
 
@@ -47,8 +47,6 @@ def find_process(path: Path) -> psutil.Process:
     status = run.status() if (path / "status.json").is_file() else {}
     state = read_state(path)
     if state.life == "starting":
-        from nanochat_tui.runs.directory import read_json
-
         status = read_json(path / LAUNCH_FILE)
     host = str(status.get("host", ""))
     if host != socket.gethostname():

@@ -23,7 +23,7 @@ NAME_CELLS = 20
 class CompareView(Widget):
     """Overlays the runs marked in the list."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("x", "axis", "Over steps/tokens/time", id="compare.axis")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("x", "axis", "Axis", id="compare.axis")]
 
     HELP = """\
 ## Compare
@@ -95,12 +95,16 @@ def comparison_text(runs: list[RunFigures], axis: str, width: int = 100) -> Cont
         name = display_safe(str(row["name"]), NAME_CELLS - 2)
         line = f"{name:<{NAME_CELLS}}" + "".join(f"{texts[index]:>{cells}}" for _, cells, texts in fitting)
         parts.append((line + "\n", f"${PALETTE[index % len(PALETTE)]}"))
-    differing = differing_settings([run for run in runs if run.config])
+    known = [(run, index) for index, run in enumerate(runs) if run.config]
+    differing = differing_settings([run for run, _ in known])
     if differing:
         parts.append(("\nsettings that differ\n", "bold $text"))
         for key, values in differing.items():
-            shown = "  ".join(display_safe("–" if value is None else str(value), 40) for value in values)
-            parts.append((f"{key:<{NAME_CELLS}}{shown}\n", "$text"))
+            parts.append((f"{display_safe(key, NAME_CELLS - 2):<{NAME_CELLS}}", "$text"))
+            for (_, index), value in zip(known, values, strict=True):
+                shown = display_safe("–" if value is None else str(value), 40)
+                parts.append((f"{shown}  ", f"${PALETTE[index % len(PALETTE)]}"))
+            parts.append(("\n", "$text"))
     return Content.assemble(*parts)
 
 

@@ -159,7 +159,7 @@ feed-forward part. Pale is what was logged, bright its moving mean, points are v
         if self.screen.maximized is not None:
             self.screen.minimize()
         else:
-            self.screen.maximize(self.query_one(f"#panel-{self.current}"))
+            self.screen.maximize(self.query_one(f"#panel-{self.current}"), container=False)
 
     def on_descendant_focus(self) -> None:
         """Remember the panel that was gone to by Tab or mouse."""

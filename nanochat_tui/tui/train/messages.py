@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,3 +100,10 @@ class ScrubEnded(Message):
     """All checkpoints were asked, or somebody stopped it."""
 
     number: int
+
+
+@dataclass
+class Done(Message):
+    """Something done in the background is over; `callback` shows its outcome."""
+
+    callback: Callable[[], None]

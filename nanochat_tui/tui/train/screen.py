@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -24,7 +24,7 @@ from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
 from nanochat_tui.tui.train.compare_view import CompareView
 from nanochat_tui.tui.train.dashboard import Dashboard
 from nanochat_tui.tui.train.dialogs import Ask, Confirm
-from nanochat_tui.tui.train.jobs import Exports, run_tokenizer, start_export
+from nanochat_tui.tui.train.jobs import Exports, in_thread, run_tokenizer, start_export
 from nanochat_tui.tui.train.launch_form import LaunchForm
 from nanochat_tui.tui.train.run_list import RunList
 from nanochat_tui.tui.train.watcher import Watcher
@@ -185,23 +185,25 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
 
     # opening
 
-    def open_path(self, path: Path, name: str | None = None) -> None:
+    def open_path(self, path: Path) -> None:
         """Open a run directory or a log file and show it; what is neither is said."""
         try:
             run = open_run(path)
-        except UserError as error:
+        except (UserError, OSError) as error:
             self.complain(error)
             return
-        self.opened = run.path
+        self.runs.add(run)
+        self._show_run(run.path, run.name)
+
+    def _show_run(self, path: Path, name: str) -> None:
+        self.opened = path
         self.seen = None
-        if name is None:
-            self.runs.add(run)
-        self.watcher.open(run.path, name or run.name)
+        self.watcher.open(path, name)
         self.tabs.active = "dashboard"
 
     @on(RunList.Opened)
     def _opened(self, event: RunList.Opened) -> None:
-        self.open_path(event.path, event.name)
+        self._show_run(event.path, event.name)
 
     @on(Dashboard.MhcWanted)
     def _mhc_wanted(self, event: Dashboard.MhcWanted) -> None:
@@ -260,17 +262,28 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
         """Ask the run to write a checkpoint and end."""
         self._command(signals.request_stop, "Asked to stop; it writes a checkpoint first.")
 
-    @work(thread=True, exit_on_error=False)
     def _command(self, send: Callable[[Path], int], done: str) -> None:
-        if self.opened is None:
-            return
-        try:
-            send(self.opened)
-        except (UserError, OSError) as error:
-            self.app.call_from_thread(self.complain, error)
-            return
-        self.app.call_from_thread(self.say, done)
-        self.watcher.expect_life(15.0)
+        path = self.opened
+        if path is not None:
+            self._in_background(lambda: send(path), lambda _: self.say(done))
+            self.watcher.expect_life(15.0)
+
+    def _in_background(self, work: Callable[[], object], done: Callable[[Any], None]) -> None:
+        """Do what may wait for a disk in a thread the application need not wait for; `done` gets its result here."""
+
+        def run() -> None:
+            try:
+                outcome: object = work()
+            except (UserError, OSError) as error:
+                self.post_message(messages.Done(functools.partial(self.complain, error)))
+            else:
+                self.post_message(messages.Done(functools.partial(done, outcome)))
+
+        in_thread("train-action", run)
+
+    @on(messages.Done)
+    def _done(self, event: messages.Done) -> None:
+        event.callback()
 
     @work
     async def action_kill(self) -> None:
@@ -295,16 +308,10 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
         second = Confirm(f"Really kill process {process.pid} now, without a checkpoint?", f"Kill {process.pid}")
         if not await self.app.push_screen_wait(second):
             return
-        self._kill(path)
+        self._in_background(lambda: signals.kill(path), self._killed)
 
-    @work(thread=True, exit_on_error=False)
-    def _kill(self, path: Path) -> None:
-        try:
-            pid = signals.kill(path)
-        except UserError as error:
-            self.app.call_from_thread(self.complain, error)
-            return
-        self.app.call_from_thread(self.say, f"Killed process {pid}.")
+    def _killed(self, pid: int) -> None:
+        self.say(f"Killed process {pid}.")
         self.watcher.search()
 
     def action_resume(self) -> None:
@@ -332,14 +339,8 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
         fields = [("checkpoint", str(last)), ("steps in all (empty: as before)", ""), ("command prefix", "")]
         self.app.push_screen(Ask(f"Resume {seen.name}", fields, check, button="Resume"), go)
 
-    @work(thread=True, exit_on_error=False)
     def _start(self, begin: Callable[[], launcher.Launched]) -> None:
-        try:
-            launched = begin()
-        except (UserError, OSError) as error:
-            self.app.call_from_thread(self.complain, error)
-            return
-        self.app.call_from_thread(self._started, launched)
+        self._in_background(begin, self._started)
 
     def _started(self, launched: launcher.Launched) -> None:
         self.say(f"Started process {launched.pid}; it goes on when this application ends.")
