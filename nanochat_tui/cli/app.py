@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import typer
 
-from nanochat_tui.cli import bench, cache, chat, convert, doctor, inspect_file, tui
+from nanochat_tui.cli import bench, cache, chat, convert, doctor, inspect_file, tui, web
 
-COMMANDS = ("chat", "inspect", "bench", "convert", "cache", "doctor", "tui")
+COMMANDS = ("chat", "inspect", "bench", "convert", "cache", "doctor", "web", "tui")
 _GROUP_OPTIONS = {"--help", "-h", "--version", "-V", "--install-completion", "--show-completion"}
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("bench")(bench.bench)
 app.command("convert")(convert.convert)
 app.command("cache")(cache.cache)
 app.command("doctor")(doctor.doctor)
+app.command("web")(web.web)
 
 
 @app.callback()

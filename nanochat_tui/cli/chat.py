@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nanochat_tui.cli.options import (
+    AttachOption,
     JsonOption,
     MhcOption,
     ModelArgument,
@@ -36,13 +37,14 @@ def chat(
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="End the reply after this many.")] = 256,
     stop: Annotated[list[str] | None, typer.Option(help="End the reply before this text; may be repeated.")] = None,
     top_logprobs: Annotated[int, typer.Option(help="With --json: this many alternatives for every token.")] = 0,
+    attach: AttachOption = None,
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> int:
     """Answer once, streaming to stdout: -p TEXT, or the text on stdin."""
-    from nanochat_tui.chat.backend import Message, Request, SamplingSettings
+    from nanochat_tui.chat.backend import Backend, Message, Request, SamplingSettings
     from nanochat_tui.chat.local import LocalBackend
     from nanochat_tui.cli.narration import Narration
     from nanochat_tui.cli.reply import JsonWriter, TextWriter, play
@@ -50,13 +52,20 @@ def chat(
     # Settings are checked before anything is loaded: a typo should not cost a minute.
     sampling = SamplingSettings(temperature, top_k, top_p, min_p, repeat_penalty, seed)
     Request(prompt="", max_tokens=max_tokens, stop=tuple(stop or ()), top_logprobs=top_logprobs)
-    path = find_model(model)
-    backend = LocalBackend(
-        path,
-        mhc=check_file(mhc, "mHC sidecar"),
-        tokenizer=check_file(tokenizer, "tokenizer"),
-        threads=check_threads(threads),
-    )
+    backend: Backend
+    if attach is not None:
+        from nanochat_tui.chat.remote import RemoteBackend
+
+        if mhc is not None or tokenizer is not None or threads is not None:
+            raise UserError("--mhc, --tokenizer and --threads are for files; a server has its own, so leave them out.")
+        backend = RemoteBackend(attach, model)
+    else:
+        backend = LocalBackend(
+            find_model(model),
+            mhc=check_file(mhc, "mHC sidecar"),
+            tokenizer=check_file(tokenizer, "tokenizer"),
+            threads=check_threads(threads),
+        )
     text = prompt if prompt is not None else _read_stdin()
     with Narration() as narrate:
         backend.load(narrate)

@@ -19,6 +19,10 @@ TokenizerOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", help="Threads to compute with; left out, one per physical core.")
 ]
+AttachOption = Annotated[
+    str | None,
+    typer.Option("--attach", metavar="URL", help="Ask an OpenAI-compatible server; MODEL is then one of its models."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 

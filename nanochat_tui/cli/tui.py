@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from nanochat_tui.cli.options import (
+    AttachOption,
     MhcOption,
     ModelArgument,
     ThreadsOption,
@@ -16,31 +18,78 @@ from nanochat_tui.cli.options import (
 )
 from nanochat_tui.errors import UserError
 
+if TYPE_CHECKING:
+    from nanochat_tui.chat.backend import Backend
+    from nanochat_tui.tui.preferences import Preferences
+
+SESSIONS = "sessions.db"
+
 
 def open_tui(
     model: ModelArgument = None,
+    attach: AttachOption = None,
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
 ) -> int:
-    """Open the terminal application on a model; this is what happens without a command."""
-    path = find_model(model)
+    """Open the terminal application on a model or a server; this is what happens without a command."""
+    path = None
+    if attach is None and (model is not None or _has_shipped()):
+        path = find_model(model)
     check_file(mhc, "mHC sidecar")
     check_file(tokenizer, "tokenizer")
     check_threads(threads)
-    # Textual draws on stderr.
-    if not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
+    # Textual draws on stderr; a browser has a driver of its own.
+    if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
         raise UserError("The application needs a terminal; in a pipe or script use: nanochat-tui chat -p TEXT")
 
     from nanochat_tui.chat.local import LocalBackend
+    from nanochat_tui.chat.missing import MissingBackend
+    from nanochat_tui.chat.places import data_directory, state_directory
+    from nanochat_tui.chat.store import Store
     from nanochat_tui.tui.app import NanochatApp
+    from nanochat_tui.tui.log import logger
+    from nanochat_tui.tui.preferences import load_preferences, preferences_file
 
-    app = NanochatApp(LocalBackend(path, mhc=mhc, tokenizer=tokenizer, threads=threads))
+    preferences_path = preferences_file()
+    preferences, problem = load_preferences(preferences_path)
+    backend: Backend
+    if attach is not None:
+        backend = _remote(attach, model, preferences)
+    elif path is None:
+        backend = MissingBackend("This installation ships no model; choose one with Ctrl+G or give one as argument.")
+    else:
+        backend = LocalBackend(path, mhc=mhc, tokenizer=tokenizer, threads=threads)
+    app = NanochatApp(
+        backend,
+        store=Store(data_directory() / SESSIONS),
+        preferences=preferences,
+        preferences_path=None if problem else preferences_path,
+        reports=state_directory(),
+    )
+    if problem:
+        logger.warning("%s", problem)
+        app.greeting = problem
     app.run()
     code = app.return_code or 0
+    if app.crash_report is not None:
+        print(f"error: the application crashed; a report is at {app.crash_report}", file=sys.stderr)
     if app.is_working:
         # Somebody left while kernels compile or a big file loads, which cannot be interrupted. Waiting for it would
         # look like a hang, and files are only ever written under temporary names.
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def _has_shipped() -> bool:
+    from nanochat_tui.model.shipped import shipped_model
+
+    return shipped_model() is not None
+
+
+def _remote(url: str, model: str | None, preferences: Preferences) -> Backend:
+    from nanochat_tui.chat.remote import RemoteBackend
+
+    limits = preferences.remote
+    return RemoteBackend(url, model, timeout=limits.timeout, connect_timeout=limits.connect_timeout)

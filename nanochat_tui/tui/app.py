@@ -14,10 +14,14 @@ from textual.screen import Screen
 
 from nanochat_tui.chat.backend import Backend
 from nanochat_tui.chat.store import Store
+from nanochat_tui.errors import UserError
 from nanochat_tui.tui import messages
+from nanochat_tui.tui.chat.lens_view import TokenRibbon
+from nanochat_tui.tui.chat.prompt import Prompt
 from nanochat_tui.tui.chat.screen import ChatScreen
-from nanochat_tui.tui.preferences import Preferences
-from nanochat_tui.tui.theme import NANOCHAT
+from nanochat_tui.tui.log import begin_log, logger, write_crash_report
+from nanochat_tui.tui.preferences import Preferences, remember_model, save_preferences
+from nanochat_tui.tui.theme import NANOCHAT, THEMES
 
 Command = tuple[str, str, Callable[[], object]]
 """A line of the palette: title, help, what to call."""
@@ -38,6 +42,8 @@ class NanochatApp(App[None]):
         Binding("f2", "show_mode('chat')", "Chat", priority=True, id="app.chat"),
         Binding("f3", "show_mode('inspect')", "Inspect", priority=True, id="app.inspect"),
         Binding("f4", "show_mode('train')", "Train", priority=True, id="app.train"),
+        Binding("f8", "show_log", "Log", show=False, id="app.log"),
+        Binding("f9", "preferences", "Preferences", show=False, id="app.preferences"),
         Binding("ctrl+p", "command_palette", "Menu", priority=True, id="app.palette"),
         Binding("ctrl+q", "quit", "Quit", priority=True, id="app.quit"),
     ]
@@ -48,6 +54,8 @@ class NanochatApp(App[None]):
         *,
         store: Store | None = None,
         preferences: Preferences | None = None,
+        preferences_path: Path | None = None,
+        reports: Path | None = None,
         runs: Path | None = None,
     ) -> None:
         super().__init__()
@@ -58,8 +66,16 @@ class NanochatApp(App[None]):
         self.add_mode("chat", self._chat_screen)
         self.add_mode("inspect", self._inspect_screen)
         self.add_mode("train", self._train_screen)
-        self.register_theme(NANOCHAT)
-        self.theme = NANOCHAT.name
+        self._preferences_path = preferences_path
+        self._reports = reports
+        self.crash_report: Path | None = None
+        """Where the report of a crash lies, once there was one."""
+        self.greeting: str | None = None
+        """Something to say at the start."""
+        for theme in THEMES:
+            self.register_theme(theme)
+        begin_log(reports)
+        self.apply_preferences(self.preferences)
 
     def _chat_screen(self) -> Screen[None]:
         return self.chat
@@ -80,6 +96,11 @@ class NanochatApp(App[None]):
     def is_working(self) -> bool:
         """Whether a thread still computes; after `run` this means one that could not be stopped."""
         return self.chat.is_working
+
+    def on_mount(self) -> None:
+        """Say what there is to say."""
+        if self.greeting:
+            self.notify(self.greeting, severity="warning", timeout=15, markup=False)
 
     def on_unmount(self) -> None:
         """Stop what runs in the background."""
@@ -117,7 +138,76 @@ class NanochatApp(App[None]):
             await self.chat.new_session()
         await self.chat.use_local(event.path, event.mhc)
 
+    @on(messages.ModelUsed)
+    def _model_used(self, event: messages.ModelUsed) -> None:
+        logger.info("loaded %s", event.path)
+        changed = remember_model(self.preferences, event.path)
+        if changed.recent != self.preferences.recent:
+            self._keep(changed)
+
+    # Preferences
+
+    def apply_preferences(self, preferences: Preferences) -> None:
+        """Let other preferences hold from now on."""
+        self.preferences = self.chat.preferences = preferences
+        wanted = preferences.appearance.theme
+        self.theme = wanted if wanted in self.available_themes else NANOCHAT.name
+        self.set_keymap(preferences.keys)
+
+    def _keep(self, preferences: Preferences) -> None:
+        self.preferences = self.chat.preferences = preferences
+        if self._preferences_path is not None:
+            try:
+                save_preferences(preferences, self._preferences_path)
+            except UserError as exc:
+                logger.warning("%s", exc)
+
+    def watch_theme(self, theme: str) -> None:
+        """Keep a theme that was chosen in the palette."""
+        appearance = self.preferences.appearance
+        if self.is_running and theme != appearance.theme:
+            self._keep(
+                self.preferences.model_copy(update={"appearance": appearance.model_copy(update={"theme": theme})})
+            )
+
+    def action_preferences(self) -> None:
+        """Open the preferences."""
+        from nanochat_tui.tui.chat.session_list import Sessions
+        from nanochat_tui.tui.chat.transcript import Transcript
+        from nanochat_tui.tui.keys import remappable
+        from nanochat_tui.tui.preferences_screen import PreferencesScreen
+
+        keys = remappable([type(self), ChatScreen, Prompt, Transcript, Sessions, TokenRibbon])
+        self.push_screen(PreferencesScreen(self.preferences, self._preferences_path, keys))
+
+    def action_show_log(self) -> None:
+        """Show what was noted."""
+        from nanochat_tui.tui.log_screen import LogScreen
+
+        self.push_screen(LogScreen())
+
+    # Crashes
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Write a report and leave quietly; what a person sees is one sentence, said after the terminal is restored."""
+        logger.error("crash", exc_info=error)
+        if self._reports is None or self.is_headless:
+            super()._handle_exception(error)
+            return
+        self.crash_report = write_crash_report(error, self._reports)
+        if self.crash_report is None:
+            super()._handle_exception(error)
+            return
+        self._return_code = 1
+        self._exception = self._exception or error
+        self._exception_event.set()
+        self._close_messages_no_wait()
+
     # Help and palette
+
+    def action_help(self) -> None:
+        """Show or hide the help; the name the slash command uses."""
+        self.action_toggle_help()
 
     def action_toggle_help(self) -> None:
         """Show or hide the help for what has the focus."""
@@ -132,6 +222,8 @@ class NanochatApp(App[None]):
         for key, mode, title in (("F2", "chat", "Chat"), ("F3", "inspect", "Inspect"), ("F4", "train", "Train")):
             if self.current_mode != mode:
                 yield SystemCommand(f"Go to {title}", f"The {title.lower()} mode ({key})", self._goer(mode))
+        yield SystemCommand("Preferences", "Theme, keys, defaults of new sessions (F9)", self.action_preferences)
+        yield SystemCommand("Log", "What the application noted (F8)", self.action_show_log)
         yield SystemCommand("Help", "Explain what has the focus, and all keys (F1)", self.action_toggle_help)
         offers: Callable[[], Iterable[Command]] | None = getattr(screen, "palette_commands", None)
         for title, text, callback in offers() if offers is not None else ():

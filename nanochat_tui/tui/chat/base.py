@@ -21,6 +21,7 @@ from nanochat_tui.tui.chat.prompt import Prompt
 from nanochat_tui.tui.chat.side_panel import SidePanel
 from nanochat_tui.tui.chat.transcript import Transcript
 from nanochat_tui.tui.clipboard import copy_natively
+from nanochat_tui.tui.log import logger
 from nanochat_tui.tui.preferences import Preferences
 from nanochat_tui.tui.widgets.status import Status, StatusLine
 
@@ -99,7 +100,7 @@ class ChatBase(Screen[None]):
 
     def say_error(self, text: str) -> None:
         """Tell what went wrong, without taking anything away."""
-        self.log.error(text)
+        logger.error("%s", text)
         self.notify(text, severity="error", timeout=8, markup=False)
 
     def copy(self, text: str, what: str) -> None:

@@ -13,6 +13,7 @@ from nanochat_tui.tui.chat.base import ChatBase
 from nanochat_tui.tui.chat.conversation import Conversation
 from nanochat_tui.tui.chat.generation import Loader
 from nanochat_tui.tui.chat.history import History
+from nanochat_tui.tui.log import logger
 from nanochat_tui.tui.widgets.background import answer_of
 from nanochat_tui.tui.widgets.status import Status
 
@@ -129,7 +130,7 @@ class LoadingPart(ChatBase):
     @on(messages.BackendFailed)
     async def _failed(self, event: messages.BackendFailed) -> None:
         if event.backend is self.backend:
-            self.log.error(event.text)
+            logger.error("%s", event.text)
             await self.show_failure(event.text)
 
     async def show_failure(self, text: str, title: str = "The model cannot be used") -> None:

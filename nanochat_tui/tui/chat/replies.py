@@ -13,6 +13,7 @@ from nanochat_tui.tui import messages
 from nanochat_tui.tui.chat import commands
 from nanochat_tui.tui.chat.generation import Generation
 from nanochat_tui.tui.chat.loading import LoadingPart
+from nanochat_tui.tui.log import logger
 
 SPEEDS = 240
 """Moments of speed remembered: a minute at four a second."""
@@ -171,7 +172,7 @@ class ReplyPart(LoadingPart):
         self.keep_turn()
         await self.transcript.finish()
         if event.error is not None:
-            self.log.error(event.error)
+            logger.error("%s", event.error)
             await self.transcript.note(
                 f"{event.error}\nCtrl+R tries again; an empty Enter goes on from what came.", error=True
             )

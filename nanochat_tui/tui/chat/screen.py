@@ -98,7 +98,9 @@ the model, and a note says so.
         return self.loader.is_working or (self.generation is not None and not self.generation.join(0))
 
     def on_key(self, event: Key) -> None:
-        """Let typing go to the input even while the transcript has the focus."""
+        """Let typing go to the input even while the transcript has the focus, but for the keys that mean something."""
+        if event.key in self.active_bindings:
+            return
         if self.focused is self.transcript and event.is_printable and event.character and not self.prompt.disabled:
             event.stop()
             self.prompt.focus()
@@ -124,7 +126,7 @@ the model, and a note says so.
     def palette_commands(self) -> Iterable[tuple[str, str, Callable[[], object]]]:
         """Every command that makes sense now, for the palette."""
         for command in commands.COMMANDS:
-            if command.name in ("help", "quit") or not self.check_action(command.action, ()):
+            if command.name in ("help", "quit", "preferences", "log") or not self.check_action(command.action, ()):
                 continue
             key = f" ({command.key})" if command.key else f" (/{command.name})"
             yield command.title, command.help + key, partial(self.run_command, command, "")

@@ -126,11 +126,12 @@ reply and name; parts of words count. **Esc** closes.
             self._hint(f"{len(found)} · {ORDER_NAMES[self.order]}" if found else "no sessions yet")
 
     def _fill(self, options: list[Option]) -> None:
-        place = self.options.highlighted
+        place, session = self.options.highlighted, self.options.session
         self.options.clear_options()
         self.options.add_options(options)
-        if options:
-            self.options.highlighted = min(place or 0, len(options) - 1)
+        if options:  # the cursor stays on its session, wherever that went
+            same = next((i for i, option in enumerate(options) if (option.id or "").split("@")[0] == session), None)
+            self.options.highlighted = min(place or 0, len(options) - 1) if same is None else same
 
     def _hint(self, text: str) -> None:
         self.query_one("#session-hint", Static).update(Content(text))

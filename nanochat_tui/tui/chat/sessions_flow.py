@@ -15,6 +15,7 @@ from nanochat_tui.tui import messages
 from nanochat_tui.tui.chat.conversation import Conversation
 from nanochat_tui.tui.chat.replies import ReplyPart
 from nanochat_tui.tui.chat.session_list import SessionList
+from nanochat_tui.tui.log import logger
 from nanochat_tui.tui.widgets.background import answer_of
 from nanochat_tui.tui.widgets.dialogs import Ask, Confirm
 
@@ -33,7 +34,7 @@ class SessionPart(ReplyPart):
 
     @on(messages.StoreProblem)
     def _store_problem(self, event: messages.StoreProblem) -> None:
-        self.log.warning(event.text)
+        logger.warning("%s", event.text)
         self.notify(event.text, severity="warning", timeout=12, markup=False)
         self.set_status(self.status)
 

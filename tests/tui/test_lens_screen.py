@@ -1,0 +1,92 @@
+"""The token lens on the real engine: true probabilities, and branches that say what the engine says."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import TINY, write_model
+from test_app import say, state, until
+
+from nanochat_tui.chat.backend import SamplingSettings
+from nanochat_tui.chat.local import LocalBackend
+from nanochat_tui.chat.store import Store
+from nanochat_tui.engine.model import load
+from nanochat_tui.tui.app import NanochatApp
+from nanochat_tui.tui.chat.lens_view import Alternatives
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("lens") / "random.gguf", TINY.with_(context_length=256))
+
+
+async def test_ribbon_alternatives_and_branch(model: Path, tmp_path: Path) -> None:
+    app = NanochatApp(LocalBackend(model, threads=1), store=Store(tmp_path / "s.db"))
+    async with app.run_test(size=(100, 34)) as pilot:
+        chat = app.chat
+        await until(pilot, lambda: state(app) == "ready", 120)
+        chat.sampling = SamplingSettings(temperature=0.0)
+        chat.max_tokens = 12
+        await say(pilot, app, "fn main() {")
+        old = chat.info
+        before = chat.conversation.turns[0].reply
+        await pilot.press("f5")
+        await until(
+            pilot, lambda: chat.ribbon is not None and len(chat.ribbon.tokens) > 0 and bool(chat.ribbon.tokens[0].top)
+        )
+        ribbon = chat.ribbon
+        assert ribbon is not None
+        assert app.focused is ribbon
+        engine = load(model, threads=1)
+        ids = engine.encode("fn main() {")
+        logits = engine.logits([*ids, *(t.id or 0 for t in ribbon.tokens)])[len(ids) - 1]
+        expected = logits[ribbon.tokens[0].id] - np.log(np.exp(logits.astype(np.float64)).sum())
+        assert ribbon.tokens[0].logprob == pytest.approx(float(expected), abs=1e-3)
+
+        await pilot.press("right", "right", "down")
+        assert (ribbon.cursor, ribbon.choice) == (2, 1)
+        shown = str(chat.query_one(Alternatives).render())
+        assert "token 3 of" in shown
+        assert f"{math.exp(ribbon.token.logprob or 0) * 100:.1f} %" in shown or "<0.1 %" in shown
+        chosen = ribbon.choices[1]
+        while not chosen.text.strip():
+            await pilot.press("down")
+            chosen = ribbon.choices[ribbon.choice]
+        taken = [t.id or 0 for t in ribbon.tokens[:2]]
+        await pilot.press("enter")
+        await until(pilot, lambda: chat.info is not None and chat.info is not old and state(app) == "ready")
+        assert chat.info is not None
+        assert old is not None
+        assert chat.info.parent == old.id
+        expected_rest = "".join(
+            t.text for t in engine.generate([*ids, *taken, chosen.id or 0], temperature=0.0, max_tokens=12)
+        )
+        turn = chat.conversation.turns[0]
+        assert turn.parts[1] == expected_rest
+        assert chat.backend._loaded[1].stats.reused_tokens >= len(ids) + 2  # type: ignore[attr-defined]
+        assert chat.store.load(old.id).result(5).turns[0].reply == before, "the old session stays"
+        assert chat.store.load(chat.info.id).result(5).turns[0].reply == turn.reply
+
+
+async def test_a_session_of_another_day_is_scored_when_the_lens_opens(model: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        app = NanochatApp(LocalBackend(model, threads=1), store=Store(tmp_path / "s.db"))
+        async with app.run_test(size=(80, 24)) as pilot:
+            await until(pilot, lambda: state(app) == "ready", 120)
+            if not app.chat.conversation.turns:
+                app.chat.sampling = SamplingSettings(temperature=0.0)
+                app.chat.max_tokens = 8
+                await say(pilot, app, "let x = 1;")
+                continue
+            await pilot.press("f5")
+            await until(pilot, lambda: app.chat.ribbon is not None and bool(app.chat.ribbon.tokens))
+            ribbon = app.chat.ribbon
+            assert ribbon is not None
+            assert "".join(t.text for t in ribbon.tokens) == app.chat.conversation.turns[0].reply
+            assert all(t.top for t in ribbon.tokens)
+            assert ribbon.region.height >= 1
+            await pilot.press("escape")
+            assert app.chat.ribbon is None

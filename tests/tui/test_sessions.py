@@ -1,0 +1,180 @@
+"""Sessions in the application: kept, listed, searched, renamed, deleted, forked, resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scripted import ScriptedBackend
+from test_app import say, shown, state, until
+from textual.widgets import Input
+
+from nanochat_tui.chat.store import Store
+from nanochat_tui.tui.app import NanochatApp
+
+
+def app_on(path: Path, *replies: str, is_chat: bool = False) -> NanochatApp:
+    return NanochatApp(ScriptedBackend(*replies, is_chat=is_chat), store=Store(path))
+
+
+async def test_what_was_said_is_there_again_next_time(tmp_path: Path) -> None:
+    app = app_on(tmp_path / "s.db", "alpha", "beta", is_chat=True)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "first question")
+        await say(pilot, app, "second question")
+        app.chat.prompt.text = "half a thought"
+        await until(pilot, lambda: app.chat._draft == "half a thought")
+    app = app_on(tmp_path / "s.db", "gamma", is_chat=True)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready" and "beta" in shown(app))
+        assert "first question" in shown(app)
+        assert app.chat.prompt.text == "half a thought"
+        await say(pilot, app, "third")
+        request = app.chat.backend.requests[0]  # type: ignore[attr-defined]
+        assert [m.content for m in request.messages] == ["first question", "alpha", "second question", "beta", "third"]
+
+
+async def test_the_list_opens_searches_renames_forks_and_deletes(tmp_path: Path) -> None:
+    app = app_on(tmp_path / "s.db", "one HashMap here", "two", "three")
+    async with app.run_test(size=(120, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "about maps")
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: not app.chat.conversation.turns)
+        await say(pilot, app, "about traits")
+        await pilot.press("ctrl+o")
+        options = app.chat.sessions.options
+        await until(pilot, lambda: options.option_count == 2)
+        assert app.focused is options
+
+        await pilot.press("slash", *"hashm")
+        await until(pilot, lambda: options.option_count == 1)
+        await pilot.press("enter", "enter")
+        await until(pilot, lambda: "one HashMap here" in shown(app))
+        assert app.chat.conversation.turns[0].prompt == "about maps"
+        assert app.chat.transcript.chosen is app.chat.conversation.turns[0], "the turn that was found is shown"
+
+        app.chat.sessions.query_one(Input).value = ""
+        await until(pilot, lambda: options.option_count == 2)
+        options.focus()
+        options.highlighted = 1
+        await pilot.press("r")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        app.screen.query_one(Input).value = "Maps of Rust"
+        await pilot.press("enter")
+        await until(pilot, lambda: app.chat.info is not None and app.chat.info.title == "Maps of Rust")
+
+        parent = app.chat.info
+        await pilot.press("f")
+        await until(pilot, lambda: app.chat.info is not None and app.chat.info.parent is not None)
+        assert app.chat.info is not None
+        assert parent is not None
+        assert app.chat.info.parent == parent.id
+        await until(pilot, lambda: options.option_count == 3)
+        assert app.chat.info.title == "Maps of Rust (fork)"
+
+        options.focus()
+        highlighted = options.session
+        await pilot.press("d")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("y")
+        await until(pilot, lambda: options.option_count == 2)
+        stored = app.chat.store.sessions().result(5)
+        assert highlighted not in {info.id for info in stored}
+        await pilot.press("escape")
+        assert not app.chat.sessions.display
+
+
+async def test_edit_delete_and_regenerate_change_what_is_kept(tmp_path: Path) -> None:
+    app = app_on(tmp_path / "s.db", "A", "B", "C", "D", is_chat=True)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        for text in ("one", "two"):
+            await say(pilot, app, text)
+        assert app.chat.info is not None
+        session = app.chat.info.id
+        app.chat.transcript.focus()
+        await pilot.press("K", "K", "e")
+        assert app.chat.prompt.text == "one"
+        assert "editing turn 1, 1 later turns go" in str(app.chat.prompt.border_subtitle)
+        await pilot.press("escape")
+        assert app.chat.editing is None
+        assert app.chat.prompt.text == ""
+        app.chat.transcript.focus()
+        await pilot.press("K", "K", "e")
+        await say(pilot, app, "uno")
+        kept = app.chat.store.load(session).result(5)
+        assert [(t.prompt, t.reply) for t in kept.turns] == [("uno", "C")]
+        await say(pilot, app, "due")
+        app.chat.transcript.focus()
+        await pilot.press("K", "d")
+        await until(pilot, lambda: len(app.chat.conversation.turns) == 1)
+        assert len(app.chat.store.load(session).result(5).turns) == 1
+        assert "due" not in shown(app)
+
+
+async def test_commands_and_settings_belong_to_the_session(tmp_path: Path) -> None:
+    app = app_on(tmp_path / "s.db", "A", "B", is_chat=True)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        for line in ("/system be brief", "/set temperature 0.25"):
+            app.chat.prompt.text = line
+            await pilot.press("enter")
+        await until(pilot, lambda: app.chat.sampling.temperature == 0.25)
+        await say(pilot, app, "hi")
+        request = app.chat.backend.requests[0]  # type: ignore[attr-defined]
+        assert request.messages[0].content == "be brief"
+        assert request.sampling.temperature == 0.25
+        first = app.chat.info
+        assert first is not None
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: app.chat.sampling.temperature == 0.8)
+        await app.chat.open_session(first.id)
+        assert app.chat.settings.system == "be brief"
+
+        app.chat.prompt.text = f"/export {tmp_path / 'out.md'}"
+        await pilot.press("enter")
+        await until(pilot, (tmp_path / "out.md").exists)
+        app.chat.prompt.text = f"/import {tmp_path / 'out.md'}"
+        await pilot.press("enter")
+        await until(pilot, lambda: app.chat.info is not None and app.chat.info.id != first.id)
+        assert app.chat.conversation.turns[0].reply == "A"
+
+        app.chat.prompt.text = "/nonsense"
+        await pilot.press("enter")
+        assert app.chat.prompt.text == "/nonsense"
+        app.chat.prompt.text = " /nonsense"
+        await pilot.press("enter")
+        await until(pilot, lambda: app.chat.conversation.turns[-1].prompt == " /nonsense")
+
+
+async def test_five_hundred_turns_show_the_last_and_bring_the_others(tmp_path: Path) -> None:
+    from nanochat_tui.chat.records import SessionSettings, StoredSession, StoredTurn, new_session
+
+    app = app_on(tmp_path / "s.db", "A", is_chat=True)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        info = new_session("scripted-rust", is_chat=True, settings=SessionSettings())
+        turns = tuple(StoredTurn(f"q{i}", (f"a{i}",)) for i in range(500))
+        await app.chat.show_stored(StoredSession(info, turns))
+        views = app.chat.transcript.views
+        assert len(views) < 60
+        assert views[-1].turn.prompt == "q499"
+        await app.chat.transcript.reveal(400)
+        assert app.chat.transcript.chosen is app.chat.conversation.turns[400]
+        await say(pilot, app, "next")
+        assert len(app.chat.backend.requests[0].messages) == 1001  # type: ignore[attr-defined]
+
+
+async def test_a_large_paste_stays_small_in_the_input_and_is_sent_whole(tmp_path: Path) -> None:
+    from textual.events import Paste
+
+    app = app_on(tmp_path / "s.db", "A", is_chat=True)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        text = "\n".join(f"line {i}" for i in range(300))
+        app.chat.prompt.post_message(Paste(text))
+        await until(pilot, lambda: "pasted text 1: 300 lines" in app.chat.prompt.text)
+        await pilot.press("enter")
+        await until(pilot, lambda: bool(app.chat.conversation.turns) and state(app) == "ready")
+        assert app.chat.conversation.turns[0].prompt == text
