@@ -1,24 +1,45 @@
-"""Many replies at once from one model: a queue, one thread that computes, a stream per request.
+"""Many replies at once from one model: continuous batching (Orca, Yu et al. 2022).
 
-The batcher does not know who asked: it takes token ids and settings and hands out tokens. Its thread is the only one
-that computes; a stream may be read, and cancelled, from any thread.
+One thread computes. Every pass over the weights takes one token of each reply that is being written, and beside
+them some tokens of a prompt that is being read, so that a long prompt stalls nobody. Replies join and leave between
+passes. Prompts that begin alike share the pages of the key-value cache. The batcher does not know who asked: it takes
+token ids and settings and hands out tokens; a stream may be read, and cancelled, from any thread.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nanochat_tui.engine.sampling import Sampling
-from nanochat_tui.engine.session import FinishReason, Session, Stats, Token, checked_prompt
+import numpy as np
+
+from nanochat_tui.engine.cache import KVCache
+from nanochat_tui.engine.executor import CHUNK, Piece
+from nanochat_tui.engine.kernels.slots import HEAD_ROWS
+from nanochat_tui.engine.paging import PAGE, PagePool, pages_for
+from nanochat_tui.engine.replies import FinishReason, Reply, Stats, Token, checked_prompt, reply_room
+from nanochat_tui.engine.sampling import Drawn, Sampling
+from nanochat_tui.engine.speculation import History, Speculator
 from nanochat_tui.errors import UserError
 
 if TYPE_CHECKING:
     from nanochat_tui.engine.model import Model
+
+BURST = 16
+"""Most tokens of each reply per return to Python."""
+BURST_SECONDS = 0.008
+"""Time after which new requests and cancelled ones are looked at again."""
+PASS_SECONDS = 0.05
+"""How long a pass may become by a prompt's tokens while others are being written."""
+SMALLEST_CHUNK = 16
+"""Tokens of a prompt that every pass takes, however slow: fewer would cost as much."""
+MEMORY_SHARE = 4
+"""The cache takes at most one part in so many of the memory that is free, unless told otherwise."""
 
 
 class QueueFull(UserError):  # noqa: N818 - it is a state of the queue, not a mistake
@@ -78,46 +99,89 @@ class Stream(Iterator[Token]):
         self._arrived.put(token)
 
     def _end(self, reason: FinishReason, error: BaseException | None = None) -> None:
-        self.finish_reason = reason
-        self._arrived.put(error)
+        if self.finish_reason is None:
+            self.finish_reason = reason
+            self._arrived.put(error)
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    ids: list[int]
-    settings: dict[str, Any]
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A request and, once it is admitted, its cache.
+
+    last: the token that was sampled last and has not been run yet; None before the first.
+    """
+
+    prompt: list[int]
+    reply: Reply
     stream: Stream
+    speculator: Speculator
+    history: History | None
+    cache: KVCache | None = None
+    last: int | None = None
+
+    @property
+    def pages(self) -> int:
+        """Pages that it may come to need."""
+        return pages_for(len(self.prompt) + self.reply.room)
+
+    @property
+    def held(self) -> KVCache:
+        """The cache of a request that was admitted."""
+        if self.cache is None:
+            raise RuntimeError("a request that waits has no cache")
+        return self.cache
+
+    @property
+    def reading(self) -> bool:
+        """Whether its prompt is not in the cache yet."""
+        return self.last is None
+
+
+def _shares_next_page(request: _Running, earlier: _Running) -> bool:
+    """Return whether the page that a prompt needs next is about to be computed for another one."""
+    end = len(request.held.ids) + PAGE
+    return end < len(request.prompt) and request.prompt[:end] == earlier.prompt[:end]
 
 
 class Batcher:
-    """Runs up to `max_sequences` replies of a model at once; up to `max_waiting` more requests wait their turn.
+    """Runs up to `max_sequences` (1 to 16) replies of a model at once; `max_waiting` more requests wait their turn.
 
-    kv_tokens: positions of the key-value cache for all of them; None lets every reply fill the model's context.
-    Raises UserError for impossible sizes.
+    kv_tokens: positions of the key-value cache for all of them; None is a full context for each, as far as a
+    quarter of the free memory goes. Raises UserError for impossible sizes.
     """
 
     def __init__(
         self, model: Model, *, max_sequences: int = 8, max_waiting: int = 64, kv_tokens: int | None = None
     ) -> None:
-        context = model.config.context_length
-        if max_sequences < 1 or max_waiting < 0:
+        if not 1 <= max_sequences <= HEAD_ROWS or max_waiting < 0:
             raise UserError(
-                f"a batcher needs 1 or more sequences and 0 or more places to wait in, "
+                f"a batcher runs 1 to {HEAD_ROWS} sequences and has 0 or more places to wait in, "
                 f"not {max_sequences} and {max_waiting}"
             )
         if kv_tokens is not None and kv_tokens < 1:
             raise UserError(f"a key-value cache of {kv_tokens} tokens holds nothing; give 1 or more")
         self.model = model
-        self._max_waiting = max_waiting
-        self._session = Session(model, min(context, kv_tokens or context))
-        self._kv_total = self._session.context
+        self._max_sequences, self._max_waiting = max_sequences, max_waiting
+        self._pool = PagePool(model.config, 0, model.kv)
+        self._pool.grow(pages_for(kv_tokens or self._default_tokens(max_sequences)))
+        self.context = min(model.config.context_length, self._pool.capacity * PAGE)
+        """Most tokens of one request, prompt and reply together."""
         self._changed = threading.Condition()
-        self._waiting: deque[_Request] = deque()
-        self._running: _Request | None = None
+        self._waiting: deque[_Running] = deque()
+        self._running: list[_Running] = []
         self._closed = False
-        self._counts = Stats()
+        self._prompt_tokens = self._generated_tokens = self._reused_tokens = 0
+        self._passes = 1
+        self._row_seconds = 0.0
         self._thread = threading.Thread(target=self._work, name="nanochat-batcher", daemon=True)
         self._thread.start()
+
+    def _default_tokens(self, sequences: int) -> int:
+        import psutil
+
+        context = self.model.config.context_length
+        fitting = int(psutil.virtual_memory().available) // MEMORY_SHARE // self._pool.page_bytes * PAGE
+        return max(context, min(sequences * context, fitting))
 
     def submit(
         self,
@@ -141,27 +205,21 @@ class Batcher:
         Raises UserError for impossible settings, a prompt longer than the context or a closed batcher, and
         QueueFull when no place to wait in is left.
         """
-        settings = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repeat_penalty": repeat_penalty,
-            "seed": seed,
-            "top_logprobs": top_logprobs,
-            "presence_penalty": presence_penalty,
-            "frequency_penalty": frequency_penalty,
-        }
-        Sampling(**settings)  # type: ignore[arg-type]
-        tokens = checked_prompt(self.model, ids, self._session.context)
-        if max_tokens < 0:
-            raise UserError(f"max_tokens is {max_tokens} and must be 0 or more")
+        sampling = Sampling(
+            temperature, top_k, top_p, min_p, repeat_penalty, seed, top_logprobs, presence_penalty, frequency_penalty
+        )
+        tokens = checked_prompt(self.model, ids, self.context)
+        room = reply_room(max_tokens, tokens, self.context)
         stream = Stream(len(tokens), cancel)
-        request = _Request(tokens, {**settings, "stop": stop, "max_tokens": max_tokens}, stream)
+        mode = self.model.speculation
+        reply = Reply(self.model, tokens, room, sampling, stop, BURST)
+        history = History(tokens, room) if mode != "off" else None
+        request = _Running(tokens, reply, stream, Speculator(mode), history)
         with self._changed:
             if self._closed:
                 raise UserError("the model is being closed and takes no more requests")
-            if len(self._waiting) >= self._max_waiting + (self._running is None):
+            free = self._max_sequences - len(self._running)
+            if len(self._waiting) >= self._max_waiting + max(0, free):
                 raise QueueFull(f"{len(self._waiting)} requests are waiting already; try again in a moment")
             self._waiting.append(request)
             self._changed.notify_all()
@@ -170,15 +228,14 @@ class Batcher:
     def snapshot(self) -> BatcherStats:
         """Return what is going on now."""
         with self._changed:
-            now = self._counts
             return BatcherStats(
-                running=int(self._running is not None),
+                running=len(self._running),
                 waiting=len(self._waiting),
-                kv_used_tokens=self._session.position,
-                kv_total_tokens=self._kv_total,
-                prompt_tokens=now.prompt_tokens,
-                generated_tokens=now.generated_tokens,
-                reused_tokens=now.reused_tokens,
+                kv_used_tokens=self._pool.used * PAGE,
+                kv_total_tokens=self._pool.capacity * PAGE,
+                prompt_tokens=self._prompt_tokens,
+                generated_tokens=self._generated_tokens,
+                reused_tokens=self._reused_tokens,
             )
 
     def close(self, drain_seconds: float | None = None) -> None:
@@ -191,36 +248,159 @@ class Batcher:
             self._closed = True
             self._changed.notify_all()
             if drain_seconds:
-                self._changed.wait_for(lambda: not self._waiting and self._running is None, drain_seconds)
-            for request in [*self._waiting, *([self._running] if self._running else [])]:
+                self._changed.wait_for(lambda: not self._waiting and not self._running, drain_seconds)
+            for request in (*self._waiting, *self._running):
                 request.stream.cancel()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    # ---- the batcher's own thread
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._waiting or self._running or self._closed)
+                if not self._waiting and not self._running:
                     return
-                request = self._running = self._waiting.popleft()
-            error: BaseException | None = None
+                self._admit()
             try:
-                self._reply(request)
-            except BaseException as caught:  # whoever reads the stream has to learn of it
-                error = caught
-            with self._changed:
-                self._running = None
-                self._counts.prompt_tokens += request.stream.stats.prompt_tokens
-                self._counts.reused_tokens += request.stream.stats.reused_tokens
-                self._changed.notify_all()
-            request.stream._end("cancelled" if error else self._session.finish_reason, error)
+                self._step()
+            except BaseException as error:  # whoever reads a stream has to learn of it
+                for request in list(self._running):
+                    self._finish(request, "cancelled", error)
 
-    def _reply(self, request: _Request) -> None:
-        session, stream = self._session, request.stream
-        for token in session.generate(request.ids, cancel=stream._cancel, **request.settings):
+    def _admit(self) -> None:
+        """Move requests from waiting to running: in their order, when there is memory for all they may come to need."""
+        for request in [r for r in self._waiting if r.stream._cancel.is_set()]:
+            self._waiting.remove(request)
+            request.stream._end("cancelled")
+        while self._waiting and len(self._running) < self._max_sequences:
+            promised = sum(request.pages for request in self._running)
+            request = self._waiting[0]
+            if promised + request.pages > self._pool.capacity:
+                return
+            self._running.append(self._waiting.popleft())
+            request.cache = KVCache(self.model.config, self.context, self.model.kv, self._pool)
+
+    def _finish(self, request: _Running, reason: FinishReason, error: BaseException | None = None) -> None:
+        with self._changed:
+            self._running.remove(request)
+            if request.cache is not None:
+                request.cache.release()
+            self._changed.notify_all()
+        request.stream._end(reason, error)
+
+    def _step(self) -> None:
+        """Run one job: a pass with tokens of a prompt in it, or a few passes of replies alone."""
+        for request in list(self._running):
+            if request.stream._cancel.is_set():
+                self._finish(request, "cancelled")
+            elif request.reply.room == 0:
+                self._finish(request, "length")
+        reading = [request for request in self._running if request.reading]
+        writing = [request for request in self._running if not request.reading]
+        if not reading and not writing:
+            return
+        passes = 1 if reading else self._passes
+        pieces = [self._writing_piece(request, passes, alone=len(self._running) == 1) for request in writing]
+        drawing = list(writing)
+        read: list[tuple[_Running, list[int]]] = []
+        budget = self._budget(len(writing))
+        for number, request in enumerate(reading):
+            if budget == 0:
+                break
+            self._look_for_pages(request)
+            if any(_shares_next_page(request, earlier) for earlier in reading[:number]):
+                continue
+            part, last = self._next_part(request, budget)
+            budget -= len(part)
+            read.append((request, part))
+            cache = request.held
+            draw = request.reply.draw if last else None
+            pieces.append(Piece(cache, np.array(part, np.int64), len(cache.ids), draw, history=request.history))
+            if last:
+                drawing.append(request)
+        began = time.perf_counter()
+        results = self.model.executor.execute(pieces)
+        seconds = time.perf_counter() - began
+        self._learn(seconds, len(writing) + sum(len(part) for _, part in read), writing, bool(reading))
+        for request, part in read:
+            self._note_read(request, part, seconds)
+        for request, drawn in zip(drawing, results, strict=True):
+            self._hand_out(request, drawn)
+
+    def _writing_piece(self, request: _Running, passes: int, *, alone: bool) -> Piece:
+        cache, reply = request.held, request.reply
+        # beside others a guess would take their time, and its own could not be told from theirs
+        guesses = request.speculator.most() if alone else 0
+        steps = min(BURST, passes * (1 + guesses), reply.room - reply.produced)
+        ids = np.array([request.last], np.int64)
+        return Piece(cache, ids, len(cache.ids), reply.draw, steps, passes, request.history, guesses)
+
+    def _budget(self, writing: int) -> int:
+        """Return how many tokens of prompts the next pass takes."""
+        most = CHUNK - writing
+        if not writing or not self._row_seconds:
+            return most
+        return max(SMALLEST_CHUNK, min(most, int(PASS_SECONDS / self._row_seconds)))
+
+    def _look_for_pages(self, request: _Running) -> None:
+        """Take pages of a prompt that another request has computed by now."""
+        cache, prompt = request.held, request.prompt
+        known = len(cache.ids)
+        if known % PAGE == 0 and known + PAGE < len(prompt):
+            found = cache.begin(prompt) - known
+            request.stream.stats.reused_tokens += found
             with self._changed:
-                self._counts.generated_tokens += 1
-            stream.stats = session.stats
-            stream._put(token)
-        stream.stats = session.stats
+                self._reused_tokens += found
+
+    def _next_part(self, request: _Running, budget: int) -> tuple[list[int], bool]:
+        """Return the next tokens of a prompt, and whether they are its last."""
+        known, prompt = len(request.held.ids), request.prompt
+        part = prompt[known : known + budget]
+        return part, known + len(part) == len(prompt)
+
+    def _learn(self, seconds: float, rows: int, writing: list[_Running], mixed: bool) -> None:
+        for request in writing:
+            request.stream.stats.decode_seconds += seconds
+        if mixed:
+            self._row_seconds = seconds / rows
+            self._passes = 1
+            return
+        passes = max(request.reply.draw.passes for request in writing)
+        self._passes = max(1, min(BURST, 2 * self._passes, int(BURST_SECONDS / (seconds / max(1, passes)))))
+        for request in writing:
+            history, stats = request.history, request.stream.stats
+            if history is not None and len(writing) == 1:
+                stats.drafted_tokens += history.drafted
+                stats.accepted_tokens += history.accepted
+                request.speculator.learn(seconds, history.passes, history.drafted_passes, history.accepted)
+
+    def _note_read(self, request: _Running, part: list[int], seconds: float) -> None:
+        request.held.extend(part)
+        request.stream.stats.prompt_tokens += len(part)
+        request.stream.stats.prompt_seconds += seconds
+        with self._changed:
+            self._prompt_tokens += len(part)
+
+    def _hand_out(self, request: _Running, drawn: Drawn) -> None:
+        """Turn what was sampled into tokens of the stream, and end it where it ends."""
+        cache, reply, stream = request.held, request.reply, request.stream
+        if request.last is not None:
+            cache.extend([request.last])
+            stream.stats.generated_tokens += len(drawn.ids)
+        for index, token in enumerate(drawn.ids):
+            if stream._cancel.is_set():
+                self._finish(request, "cancelled")
+                return
+            handed = reply.accept(drawn, index)
+            if index + 1 < len(drawn.ids) and reply.finish_reason is None:
+                cache.extend([token])
+            if handed is not None:
+                with self._changed:
+                    self._generated_tokens += 1
+                stream._put(handed)
+            if reply.finish_reason is not None:
+                self._finish(request, reply.finish_reason)
+                return
+        request.last = drawn.ids[-1]

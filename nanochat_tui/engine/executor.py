@@ -20,6 +20,7 @@ from nanochat_tui.engine.packing import Packed, aligned, round_up
 from nanochat_tui.engine.paging import layout_of
 from nanochat_tui.engine.pool import Pool
 from nanochat_tui.engine.sampling import Draw, Drawn
+from nanochat_tui.engine.speculation import History
 from nanochat_tui.engine.weights import Weights
 from nanochat_tui.model.config import ModelConfig
 
@@ -27,6 +28,7 @@ CHUNK = 128
 """Most tokens per job: a multiple of every kernel's tile, few enough that cancelling is not felt."""
 ROPE_POSITIONS = 1024
 """Positions of RoPE's table at first; it grows with what is used, not with what a file claims."""
+UNLIMITED = 1 << 30
 SLACK = 64
 """Floats behind a buffer whose last row may be read in whole vectors."""
 
@@ -47,7 +49,8 @@ def rope_table(positions: int, head_dim: int, theta: float) -> NDArray[np.float3
 class Piece:
     """Consecutive tokens of one sequence in a job: ids int64 [n], to be run at `position` of the cache.
 
-    draw: sample up to `steps` tokens after them, running each but the last.
+    draw: sample up to `steps` tokens after them in up to `passes` passes, running each but the last. history: where
+    tokens to come may be guessed from, up to `guesses` per pass.
     """
 
     cache: KVCache
@@ -55,6 +58,9 @@ class Piece:
     position: int
     draw: Draw | None = None
     steps: int = 1
+    passes: int = UNLIMITED
+    history: History | None = None
+    guesses: int = 0
 
 
 _alive: weakref.WeakSet[Executor] = weakref.WeakSet()
@@ -246,6 +252,7 @@ class Executor:
         layout_of(pieces[0].cache.pool, job)
         job[s.COUNT], job[s.WANTED], job[s.SEQUENCE_COUNT] = total, drawn, drawn
         job[s.LOGITS_OUT] = self._model[s.LOGITS]
+        job[s.ONLY_SEQUENCES] = int(drawn == total)
 
     def _set_sequence(self, sequence: NDArray[np.int64], piece: Piece, place: int, end: int) -> None:
         sequence[:] = 0
@@ -253,8 +260,11 @@ class Executor:
         sequence[s.SEQUENCE_POSITION] = piece.position + len(piece.ids) - 1
         sequence[s.SEQUENCE_PLACE], sequence[s.SEQUENCE_ROWS] = place, 1
         sequence[s.STEPS], sequence[s.ACTIVE], sequence[s.LIMIT] = piece.steps, 1, end
+        sequence[s.LAST_TOKEN], sequence[s.MOST_PASSES] = piece.ids[-1], piece.passes
         if piece.draw is not None:
             piece.draw.fill(sequence)
+        if piece.history is not None:
+            piece.history.fill(sequence, piece.guesses)
 
     def execute(self, pieces: Sequence[Piece]) -> list[Drawn]:
         """Run pieces of any sequences together; return what was sampled of those with a draw, in their order.
@@ -265,8 +275,14 @@ class Executor:
         with self._lock:
             self._set_pieces(pieces)
             self._pool.run()
-            draws = [piece.draw for piece in pieces if piece.draw is not None]
-            return [draw.take(row) for draw, row in zip(draws, self._sequences, strict=False)]
+            drawn = []
+            for piece in pieces:
+                if piece.draw is not None:
+                    row = self._sequences[len(drawn)]
+                    drawn.append(piece.draw.take(row))
+                    if piece.history is not None:
+                        piece.history.take(row)
+            return drawn
 
     def run(self, cache: KVCache, ids: NDArray[np.int64], position: int) -> None:
         """Write keys and values of tokens int64 [n <= CHUNK] at `position` into the cache."""

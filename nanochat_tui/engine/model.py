@@ -17,6 +17,7 @@ from nanochat_tui.engine.dispatch import choose_kernel
 from nanochat_tui.engine.executor import CHUNK, Executor
 from nanochat_tui.engine.paging import KINDS
 from nanochat_tui.engine.session import FinishReason, Session, Stats, Token
+from nanochat_tui.engine.speculation import Mode
 from nanochat_tui.engine.weights import Weights, load_weights
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.formats.gguf import metadata_string, read_gguf
@@ -72,6 +73,7 @@ class Model:
         name: str,
         chat_template: str | None,
         bytes_per_token: int,
+        speculation: Mode = "auto",
     ) -> None:
         self.path = path
         self.config = config
@@ -81,6 +83,8 @@ class Model:
         """Name of the kernel in use, e.g. "avx512-vnni"."""
         self.threads = threads
         self.kv = kv
+        self.speculation: Mode = speculation
+        """Whether new sessions guess tokens ahead, see `speculation.Speculator`."""
         self.name = name
         self.chat_template = chat_template
         """The file's Jinja template, or None for a model that only continues text."""
@@ -180,13 +184,15 @@ def load(
     kernel: str | None = None,
     activations: Activations = "int8",
     kv: CacheType = "f16",
+    speculation: Mode = "auto",
     progress: Progress | None = None,
 ) -> Model:
     """Load a GGUF model.
 
     mhc: sidecar that must agree with the file. tokenizer: a tokenizer.json used in place of the one inside.
     threads: None uses every core. kernel: see `dispatch.KERNELS`; None is the fastest. activations: "float" never
-    rounds them, for comparisons (slower). kv: type of the key-value cache. progress: called with one line
+    rounds them, for comparisons (slower). kv: type of the key-value cache. speculation: guess tokens ahead where that
+    is faster ("auto"), always or never; the reply is the same. progress: called with one line
     before anything that takes seconds, such as compiling kernels on the first start.
     Raises UserError if the file cannot be run, saying why.
     """
@@ -194,6 +200,8 @@ def load(
         raise UserError(
             f"activations {activations!r} or kv {kv!r} is unknown; they are int8 or float, and {', '.join(KINDS)}"
         )
+    if speculation not in ("auto", "on", "off"):
+        raise UserError(f"speculation {speculation!r} is unknown; it is auto, on or off")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UserError(f"{threads} threads make no sense; give 1 to {MAX_THREADS}")
     from nanochat_tui.engine.simd.isa import ISAS
@@ -242,4 +250,5 @@ def load(
         name=name,
         chat_template=template,
         bytes_per_token=weights.bytes_per_token,
+        speculation=speculation,
     )

@@ -82,6 +82,8 @@ class Draw:
         self.sampling = sampling
         self.capacity = capacity
         self._seed = secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed % 2**SEED_BITS
+        self.passes = 0
+        """Passes over the weights that the last job took for this reply."""
         self._drawn = 0
         self._vocab = vocab
         self._k = min(sampling.top_logprobs, vocab)
@@ -128,6 +130,7 @@ class Draw:
     def take(self, sequence: NDArray[np.int64]) -> Drawn:
         """Read a finished job's results."""
         n = int(sequence[s.PRODUCED])
+        self.passes = int(sequence[s.PASSES])
         self._drawn, self._n_seen = int(sequence[s.DRAW]), int(sequence[s.SEEN_COUNT])
         others = [
             list(zip(ids, logprobs, strict=True))

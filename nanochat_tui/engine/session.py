@@ -10,87 +10,57 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nanochat_tui.engine.cache import CacheType, KVCache
-from nanochat_tui.engine.executor import CHUNK
+from nanochat_tui.engine.executor import CHUNK, Piece
 from nanochat_tui.engine.paging import pages_for
-from nanochat_tui.engine.sampling import Draw, Drawn, Sampling
-from nanochat_tui.engine.stopping import ReplyText
+from nanochat_tui.engine.replies import FinishReason, Reply, Stats, Token, checked_prompt, reply_room
+from nanochat_tui.engine.sampling import Sampling
+from nanochat_tui.engine.speculation import History, Mode, Speculator
 from nanochat_tui.errors import UserError
 
 if TYPE_CHECKING:
     from nanochat_tui.engine.model import Model
 
-FinishReason = Literal["stop", "length", "cancelled"]
+__all__ = ["BURST", "BURST_SECONDS", "FinishReason", "Session", "Stats", "Token"]
+
 BURST = 32
 """Most tokens computed per return to Python."""
 BURST_SECONDS = 0.004
 """Time after which the next tokens should be handed out: well below what an eye or a cancel key notices."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token. `text` has whole characters only and may be empty.
-
-    logprob: natural log of its probability before temperature and cuts; top: the likeliest tokens (id, text,
-    logprob) of the same distribution, as many as asked for.
-    """
-
-    id: int
-    text: str
-    logprob: float
-    top: list[tuple[int, str, float]]
-
-
-@dataclass(slots=True)
-class Stats:
-    """Of the last reply. Prompt figures leave out tokens re-used from the cache and include the first
-    generated token; decode figures count the others."""
-
-    prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
-    reused_tokens: int = 0
-    generated_tokens: int = 0
-    decode_seconds: float = 0.0
-
-
-def checked_prompt(model: Model, ids: Sequence[int], context: int) -> list[int]:
-    """Return a prompt as plain integers, an empty one as the token that begins a text.
-
-    Raises UserError if it is longer than the context, has an id outside the vocabulary, or is empty without remedy.
-    """
-    tokens = [int(token) for token in ids]
-    if not tokens and model.codec.bos is not None:
-        tokens = [model.codec.bos]
-    if not tokens:
-        raise UserError("the prompt is empty and the model has no token to begin a text with; write something")
-    if len(tokens) > context:
-        raise UserError(f"the prompt has {len(tokens)} tokens and the context holds {context}; shorten the prompt")
-    if min(tokens) < 0 or max(tokens) >= model.config.vocab_size:
-        raise UserError(f"a token id of the prompt is outside the vocabulary of {model.config.vocab_size}")
-    return tokens
-
-
 class Session:
-    """A model with a cache of its own. Several sessions may share a model; each is used by one thread at a time."""
+    """A model with a cache of its own. Several sessions may share a model; each is used by one thread at a time.
 
-    def __init__(self, model: Model, context: int | None = None, kv: CacheType | None = None) -> None:
+    speculation: whether tokens are guessed ahead, which never changes the reply; None is the model's own setting.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        context: int | None = None,
+        kv: CacheType | None = None,
+        speculation: Mode | None = None,
+    ) -> None:
         limit = model.config.context_length
         positions = limit if context is None else context
         if not 1 <= positions <= limit:
             raise UserError(f"a context of {context} tokens is outside 1 to {limit}, the model's own")
-        self._begin(model, positions, KVCache(model.config, positions, kv or model.kv))
+        self._begin(
+            model, positions, KVCache(model.config, positions, kv or model.kv), speculation or model.speculation
+        )
 
-    def _begin(self, model: Model, context: int, cache: KVCache) -> None:
+    def _begin(self, model: Model, context: int, cache: KVCache, speculation: Mode) -> None:
         self.model = model
         self.context = context
         self.stats = Stats()
         self.finish_reason: FinishReason = "stop"
         self._cache = cache
+        self._speculator = Speculator(speculation)
         self._reply: object = None
         # the pages of a pool shared with forks go back to it when nobody refers to the session any more
         weakref.finalize(self, cache.release).atexit = False
@@ -109,7 +79,7 @@ class Session:
         pool, pages = self._cache.pool, pages_for(self.context) + 1
         pool.grow(pages)
         other = Session.__new__(Session)
-        other._begin(self.model, self.context, self._cache.fork())
+        other._begin(self.model, self.context, self._cache.fork(), self._speculator.mode)
         weakref.finalize(other, pool.grow, -pages).atexit = False
         return other
 
@@ -139,12 +109,10 @@ class Session:
         sampling = Sampling(
             temperature, top_k, top_p, min_p, repeat_penalty, seed, top_logprobs, presence_penalty, frequency_penalty
         )
-        stops = [stop] if isinstance(stop, str) else list(stop)
         tokens = checked_prompt(self.model, ids, self.context)
-        if max_tokens < 0:
-            raise UserError(f"max_tokens is {max_tokens} and must be 0 or more")
-        room = min(max_tokens, self.context - len(tokens))
-        return self._run(tokens, room, sampling, stops, cancel or threading.Event())
+        room = reply_room(max_tokens, tokens, self.context)
+        reply = Reply(self.model, tokens, room, sampling, stop, BURST)
+        return self._run(tokens, reply, cancel or threading.Event())
 
     def _prefill(self, tokens: list[int], cancel: threading.Event) -> list[int] | None:
         """Run the prompt but its last chunk, which is returned; None if cancelled."""
@@ -162,64 +130,56 @@ class Session:
             self.stats.prompt_seconds += time.perf_counter() - began
         return tokens[start:]
 
-    def _run(
-        self, tokens: list[int], room: int, sampling: Sampling, stops: list[str], cancel: threading.Event
-    ) -> Iterator[Token]:
-        self.stats = Stats()
+    def _run(self, tokens: list[int], reply: Reply, cancel: threading.Event) -> Iterator[Token]:
+        self.stats = stats = Stats()
         self.finish_reason = "length"
-        self._reply = reply = object()
-        codec, executor = self.model.codec, self.model.executor
+        self._reply = reply
+        cache, executor, speculator = self._cache, self.model.executor, self._speculator
         pending = self._prefill(tokens, cancel)
         if pending is None or cancel.is_set():
             self.finish_reason = "cancelled"
             return
-        if room == 0:
+        if reply.room == 0:
             return
-        draw = Draw(sampling, self.model.config.vocab_size, codec.end_ids, BURST)
-        draw.see(tokens)
-        text = ReplyText(codec.stream(after=tokens), stops)
-        ends = codec.end_ids
-        produced, steps = 0, 1
+        history = History(tokens, reply.room) if speculator.mode != "off" else None
+        passes = 1
         while True:
+            first = reply.produced == 0
+            guesses = speculator.most()
+            steps = min(BURST, passes * (1 + guesses), reply.room - reply.produced)
             began = time.perf_counter()
-            position = len(self._cache.ids)
             # an interrupted job may have overwritten what lies beyond, never what lies before
-            drawn = executor.generate(self._cache, np.array(pending, np.int64), position, draw, steps)
+            piece = Piece(
+                cache, np.array(pending, np.int64), len(cache.ids), reply.draw, steps, passes, history, guesses
+            )
+            (drawn,) = executor.execute([piece])
             seconds = time.perf_counter() - began
-            if produced == 0:
-                self.stats.prompt_tokens += len(pending)
-                self.stats.prompt_seconds += seconds
+            if first:
+                stats.prompt_tokens += len(pending)
+                stats.prompt_seconds += seconds
             else:
-                self.stats.generated_tokens += len(drawn.ids)
-                self.stats.decode_seconds += seconds
-            self._cache.extend(pending)
+                stats.generated_tokens += len(drawn.ids)
+                stats.decode_seconds += seconds
+            if history is not None:
+                stats.drafted_tokens += history.drafted
+                stats.accepted_tokens += history.accepted
+                if not first:
+                    speculator.learn(seconds, history.passes, history.drafted_passes, history.accepted)
+            cache.extend(pending)
             for index, token in enumerate(drawn.ids):
                 if cancel.is_set():
                     self.finish_reason = "cancelled"
                     return
-                produced += 1
-                if token in ends:
-                    self.finish_reason = "stop"
-                    rest = text.finish()
-                    if rest:
-                        yield self._token(drawn, index, rest)
-                    return
-                piece = text.feed(token)
-                last = produced == room
-                if last and not text.stopped:
-                    piece += text.finish()
-                if text.stopped:
-                    self.finish_reason = "stop"
-                if index + 1 < len(drawn.ids) and not (text.stopped or last):
-                    self._cache.extend([token])
-                yield self._token(drawn, index, piece)
-                if text.stopped or last or self._reply is not reply:
+                handed = reply.accept(drawn, index)
+                over = reply.finish_reason
+                if index + 1 < len(drawn.ids) and over is None:
+                    cache.extend([token])
+                if over is not None:
+                    self.finish_reason = over
+                if handed is not None:
+                    yield handed
+                if over is not None or self._reply is not reply:
                     return
             pending = [drawn.ids[-1]]
-            each = seconds / len(drawn.ids) if produced > 1 else BURST_SECONDS / 2
-            steps = max(1, min(BURST, 2 * steps, int(BURST_SECONDS / each), room - produced))
-
-    def _token(self, drawn: Drawn, index: int, text: str) -> Token:
-        decode = self.model.codec.decode
-        top = [(token, decode([token]), logprob) for token, logprob in drawn.alternatives[index]]
-        return Token(drawn.ids[index], text, drawn.logprobs[index], top)
+            each = seconds / reply.draw.passes if not first else BURST_SECONDS / 2
+            passes = max(1, min(BURST, 2 * passes, int(BURST_SECONDS / each)))

@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from support import TINY
 
 from nanochat_tui.engine.batching import Batcher, QueueFull
+from nanochat_tui.engine.cache import KVCache
+from nanochat_tui.engine.executor import Piece
 from nanochat_tui.engine.model import Model
+from nanochat_tui.engine.sampling import Draw, Sampling
 from nanochat_tui.engine.session import Session
 from nanochat_tui.errors import UserError
 
@@ -51,6 +55,79 @@ def test_replies_are_those_of_a_session_of_their_own(model: Model, batcher: Batc
         found = [(t.id, t.text, t.logprob) for t in stream]
         assert (found, stream.finish_reason) == alone(model, ids, **settings)
         assert stream.stats.prompt_tokens + stream.stats.reused_tokens == (len(ids) if settings["max_tokens"] else 0)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_sixteen_together_equal_sixteen_alone(threads: int, kv: str, make_model: MakeModel) -> None:
+    model = make_model(TINY, threads=threads, kv=kv)
+    prompts = [[int(i) for i in np.random.default_rng(n).integers(0, 300, 1 + 5 * n)] for n in range(16)]
+    requests = [
+        {"max_tokens": 10 + n, "seed": n, "temperature": 0.0 if n % 3 == 0 else 0.3 * n, "top_logprobs": n % 3}
+        for n in range(16)
+    ]
+    wanted = [list(Session(model).generate(p, **r)) for p, r in zip(prompts, requests, strict=True)]
+    batcher = Batcher(model, max_sequences=16)
+    streams = [batcher.submit(p, **r) for p, r in zip(prompts, requests, strict=True)]
+    assert [list(stream) for stream in streams] == wanted
+    batcher.close()
+
+
+def test_a_job_of_sixteen_equals_sixteen_jobs(make_model: MakeModel) -> None:
+    """Below the batcher: one pass for all, many steps at once, sequences that end at different times."""
+    model = make_model(TINY, threads=2)
+
+    def pieces() -> list[Piece]:
+        made = []
+        for n in range(16):
+            cache, ids = KVCache(model.config, 90, "f16"), np.arange(n, n + 1 + n % 4)
+            draw = Draw(Sampling(temperature=n / 5, seed=n), 300, [n], 40)
+            made.append(Piece(cache, ids, 0, draw, 5 + 2 * n))
+        return made
+
+    together = model.executor.execute(pieces())
+    assert together == [model.executor.execute([piece])[0] for piece in pieces()]
+    assert {len(drawn.ids) for drawn in together} != {len(together[0].ids)}
+
+
+def test_a_shared_beginning_is_computed_once(make_model: MakeModel) -> None:
+    model = make_model(TINY.with_(context_length=400), threads=2)
+    batcher = Batcher(model)
+    system = [int(i) for i in np.random.default_rng(0).integers(0, 300, 200)]
+    prompts = [[*system, 10 + i, 20 + i] for i in range(6)]
+    streams = [batcher.submit(prompt, max_tokens=12, **GREEDY) for prompt in prompts]
+    for prompt, stream in zip(prompts, streams, strict=True):
+        assert [t.id for t in stream] == [i for i, _, _ in alone(model, prompt, max_tokens=12, **GREEDY)[0]]
+    assert [stream.stats.reused_tokens for stream in streams] == [0] + [192] * 5
+    assert batcher.snapshot().reused_tokens == 5 * 192
+    later = batcher.submit([*prompts[0], 33], max_tokens=4, **GREEDY)
+    assert [t.id for t in later] == [i for i, _, _ in alone(model, [*prompts[0], 33], max_tokens=4, **GREEDY)[0]]
+    assert later.stats.reused_tokens == 192
+    batcher.close()
+
+
+def test_a_long_prompt_does_not_stall_the_others(make_model: MakeModel) -> None:
+    model = make_model(TINY.with_(context_length=4000), threads=1, speculation="off")
+    batcher = Batcher(model)
+    batcher._row_seconds = 1.0  # as if the model were slow: sixteen tokens of a prompt per pass
+    short = batcher.submit([1, 2], max_tokens=3000, temperature=2.0, top_k=0, seed=1)
+    first = next(short)
+    long = batcher.submit([int(i) for i in np.random.default_rng(0).integers(0, 300, 3000)], max_tokens=1)
+    assert next(long).id >= 0
+    # with one token per pass at least (fewer than all, or the short one was simply first)
+    assert short._arrived.qsize() >= 3000 // 128 - 1
+    batcher.close()
+    assert first.id >= 0
+
+
+def test_little_memory_makes_requests_wait_not_fail(model: Model) -> None:
+    batcher = Batcher(model, max_sequences=8, kv_tokens=130)
+    streams = [batcher.submit([i, 2, 3], max_tokens=80, **GREEDY) for i in range(5)]
+    assert batcher.snapshot().running <= 1
+    for i, stream in enumerate(streams):
+        assert [t.id for t in stream] == [t for t, _, _ in alone(model, [i, 2, 3], max_tokens=80, **GREEDY)[0]]
+    assert batcher.snapshot().kv_total_tokens == 192
+    batcher.close()
 
 
 def test_stop_strings(model: Model, batcher: Batcher) -> None:
@@ -107,7 +184,7 @@ def test_impossible_requests_are_refused(model: Model, batcher: Batcher) -> None
     ):
         with pytest.raises(UserError):
             batcher.submit(ids, **settings)
-    for options in ({"max_sequences": 0}, {"max_waiting": -1}, {"kv_tokens": 0}):
+    for options in ({"max_sequences": 0}, {"max_sequences": 17}, {"max_waiting": -1}, {"kv_tokens": 0}):
         with pytest.raises(UserError):
             Batcher(model, **options)  # type: ignore[arg-type]
 

@@ -31,6 +31,7 @@ def advance(model, job, thread, sequence):
     """
     guesses = get(sequence, s.SEQUENCE_ROWS) - 1
     put(sequence, s.PASSES, get(sequence, s.PASSES) + 1)
+    put(sequence, s.DRAFTED_PASSES, get(sequence, s.DRAFTED_PASSES) + (1 if guesses > 0 else 0))
     put(sequence, s.PROPOSED, get(sequence, s.PROPOSED) + guesses)
     kept = 0
     while True:
@@ -46,7 +47,10 @@ def advance(model, job, thread, sequence):
         if kept >= guesses or load_i64(get(sequence, s.DRAFT) + kept * 8) != token:
             break
         kept += 1
+    put(sequence, s.LAST_TOKEN, token)
     put(sequence, s.ACCEPTED, get(sequence, s.ACCEPTED) + kept)
+    if get(sequence, s.PASSES) >= get(sequence, s.MOST_PASSES):
+        put(sequence, s.ACTIVE, 0)
     # the row that was sampled last is in the cache, and what was guessed beyond it is overwritten
     put(sequence, s.SEQUENCE_POSITION, get(sequence, s.SEQUENCE_POSITION) + kept + 1)
 
@@ -55,10 +59,7 @@ def advance(model, job, thread, sequence):
 def put_row(job, index, sequence, ahead):
     """Make row `index` a sequence's token: the last sampled one, or the guess that many places ahead of it."""
     row = row_of(job, index)
-    if ahead == 0:
-        token = load_i64(get(sequence, s.OUT_IDS) + (get(sequence, s.PRODUCED) - 1) * 8)
-    else:
-        token = load_i64(get(sequence, s.DRAFT) + (ahead - 1) * 8)
+    token = get(sequence, s.LAST_TOKEN) if ahead == 0 else load_i64(get(sequence, s.DRAFT) + (ahead - 1) * 8)
     put(row, s.TOKEN, token)
     put(row, s.POSITION, get(sequence, s.SEQUENCE_POSITION) + ahead)
     put(row, s.PAGES, get(sequence, s.SEQUENCE_PAGES))
@@ -100,6 +101,8 @@ def next_rows(job):
 def run_job(tid, model, job, layers, thread):
     """Run the job's rows; then, as long as a sequence has steps left, sample and run what was sampled."""
     control, threads = get(model, s.CONTROL), get(model, s.THREADS)
+    if tid == 0 and get(job, s.ONLY_SEQUENCES) == 1:
+        next_rows(job)
     barrier(control, threads)  # before it nothing of the job is read: thread 0 may still be writing
     sequences = get(job, s.SEQUENCE_COUNT)
     while True:

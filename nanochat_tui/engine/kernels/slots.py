@@ -41,6 +41,8 @@ CONTROL_SLOTS = 32
 # ---- JOB: what to run now
 ROWS, COUNT, WANTED, LOGITS_OUT, SEQUENCES, SEQUENCE_COUNT = range(6)
 KV_KIND, VALUE_OFFSET, KEY_SCALE_OFFSET, VALUE_SCALE_OFFSET, HEAD_KV_BYTES, LAYER_KV_BYTES = range(6, 12)
+ONLY_SEQUENCES = 12
+"""1: the rows are not given, they are the next pass of every sequence."""
 JOB_SLOTS = 16
 
 # ---- ROW: one token of one sequence. LOGITS_PLACE: row of the logits buffer that is to hold its logits, or -1
@@ -53,8 +55,22 @@ SEQUENCE_PAGES, SEQUENCE_POSITION, SEQUENCE_PLACE, SEQUENCE_ROWS, STEPS, PRODUCE
 TEMPERATURE_BITS, TOP_K, TOP_P_BITS, MIN_P_BITS, PENALTY_BITS, SEED, DRAW, ALTERNATIVES = range(8, 16)
 OUT_IDS, OUT_LOGPROBS, OUT_ALTERNATIVE_IDS, OUT_ALTERNATIVE_LOGPROBS = range(16, 20)
 STOP_IDS, STOP_COUNT, SEEN_TIMES, SEEN_IDS, SEEN_COUNT, PRESENCE_BITS, FREQUENCY_BITS = range(20, 27)
-HISTORY, HISTORY_COUNT, DRAFT, DRAFT_MOST, DRAFT_COUNT, NGRAM, PROPOSED, ACCEPTED, PASSES = range(27, 36)
-"""HISTORY: int64 ids of prompt and reply so far, with room for what a job adds. DRAFT: int64 ids, guesses."""
+(
+    HISTORY,
+    HISTORY_COUNT,
+    DRAFT,
+    DRAFT_MOST,
+    DRAFT_COUNT,
+    NGRAM,
+    PROPOSED,
+    ACCEPTED,
+    PASSES,
+    DRAFTED_PASSES,
+    LAST_TOKEN,
+    MOST_PASSES,
+) = range(27, 39)
+"""HISTORY: int64 ids of prompt and reply so far, with room for what a job adds. DRAFT: int64 ids, guesses.
+LAST_TOKEN: sampled or given, and not run yet. A job ends for a sequence after STEPS tokens or MOST_PASSES passes."""
 SEQUENCE_SLOTS = 40
 
 # ---- kinds of key-value cache

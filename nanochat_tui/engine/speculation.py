@@ -1,0 +1,101 @@
+"""Guessing tokens ahead, where that is faster: who guesses, how far, and whether it pays.
+
+A guess is run beside the token before it, in one pass over the weights. The sampler then draws as it always does, and
+a guess is kept when it is what was drawn; so a reply is token for token the one without guessing, at any temperature.
+(That is speculative sampling, Leviathan et al. 2023, with a draft that is certain: it is accepted with the probability
+of the guessed token, and otherwise another one is drawn in proportion.) Whether it pays depends on the text, and on
+how much dearer a pass with more rows is: next to nothing for weights that come from memory, a lot for a small model
+in the cache. So it is measured while replies are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat_tui.engine.kernels import slots as s
+
+Mode = Literal["auto", "on", "off"]
+MOST = 7
+"""Most tokens guessed at once: with the one before them they fill a tile of 8."""
+NGRAM = 4
+"""Longest ending looked for in the history; a longer agreement is no better sign."""
+TRIAL_TOKENS = 48
+"""Tokens without guessing after a trial that did not pay; doubled each time, up to REST_TOKENS."""
+REST_TOKENS = 1536
+GAIN = 1.05
+"""What guessing must gain to be worth it: less is noise."""
+MEMORY = 0.7
+"""Weight of what was measured before, against a new measurement."""
+
+
+def _mix(old: float | None, new: float) -> float:
+    return new if old is None else MEMORY * old + (1 - MEMORY) * new
+
+
+class Speculator:
+    """Decides for one conversation how many tokens to guess, by what guessing cost and brought so far.
+
+    mode: "auto" measures, "on" always guesses as much as it can, "off" never.
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode: Mode = mode
+        self._plain: float | None = None
+        self._drafted: float | None = None
+        self._accepted: float | None = None
+        self._rest = 0
+        self._pause = TRIAL_TOKENS
+
+    def most(self) -> int:
+        """Return how many tokens may be guessed per pass now; 0 means none."""
+        if self.mode == "on":
+            return MOST
+        # without a time for a pass of its own there is nothing to compare with
+        if self.mode == "off" or self._plain is None or self._rest > 0:
+            return 0
+        return MOST
+
+    def learn(self, seconds: float, passes: int, drafted: int, accepted: int) -> None:
+        """Note what a job took: its passes, those of them with guesses, and the guesses that were right."""
+        if passes == 0:
+            return
+        if drafted == 0:
+            self._plain = _mix(self._plain, seconds / passes)
+            self._rest = max(0, self._rest - passes)
+            return
+        plain = self._plain or 0.0
+        self._drafted = _mix(self._drafted, max(0.0, seconds - (passes - drafted) * plain) / drafted)
+        self._accepted = _mix(self._accepted, accepted / drafted)
+        if (1 + self._accepted) * plain < GAIN * self._drafted:
+            # forget what was measured: the next trial meets other text
+            self._rest, self._pause = self._pause, min(2 * self._pause, REST_TOKENS)
+            self._drafted = self._accepted = None
+        else:
+            self._pause = TRIAL_TOKENS
+
+
+class History:
+    """The tokens of a conversation, where guesses are looked up; `room` tokens may be added by jobs."""
+
+    def __init__(self, ids: Sequence[int], room: int) -> None:
+        self._ids = np.zeros(len(ids) + room, np.int64)
+        self._ids[: len(ids)] = ids
+        self._count = len(ids)
+        self._draft = np.zeros(s.HEAD_ROWS, np.int64)
+        self.passes = self.drafted_passes = self.drafted = self.accepted = 0
+        """Of the last job: passes, those with guesses, tokens guessed, and guesses that were right."""
+
+    def fill(self, sequence: NDArray[np.int64], most: int) -> None:
+        """Write the history into a row of the SEQUENCE table; up to `most` tokens are guessed per pass."""
+        sequence[s.HISTORY], sequence[s.HISTORY_COUNT] = self._ids.ctypes.data, self._count
+        sequence[s.DRAFT], sequence[s.DRAFT_MOST], sequence[s.NGRAM] = self._draft.ctypes.data, most, NGRAM
+
+    def take(self, sequence: NDArray[np.int64]) -> None:
+        """Read what a finished job added and counted."""
+        self._count = int(sequence[s.HISTORY_COUNT])
+        self.passes, self.drafted_passes = int(sequence[s.PASSES]), int(sequence[s.DRAFTED_PASSES])
+        self.drafted, self.accepted = int(sequence[s.PROPOSED]), int(sequence[s.ACCEPTED])
