@@ -148,7 +148,8 @@ def _launched_again(path: Path, status: dict[str, Any]) -> RunState | None:
     launch = _launch(path)
     if launch is None or launch.get("host") != socket.gethostname():
         return None
-    newer = (_number(launch.get("process_started")) or 0.0) > (_number(status.get("heartbeat")) or 0.0)
+    # by the clock and not by the process's birth, which systems round to a second
+    newer = (_number(launch.get("started")) or 0.0) > (_number(status.get("heartbeat")) or 0.0)
     if not newer or not process_runs(launch.get("pid"), launch.get("process_started")):
         return None
     return RunState(

@@ -71,15 +71,15 @@ def test_junk_in_a_status_is_no_crash_of_ours(tmp_path: Path) -> None:
 
 
 def test_between_launch_and_first_status(tmp_path: Path) -> None:
-    launch = {**_me(), "host": socket.gethostname()}
+    launch = {**_me(), "host": socket.gethostname(), "started": time.time()}
     (tmp_path / "launch.json").write_text(json.dumps(launch))
     assert read_state(tmp_path).life == "starting"
     (tmp_path / "launch.json").write_text(json.dumps({**launch, "process_started": 1.0}))
     state = read_state(tmp_path)
     assert (state.life, "console.txt" in state.error) == ("failed", True)
     # a resume: the old status is older than the process that was just started
-    write_status(tmp_path, state="stopped", step=40, heartbeat=launch["process_started"] - 100)
-    (tmp_path / "launch.json").write_text(json.dumps(launch))
+    write_status(tmp_path, state="stopped", step=40, heartbeat=time.time() - 1)
+    (tmp_path / "launch.json").write_text(json.dumps({**launch, "started": time.time()}))
     state = read_state(tmp_path)
     assert (state.life, state.step) == ("starting", 40)
     write_status(tmp_path, **_me())
