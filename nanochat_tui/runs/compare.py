@@ -53,15 +53,28 @@ def differing_settings(runs: Sequence[RunFigures]) -> dict[str, list[Any]]:
 
 
 def smooth(values: NDArray[np.float64], weight: float = 0.9) -> NDArray[np.float64]:
-    """Exponential moving average with bias correction, float64 of the same shape; not-finite values are passed over."""
-    out = np.empty_like(values)
-    average, mass = 0.0, 0.0
-    for i, value in enumerate(values.tolist()):
-        if np.isfinite(value):
-            average = weight * average + (1 - weight) * value
-            mass = weight * mass + (1 - weight)
-        out[i] = average / mass if mass else np.nan
-    return out
+    """Exponential moving average with bias correction, float64 of the same shape.
+
+    Values that are not finite are passed over; before the first finite one the result is NaN.
+    """
+    finite = np.isfinite(values)
+    sums = _moving_sum(np.where(finite, values, 0.0), weight)
+    masses = _moving_sum(finite.astype(np.float64), weight)
+    return np.divide(sums, masses, out=np.full_like(sums, np.nan), where=masses > 0)
+
+
+def _moving_sum(values: NDArray[np.float64], weight: float, block: int = 128) -> NDArray[np.float64]:
+    """y[t] = weight * y[t - 1] + (1 - weight) * x[t] from zero, a block at a time as one matrix product."""
+    count = len(values)
+    rows = np.zeros((-(-count // block), block))
+    rows.reshape(-1)[:count] = values
+    ages = np.arange(block)[:, None] - np.arange(block)[None, :]
+    kernel = np.where(ages >= 0, (1 - weight) * weight ** np.maximum(ages, 0), 0.0)
+    out = rows @ kernel.T
+    fading = weight ** np.arange(1, block + 1)
+    for i in range(1, len(out)):
+        out[i] += out[i - 1, -1] * fading
+    return out.reshape(-1)[:count]
 
 
 def at_same_point(runs: Sequence[RunFigures], axis: str = "step") -> dict[str, float]:

@@ -237,7 +237,14 @@ def test_smoothing_is_unbiased_from_the_start() -> None:
     np.testing.assert_allclose(smooth(np.full(5, 7.0)), 7.0)
     values = smooth(np.array([1.0, np.inf, 3.0]))
     assert values[1] == values[0] == 1.0
-    assert values[2] == pytest.approx((0.9 * 1 + 3) / 1.9)  # weights 0.09 and 0.1
+    assert values[2] == pytest.approx((0.81 * 1 + 3) / 1.81)  # the value passed over lets the first one age
+    noise = np.random.default_rng(0).normal(size=1000)
+    expected, average, mass = [], 0.0, 0.0
+    for value in noise:
+        average, mass = 0.9 * average + 0.1 * value, 0.9 * mass + 0.1
+        expected.append(average / mass)
+    np.testing.assert_allclose(smooth(noise), expected, rtol=1e-9)
+    assert len(smooth(np.empty(0))) == 0
 
 
 def test_the_recorded_run_in_figures(tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ class RunSeen(Message):
 
 
 @dataclass
+class WatchFailed(Message):
+    """A run could not be read."""
+
+    text: str
+
+
+@dataclass
 class RunsCompared(Message):
     """The marked runs, read."""
 

@@ -52,8 +52,9 @@ class TrainScreen(Screen[None]):
 
     HELP = """\
 ## Train
-**Runs** lists what was found, **Dashboard** shows the open run, **Compare** overlays the marked ones, **Checkpoints**
-talks to them, **New run** starts one. A run is a process of its own: it goes on when this application ends.
+**Runs** lists what was found, **Dashboard** shows the open run, **Checkpoints** talks to what it saved, **Compare**
+overlays the marked runs, **New run** starts one. **Alt+←/→** or Ctrl+Page up/down go from tab to tab. A run is a
+process of its own: it goes on when this application ends.
 """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -182,6 +183,10 @@ talks to them, **New run** starts one. A run is a process of its own: it goes on
         elif name == "compare":
             self.query_one("#compare-chart").focus()
         self.refresh_bindings()
+
+    @on(messages.WatchFailed)
+    def _watch_failed(self, event: messages.WatchFailed) -> None:
+        self.complain(f"{event.text} (r tries again)")
 
     # opening
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from textual.message import Message
 
-from nanochat_tui.errors import UserError
 from nanochat_tui.runs.compare import RunFigures, read_settings
 from nanochat_tui.runs.discovery import find_runs
 from nanochat_tui.runs.watch import RunWatch
-from nanochat_tui.tui.train.messages import RunsCompared, RunSeen, RunsFound
+from nanochat_tui.tui.chat.generation import explain
+from nanochat_tui.tui.train.messages import RunsCompared, RunSeen, RunsFound, WatchFailed
 from nanochat_tui.tui.train.panels import make_panels
 
 LOOK_SECONDS = 1.0
@@ -132,9 +132,11 @@ class Watcher:
                 if compared and ("compare" in asked or (alive and now - due["compare"] > COMPARE_SECONDS)):
                     due["compare"] = now
                     self._post(RunsCompared([self._figures(w) for w in compared]))
-            except (OSError, UserError):
-                # the directory went away under our hands; the next look will say so
+            except Exception as error:
+                # a directory may go away under our hands; and whatever else it is, a thread that dies silently would
+                # leave a picture on the screen that looks alive
                 alive = False
+                self._post(WatchFailed(explain(error)))
 
     def _figures(self, watch: RunWatch) -> RunFigures:
         return RunFigures(watch.name, watch.look().series, {} if watch.is_log else read_settings(watch.path))

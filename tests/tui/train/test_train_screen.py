@@ -316,8 +316,7 @@ async def test_leaving_is_quick_and_names_of_files_are_harmless(tmp_path: Path) 
     assert time.monotonic() - began < 3
 
 
-@pytest.mark.slow
-async def test_talk_export_and_scrub_on_real_checkpoints(tmp_path: Path) -> None:
+async def test_talk_and_scrub_on_real_checkpoints(tmp_path: Path) -> None:
     run = run_with_checkpoints(tmp_path / "run", (10, 20, 30))
     app = TrainApp(tmp_path)
     async with app.run_test(size=(100, 30)) as pilot:
