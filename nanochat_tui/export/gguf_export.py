@@ -21,6 +21,7 @@ from nanochat_tui.formats.gguf import GGUFValue, TensorData, string, tensor_from
 from nanochat_tui.formats.mhc import write_mhc
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES, encode_ternary_matrix
 from nanochat_tui.model.architectures import nanochat
+from nanochat_tui.model.architectures.description import Part
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.mhc import record_names
 from nanochat_tui.model.ternary import ternarise
@@ -103,7 +104,7 @@ def tokenizer_metadata(config: ModelConfig, vocabulary: Path) -> dict[str, GGUFV
     return to_gguf_metadata(tokenizer, bos=end, eos=end, add_bos=True)
 
 
-def _tensor(part: nanochat.Part, weights: Weights, config: ModelConfig, table: str, ternary: str) -> TensorData:
+def _tensor(part: Part, weights: Weights, config: ModelConfig, table: str, ternary: str) -> TensorData:
     values = weights[part.name]
     if part.role == "ternary":
         kind = TENSOR_TYPES[ternary]

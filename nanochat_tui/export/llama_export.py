@@ -20,6 +20,7 @@ from nanochat_tui.export.gguf_export import FILE_TYPES, TableType, TernaryType, 
 from nanochat_tui.formats.gguf import GGUFValue, TensorData, f32, read_gguf, string, tensor_from_array, u32, write_gguf
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES, encode_ternary_matrix, ternary_matrix
 from nanochat_tui.model.architectures import nanochat
+from nanochat_tui.model.architectures.description import Part
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.ternary import ternarise
 
@@ -76,7 +77,7 @@ def export_llama(
     }
 
 
-def _parts(config: ModelConfig) -> list[nanochat.Part]:
+def _parts(config: ModelConfig) -> list[Part]:
     return list(nanochat.parts(config).values())
 
 
@@ -106,7 +107,7 @@ def _heads(part: str, config: ModelConfig) -> int:
     return 0 if stem not in ROTATED else config.n_heads if stem == "attn_q" else config.n_kv_heads
 
 
-def _tensor(part: nanochat.Part, weights: Weights, config: ModelConfig, table: str, ternary: str) -> TensorData:
+def _tensor(part: Part, weights: Weights, config: ModelConfig, table: str, ternary: str) -> TensorData:
     values = weights[part.name]
     if part.role != "ternary":
         return tensor_from_array(part.name, values, TENSOR_TYPES[table if part.role == "table" else "F32"])

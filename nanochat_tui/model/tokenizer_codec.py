@@ -141,7 +141,7 @@ class TextCodec:
         pattern = "|".join(re.escape(mark) for mark in self.marks)
         for index, piece in enumerate(re.split(f"({pattern})", text) if pattern else [text]):
             if index % 2:
-                ids.append(self.tokenizer.token_to_id(piece))
+                ids += self._encode(piece)
             elif piece:
                 try:
                     ids += self._encode_plain(piece.replace(guard, ""))

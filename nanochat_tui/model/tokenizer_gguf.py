@@ -171,7 +171,7 @@ def _types(metadata: Mapping[str, GGUFValue], tokens: Sequence[str]) -> NDArray[
 
 
 def _named(tokens: Sequence[str], types: NDArray[np.int64], *wanted: int) -> list[str]:
-    return [tokens[index] for index in np.flatnonzero(np.isin(types, wanted))]
+    return [tokens[int(index)] for index in np.flatnonzero(np.isin(types, wanted))]
 
 
 def _unused(types: NDArray[np.int64]) -> tuple[int, ...]:
