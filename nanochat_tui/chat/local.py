@@ -54,6 +54,13 @@ class LocalBackend:
         self._threads = threads
         self._loaded: tuple[Model, Session] | None = None
         self._lock = Lock()
+        self.trail: list[int] = []
+        """The tokens of the last request and of its reply, as far as they came."""
+
+    @property
+    def mhc(self) -> Path | None:
+        """The mHC sidecar that was given."""
+        return self._mhc
 
     @property
     def model(self) -> Model:
@@ -186,9 +193,11 @@ class LocalBackend:
             cancel=cancel,
         )
         split = self._splitter(request, ids)
+        self.trail = trail = list(ids)
         for token in stream:
             now = time.perf_counter()
             count += 1
+            trail.append(token.id)
             if first is None:
                 first = now
             yield from split.token(Token(token.text, token.id, token.logprob, tuple(token.top)))

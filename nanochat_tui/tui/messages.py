@@ -12,6 +12,7 @@ from pathlib import Path
 from textual.message import Message
 
 from nanochat_tui.chat.backend import Backend, FinishReason, SamplingSettings, Stats, Token
+from nanochat_tui.tui.chat.inside import Inside
 
 
 @dataclass
@@ -154,3 +155,16 @@ class LensScored(Message):
     turn: object
     tokens: tuple[Token, ...]
     error: str | None = None
+
+
+@dataclass
+class Traced(Message):
+    """The inside of the model at its last token was computed, or could not be."""
+
+    backend: Backend
+    inside: Inside | None
+    error: str | None = None
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest is worth showing."""
+        return isinstance(message, Traced)

@@ -72,21 +72,38 @@ async def test_ribbon_alternatives_and_branch(model: Path, tmp_path: Path) -> No
 
 
 async def test_a_session_of_another_day_is_scored_when_the_lens_opens(model: Path, tmp_path: Path) -> None:
-    for _ in range(2):
-        app = NanochatApp(LocalBackend(model, threads=1), store=Store(tmp_path / "s.db"))
-        async with app.run_test(size=(80, 24)) as pilot:
-            await until(pilot, lambda: state(app) == "ready", 120)
-            if not app.chat.conversation.turns:
-                app.chat.sampling = SamplingSettings(temperature=0.0)
-                app.chat.max_tokens = 8
-                await say(pilot, app, "let x = 1;")
-                continue
-            await pilot.press("f5")
-            await until(pilot, lambda: app.chat.ribbon is not None and bool(app.chat.ribbon.tokens))
-            ribbon = app.chat.ribbon
-            assert ribbon is not None
-            assert "".join(t.text for t in ribbon.tokens) == app.chat.conversation.turns[0].reply
-            assert all(t.top for t in ribbon.tokens)
-            assert ribbon.region.height >= 1
-            await pilot.press("escape")
-            assert app.chat.ribbon is None
+    first = NanochatApp(LocalBackend(model, threads=1), store=Store(tmp_path / "s.db"))
+    async with first.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(first) == "ready", 120)
+        first.chat.sampling = SamplingSettings(temperature=0.0)
+        first.chat.max_tokens = 8
+        await say(pilot, first, "let x = 1;")
+    app = NanochatApp(LocalBackend(model, threads=1), store=Store(tmp_path / "s.db"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready" and bool(app.chat.conversation.turns), 120)
+        await pilot.press("f5")
+        await until(pilot, lambda: app.chat.ribbon is not None and bool(app.chat.ribbon.tokens))
+        ribbon = app.chat.ribbon
+        assert ribbon is not None
+        assert "".join(t.text for t in ribbon.tokens) == app.chat.conversation.turns[0].reply
+        assert all(t.top for t in ribbon.tokens)
+        assert ribbon.region.height >= 1
+        await pilot.press("escape")
+        assert app.chat.ribbon is None
+
+
+async def test_the_live_panel_shows_speed_streams_and_matrices(model: Path) -> None:
+    from textual.widgets import Static
+
+    app = NanochatApp(LocalBackend(model, threads=1))
+    async with app.run_test(size=(120, 50)) as pilot:
+        await until(pilot, lambda: state(app) == "ready", 120)
+        await pilot.press("ctrl+l")
+        await say(pilot, app, "fn main() {")
+        streams = app.chat.query_one("#live-streams", Static)
+        await until(pilot, lambda: "decided" in str(streams.render()), 30)
+        assert "2f" in str(streams.render())
+        assert "mixing H" in str(app.chat.query_one("#live-matrices", Static).render())
+        assert app.chat.backend.kernel in str(app.chat.query_one("#live-speed", Static).render())
+        await pilot.press("ctrl+l")
+        assert not app.chat.side.display

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nanochat_tui.chat.backend import Backend
@@ -14,7 +16,7 @@ from nanochat_tui.tui.chat.commands import Command
 from nanochat_tui.tui.chat.conversation import Conversation
 from nanochat_tui.tui.chat.lens_flow import LensPart
 from nanochat_tui.tui.chat.settings_form import FIELDS, from_text, to_text
-from nanochat_tui.tui.widgets.dialogs import Ask
+from nanochat_tui.tui.widgets.dialogs import Ask, Choose
 
 MAX_FILE = 1 << 20
 """Largest file whose beginning is completed, in bytes; no context holds more."""
@@ -38,6 +40,7 @@ class CommandPart(LensPart):
             "file": self._fill_file,
             "model": self._model,
             "attach": self._use_server,
+            "parity": self._parity,
         }
         handler = taking.get(command.name)
         if handler is None or (command.name == "model" and not argument):
@@ -216,6 +219,53 @@ class CommandPart(LensPart):
     def action_to_prompt(self) -> None:
         """Go to the input."""
         self.prompt.focus()
+
+    def action_server_models(self) -> None:
+        """Choose another model of the server."""
+        from nanochat_tui.chat.remote import RemoteBackend, RemoteModel
+
+        backend = self.backend
+        if not isinstance(backend, RemoteBackend):
+            self.say_error("This model is a file; attach to a server first, with /attach URL.")
+            return
+
+        async def chosen(models: list[RemoteModel], place: int | None) -> None:
+            if place is not None and models[place].id != backend.name:
+                limits = self.preferences.remote
+                other = RemoteBackend(
+                    backend.url, models[place].id, timeout=limits.timeout, connect_timeout=limits.connect_timeout
+                )
+                await self.use_backend(other)
+
+        async def ask() -> None:
+            try:
+                models = await asyncio.to_thread(backend.list_models)
+            except UserError as exc:
+                self.say_error(str(exc))
+                return
+            lines = [(model.id, f"context {model.context}" if model.context else model.owner) for model in models]
+            self.app.push_screen(Choose(f"Models of {backend.url}", lines), partial(chosen, models))
+
+        self.run_worker(ask(), exclusive=True, group="models")
+
+    async def _parity(self, url: str) -> None:
+        from nanochat_tui.chat.remote import RemoteBackend
+        from nanochat_tui.tui.chat.parity_screen import ParityScreen
+
+        if not isinstance(self.backend, LocalBackend) or not self.ready or self.generation is not None:
+            self.say_error("Comparing needs a model file that is loaded here and not writing just now.")
+            return
+        if self.conversation.last is None:
+            self.say_error("Write something first; its last prompt is what both are asked.")
+            return
+        limits = self.preferences.remote
+        try:
+            remote = RemoteBackend(url, timeout=limits.timeout, connect_timeout=limits.connect_timeout)
+        except UserError as exc:
+            self.say_error(str(exc))
+            return
+        request = self.conversation.up_to(len(self.conversation.turns) - 1).request(self.settings)
+        self.app.push_screen(ParityScreen(self.backend, remote, request))
 
 
 APP_ACTIONS = ("preferences", "show_log", "help", "quit")

@@ -214,7 +214,7 @@ class Alternatives(Static):
             pointer = "›" if place == ribbon.choice else " "
             size = 0.0 if choice.logprob is None else 2.718281828459045 ** min(0.0, choice.logprob)
             bar = "█" * round(size * BAR)
-            line = f"{pointer}{taken} {spelled(choice.text)[:16]:<17}{percent(choice.logprob):>8} "
+            line = f"{pointer}{taken} {spelled(choice.text).replace(' ', '·')[:16]:<17}{percent(choice.logprob):>8} "
             lines.append(
                 Content(line).stylize("bold" if place == ribbon.choice else "") + Content.styled(bar, "$accent")
             )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
+import time
 from collections.abc import Sequence
 
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
@@ -11,19 +15,31 @@ from textual.reactive import reactive
 from textual.widgets import Static
 
 from nanochat_tui.chat.backend import Backend, Stats
+from nanochat_tui.chat.local import LocalBackend
 from nanochat_tui.chat.printable import printable
+from nanochat_tui.chat.trace import Tracer
+from nanochat_tui.tui.chat.generation import explain
+from nanochat_tui.tui.chat.inside import Inside, matrix_rows, stream_rows
+from nanochat_tui.tui.messages import Traced
 from nanochat_tui.tui.widgets.status import sparkline, speed
 
-WIDTH = 28
+WIDTH = 36
+TRACE_SECONDS = 1.5
+"""Least time between two looks inside: they take the processor from the reply."""
 
 
 class LivePanel(Vertical):
-    """Speed, memory and kernel. Draws only while it is open."""
+    """Speed, memory, kernel, and the inside of the model at its last token. Works only while it is open."""
 
     HELP = """\
 ### Live
 What the model does while it writes: tokens per second over the last minute, the memory of this process and the kernel
 that computes.
+
+For nanochat models also the **hyper-connections**: mixing matrix, read and write weights of every record, alpha of all;
+how long the **streams** of the last token are after every sub-layer (1a: attention of block 1, 1f: its feed-forward),
+how alike they are, and what would be said if the model ended there. **◆** marks where the final token is first the
+likeliest. This is computed on the side, by a second forward pass, at most every second and a half.
 """
 
     is_open: reactive[bool] = reactive(False, layout=False)
@@ -31,27 +47,38 @@ that computes.
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._backend: Backend | None = None
+        self._tracer: Tracer | None = None
         self._stats: Stats | None = None
         self._speeds: Sequence[float] = ()
+        self._thread: threading.Thread | None = None
+        self._traced = 0.0
+        self._refused = False
 
     def compose(self) -> ComposeResult:
         """Lay out the lines."""
         yield Static(id="live-speed", markup=False)
+        yield Static(id="live-streams", markup=False)
+        yield Static(id="live-matrices", markup=False)
 
     def show_backend(self, backend: Backend) -> None:
         """Tell which model it is about."""
         self._backend = backend
+        self._tracer, self._refused = None, False
         self._stats, self._speeds = None, ()
+        for selector in ("#live-streams", "#live-matrices"):
+            self.query_one(selector, Static).update("")
         self.redraw()
 
     def show_speeds(self, stats: Stats, speeds: Sequence[float]) -> None:
         """Take new numbers."""
         self._stats, self._speeds = stats, speeds
         self.redraw()
+        self.look_inside()
 
     def watch_is_open(self) -> None:
         """Draw what happened meanwhile."""
         self.redraw()
+        self.look_inside()
 
     def redraw(self) -> None:
         """Write the lines anew."""
@@ -70,6 +97,52 @@ that computes.
         for name, value in rows:
             content += Content.assemble(("\n" + name.ljust(9), "$text 60%"), printable(value))
         self.query_one("#live-speed", Static).update(content)
+
+    # The inside
+
+    def look_inside(self, *, at_once: bool = False) -> None:
+        """Compute the inside at the last token in a thread, unless it was done a moment ago."""
+        backend = self._backend
+        busy = self._thread is not None and self._thread.is_alive()
+        early = not at_once and time.monotonic() - self._traced < TRACE_SECONDS
+        if not self.is_open or busy or early or self._refused or not isinstance(backend, LocalBackend):
+            return
+        ids = list(backend.trail)
+        if not ids:
+            return
+        self._traced = time.monotonic()
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=lambda: context.run(self._look, backend, ids), name="inside", daemon=True
+        )
+        self._thread.start()
+
+    def _look(self, backend: LocalBackend, ids: list[int]) -> None:
+        try:
+            tracer = self._tracer or Tracer(backend.path, backend.mhc)
+            self._tracer = tracer
+            trace = tracer.trace(ids)
+            texts = tuple(backend.model.decode([token]) for token in trace.tops)
+        except Exception as exc:
+            self.post_message(Traced(backend, None, explain(exc)))
+        else:
+            self.post_message(Traced(backend, Inside(tracer.matrices, trace, texts)))
+
+    @on(Traced)
+    def _show_inside(self, event: Traced) -> None:
+        event.stop()
+        if event.backend is not self._backend:
+            return
+        streams, matrices = self.query_one("#live-streams", Static), self.query_one("#live-matrices", Static)
+        if event.inside is None:
+            self._refused = self._tracer is None
+            streams.update(Content(f"\n{printable(event.error or '')}"))
+            return
+        head = Content.styled("\nlast token (computed on the side)", "bold $text-primary")
+        streams.update(Content("\n").join([head, *stream_rows(event.inside)]))
+        rows = matrix_rows(event.inside)
+        title = Content.styled("\nhyper-connections", "bold $text-primary")
+        matrices.update(Content("\n").join([title, *rows]) if rows else Content(""))
 
 
 def memory() -> str:

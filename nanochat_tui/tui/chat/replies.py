@@ -178,3 +178,4 @@ class ReplyPart(LoadingPart):
             )
         self.set_status(replace(self.status, state="ready"))
         self.reply_grew()
+        self.side.live.look_inside(at_once=True)
