@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,3 +42,66 @@ async def test_a_server_that_says_something_else(model: Path) -> None:
             assert (sent["prompt"], sent["temperature"]) == ("fn main() {", 0.0)
             await pilot.press("escape")
             assert app.screen is app.chat
+
+
+async def test_our_own_server_on_the_same_file_agrees_and_lets_replies_branch(model: Path) -> None:
+    pytest.importorskip("fastapi")
+    from nanochat_tui.chat.remote import RemoteBackend
+
+    with own_server(model) as url:
+        app = NanochatApp(LocalBackend(model, threads=1))
+        async with app.run_test(size=(120, 40)) as pilot:
+            await until(pilot, lambda: state(app) == "ready", 120)
+            app.chat.max_tokens = 24
+            await say(pilot, app, "fn main() {")
+            app.chat.prompt.text = f"/parity {url}"
+            await pilot.press("enter")
+            await until(pilot, lambda: isinstance(app.screen, ParityScreen) and app.screen.parity is not None, 30)
+            assert isinstance(app.screen, ParityScreen)
+            found = app.screen.parity
+            assert found is not None
+            assert found.same
+            assert found.common >= 20
+            assert found.divergence == pytest.approx(0.0, abs=1e-6)
+        app = NanochatApp(RemoteBackend(url))
+        async with app.run_test(size=(120, 40)) as pilot:
+            await until(pilot, lambda: state(app) == "ready", 30)
+            assert not app.chat.conversation.is_chat, "the server says that the model has no template"
+            assert app.chat.status.context_size == 256
+            app.chat.max_tokens = 8
+            await say(pilot, app, "fn main() {")
+            await pilot.press("f5", "ctrl+r")
+            await until(pilot, lambda: state(app) == "ready" and bool(app.chat.ribbon and app.chat.ribbon.tokens))
+            ribbon = app.chat.ribbon
+            assert ribbon is not None
+            ribbon.focus()
+            await pilot.press("home", "right")
+            place = next(i for i, c in enumerate(ribbon.choices) if c.text.strip() and i != ribbon.choice)
+            expected = ribbon.tokens[0].text + ribbon.choices[place].text
+            ribbon.choice = place
+            await pilot.press("enter")
+            await until(pilot, lambda: len(app.chat.conversation.turns[0].parts) == 2 and state(app) == "ready")
+            assert app.chat.conversation.turns[0].parts[0] == expected
+
+
+@contextmanager
+def own_server(path: Path) -> Iterator[str]:
+    from nanochat_tui.serve.loading import ModelFiles, loader
+    from nanochat_tui.serve.runner import Server, bind
+    from nanochat_tui.serve.service import Service
+    from nanochat_tui.serve.settings import Settings
+
+    listening = bind("127.0.0.1", 0)
+    service = Service(loader(ModelFiles(path, threads=1)), Settings("tiny", log=lambda _: None))
+    server = Server(service)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    end = time.monotonic() + 60
+    while not server.started or service.state == "loading":
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)

@@ -1,0 +1,220 @@
+"""Preferences, keys, themes, the log, crashes, the picker, and a start without any model."""
+
+from __future__ import annotations
+
+import logging
+import tomllib
+from pathlib import Path
+
+import pytest
+from scripted import ScriptedBackend
+from support import write_model
+from test_app import say, shown, state, until
+from textual.widgets import Input, Log, OptionList, Select, Static
+
+from nanochat_tui.chat.missing import MissingBackend
+from nanochat_tui.errors import UserError
+from nanochat_tui.tui.app import NanochatApp
+from nanochat_tui.tui.chat import commands
+from nanochat_tui.tui.chat.code_blocks import code_blocks
+from nanochat_tui.tui.chat.model_picker import ModelPicker
+from nanochat_tui.tui.chat.model_places import find_models
+from nanochat_tui.tui.keys import key_problem, remappable
+from nanochat_tui.tui.log import write_crash_report
+from nanochat_tui.tui.log_screen import LogScreen
+from nanochat_tui.tui.preferences import Preferences, load_preferences, remember_model, save_preferences
+from nanochat_tui.tui.preferences_screen import PreferencesScreen
+
+
+async def test_preferences_apply_at_once_and_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "config" / "settings.toml"
+    app = NanochatApp(ScriptedBackend("x"), preferences_path=path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await pilot.press("f9")
+        await until(pilot, lambda: isinstance(app.screen, PreferencesScreen))
+        screen = app.screen
+        theme = next(s for s in screen.query(Select) if s.name == "appearance.theme")
+        theme.value = "high-contrast"
+        await until(pilot, lambda: app.theme == "high-contrast")
+        field = next(i for i in screen.query(Input) if i.name == "sampling.temperature")
+        field.value = "-1"
+        await until(pilot, lambda: field.has_class("-invalid"))
+        field.value = "0.3"
+        await until(pilot, lambda: app.preferences.sampling.temperature == 0.3)
+        key = next(i for i in screen.query(Input) if i.name == "chat.sessions")
+        key.value = "f7"
+        await until(pilot, lambda: app.preferences.keys == {"chat.sessions": "f7"})
+        key.value = "ctrl+n"
+        await until(pilot, lambda: key.has_class("-invalid"))
+        assert "already means" in str(screen.query_one("#preferences-hint", Static).render())
+        await pilot.press("escape")
+        await pilot.press("f7")
+        await until(pilot, lambda: bool(app.chat.sessions.display))
+        await pilot.press("escape", "ctrl+n")
+        await until(pilot, lambda: app.chat.sampling.temperature == 0.3)
+    kept = tomllib.loads(path.read_text())
+    assert kept == {
+        "appearance": {"theme": "high-contrast"},
+        "sampling": {"temperature": 0.3},
+        "keys": {"chat.sessions": "f7"},
+    }
+    again, problem = load_preferences(path)
+    assert problem is None
+    assert again == app.preferences
+
+
+def test_damaged_preferences_are_told_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    for text, word in (("[sampling]\ntemperature = -3", "temperature"), ("not toml", "mend"), ("[no]\nx=1", "no")):
+        path.write_text(text)
+        found, problem = load_preferences(path)
+        assert found == Preferences()
+        assert problem is not None
+        assert word in problem
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be kept"):
+        save_preferences(Preferences(), tmp_path / "file" / "settings.toml")
+
+
+def test_keys_are_checked() -> None:
+    known = remappable([NanochatApp])
+    assert {"app.help", "app.quit"} <= {k.id for k in known}
+    assert key_problem("app.help", "f11", known, {}) is None
+    assert "no key" in (key_problem("app.help", "ctrl++", known, {}) or "")
+    assert "already means" in (key_problem("app.help", "f2", known, {}) or "")
+    assert key_problem("app.help", "f2", known, {"app.chat": "f12"}) is None
+
+
+@pytest.mark.parametrize("theme", ["nanochat", "nanochat-light", "high-contrast"])
+async def test_every_theme_draws_the_ribbon_and_the_chat(theme: str) -> None:
+    app = NanochatApp(ScriptedBackend("let x = 1;"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        app.theme = theme
+        await say(pilot, app, "fn a() {")
+        await pilot.press("f5")
+        await until(pilot, lambda: app.chat.ribbon is not None)
+        await pilot.press("right")
+        assert app.chat.ribbon is not None
+        assert app.chat.ribbon.region.height == 1
+
+
+async def test_without_a_model_there_is_a_welcome_and_the_picker_leads_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    write_model(tmp_path / "models" / "one.gguf")
+    preferences = Preferences()
+    preferences.chat.model_folder = str(tmp_path / "models")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    monkeypatch.setattr("nanochat_tui.tui.chat.model_places.shipped_model", lambda: None)
+    app = NanochatApp(MissingBackend("There is no model here."), preferences=preferences)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "failed")
+        assert "There is no model here." in shown(app)
+        await pilot.press("ctrl+g")
+        await until(
+            pilot, lambda: isinstance(app.screen, ModelPicker) and app.screen.query_one(OptionList).option_count == 1
+        )
+        await pilot.press("enter")
+        await until(pilot, lambda: state(app) == "ready", 120)
+        assert app.chat.backend.name == "one"
+        assert app.preferences.recent == [str((tmp_path / "models" / "one.gguf").resolve())]
+
+
+def test_models_are_found_once_each_and_under_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanochat_tui.tui.chat.model_places.shipped_model", lambda: None)
+    snapshot = tmp_path / "hub" / "models--some--repo" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    blob = tmp_path / "hub" / "blob"
+    blob.write_bytes(b"GGUF")
+    (snapshot / "weights.gguf").symlink_to(blob)
+    folder = tmp_path / "folder" / "deep"
+    folder.mkdir(parents=True)
+    (folder / "b.gguf").write_bytes(b"GGUFx")
+    (folder / "readme.md").write_text("no")
+    found = find_models([str(folder / "b.gguf"), "/gone.gguf"], tmp_path / "folder", tmp_path / "hub")
+    assert [(f.place, f.name, f.size) for f in found] == [
+        ("recent", "b", 5),
+        ("Hugging Face", "some/repo · weights.gguf", 4),
+    ]
+    assert find_models([], None, tmp_path / "nothing") == []
+    assert remember_model(Preferences(recent=["/x"]), folder / "b.gguf").recent[0].endswith("b.gguf")
+
+
+async def test_the_log_shows_what_was_noted(tmp_path: Path) -> None:
+    app = NanochatApp(ScriptedBackend("!It [tripped] \x1b[31m."), reports=tmp_path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "a")
+        await pilot.press("f8")
+        await until(pilot, lambda: isinstance(app.screen, LogScreen))
+        lines = app.screen.query_one(Log).lines
+        assert any("It [tripped] \\x1b[31m." in line for line in lines)
+        await pilot.press(*"zzzz")
+        await until(pilot, lambda: not list(filter(None, app.screen.query_one(Log).lines)))
+        await pilot.press("escape")
+    assert "tripped" in (tmp_path / "nanochat-tui.log").read_text()
+    for handler in list(logging.getLogger("nanochat_tui").handlers):
+        if isinstance(handler, logging.FileHandler):
+            logging.getLogger("nanochat_tui").removeHandler(handler)
+            handler.close()
+
+
+def test_a_crash_report_says_what_happened(tmp_path: Path) -> None:
+    try:
+        raise KeyError("lost")
+    except KeyError as exc:
+        path = write_crash_report(exc, tmp_path / "state")
+    assert path is not None
+    text = path.read_text()
+    assert "KeyError: 'lost'" in text
+    assert "test_habits.py" in text
+    assert write_crash_report(KeyError("x"), path / "below a file") is None
+
+
+def test_commands_are_read_as_people_mean_them() -> None:
+    assert commands.parse("/new") == (commands.BY_NAME["new"], "")
+    assert commands.parse("/rename a b ") == (commands.BY_NAME["rename"], "a b")
+    for text in ("// a comment", "/// doc", "/usr/bin/env", " /new", "/new thing", "/* x */", "plain"):
+        assert commands.parse(text) is None, text
+    with pytest.raises(UserError, match="did you mean /export"):
+        commands.parse("/exprt x")
+    assert [c.name for c in commands.suggestions("/re")] == ["rename", "retry", "remove"]
+
+
+def test_blocks_of_code_are_found() -> None:
+    blocks = code_blocks("a\n```rust\nfn x() {}\n```\n\n    indented\n\n```\nopen")
+    assert [(b.language, b.code) for b in blocks] == [("rust", "fn x() {}\n"), ("", "indented\n"), ("", "open")]
+    assert blocks[0].summary == "rust, 1 line"
+
+
+async def test_copying_one_of_several_blocks() -> None:
+    app = NanochatApp(ScriptedBackend("```\none\n```\nand\n```\ntwo\n```", is_chat=True))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "a")
+        app.chat.transcript.focus()
+        await pilot.pause()
+        await pilot.press("c")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: app.clipboard == "two\n")
+
+
+async def test_a_files_beginning_is_completed(tmp_path: Path) -> None:
+    source = tmp_path / "lib.rs"
+    source.write_text("line one\nline two\nline three\n")
+    backend = ScriptedBackend("more")
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        app.chat.prompt.text = f"/file {source}:2"
+        await pilot.press("enter")
+        await until(pilot, lambda: bool(backend.requests) and state(app) == "ready")
+        assert backend.requests[0].prompt == "line one\nline two\n"
+        app.chat.prompt.text = "/file /no/such/file"
+        await pilot.press("enter")
+        await pilot.pause()
+        assert len(backend.requests) == 1
