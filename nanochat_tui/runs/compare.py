@@ -52,11 +52,14 @@ def differing_settings(runs: Sequence[RunFigures]) -> dict[str, list[Any]]:
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
 
 
-def smooth(values: NDArray[np.float64], weight: float = 0.9) -> NDArray[np.float64]:
+def smooth(values: NDArray[np.float64], weight: float | None = None) -> NDArray[np.float64]:
     """Exponential moving average with bias correction, float64 of the same shape.
 
-    Values that are not finite are passed over; before the first finite one the result is NaN.
+    Values that are not finite are passed over; before the first finite one the result is NaN. Without a `weight` a
+    short curve is smoothed less than a long one, which keeps the mean from lagging far behind a loss that still falls.
     """
+    if weight is None:
+        weight = min(0.9, max(0.0, 1 - 20 / max(1, len(values))))
     finite = np.isfinite(values)
     sums = _moving_sum(np.where(finite, values, 0.0), weight)
     masses = _moving_sum(finite.astype(np.float64), weight)

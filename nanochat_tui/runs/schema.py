@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.runs.config import FIELD_GROUPS, TrainConfig
-from nanochat_tui.runs.directory import read_json
+from nanochat_tui.runs.directory import read_json, write_json
 
 _ESCAPE = re.compile(r"\\(.)")
 Kind = Literal["text", "whole", "number", "switch", "choice", "path"]
@@ -227,3 +227,9 @@ def load_preset(path: Path) -> dict[str, str]:
     if unknown:
         raise UserError(f"{path} holds settings this trainer does not know: {', '.join(map(str, unknown[:5]))}")
     return texts_of(values)
+
+
+def save_settings(path: Path, config: TrainConfig) -> None:
+    """Write settings as `train --config-file` and `load_preset` read them. Raises UserError or OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, config.model_dump(mode="json"))

@@ -235,7 +235,8 @@ def test_comparison_is_made_where_both_have_been() -> None:
 
 def test_smoothing_is_unbiased_from_the_start() -> None:
     np.testing.assert_allclose(smooth(np.full(5, 7.0)), 7.0)
-    values = smooth(np.array([1.0, np.inf, 3.0]))
+    values = smooth(np.array([1.0, np.inf, 3.0]), 0.9)
+    np.testing.assert_array_equal(smooth(np.array([5.0, 4.0, 3.0])), [5.0, 4.0, 3.0])  # so few are not smoothed
     assert values[1] == values[0] == 1.0
     assert values[2] == pytest.approx((0.81 * 1 + 3) / 1.81)  # the value passed over lets the first one age
     noise = np.random.default_rng(0).normal(size=1000)
@@ -243,7 +244,7 @@ def test_smoothing_is_unbiased_from_the_start() -> None:
     for value in noise:
         average, mass = 0.9 * average + 0.1 * value, 0.9 * mass + 0.1
         expected.append(average / mass)
-    np.testing.assert_allclose(smooth(noise), expected, rtol=1e-9)
+    np.testing.assert_allclose(smooth(noise, 0.9), expected, rtol=1e-9)
     assert len(smooth(np.empty(0))) == 0
 
 

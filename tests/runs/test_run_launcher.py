@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from run_support import grow, write_checkpoint_mark, write_status
+from run_support import grow, stand_in, until, write_checkpoint_mark, write_status
 from typer.testing import CliRunner
 
 from nanochat_tui.errors import UserError
@@ -20,43 +19,6 @@ from nanochat_tui.runs import launcher, signals
 from nanochat_tui.runs.config import TrainConfig, parse_config
 from nanochat_tui.runs.directory import RunDirectory
 from nanochat_tui.runs.state import process_runs, read_state
-
-TRAINER = """
-import json, os, psutil, socket, sys, time
-path, hold = sys.argv[1], float(sys.argv[2])
-me = psutil.Process()
-done = None
-end = time.time() + hold
-print("a word on the console", flush=True)
-while time.time() < end:
-    try:
-        command = json.load(open(path + "/control"))
-        done, word = command["id"], command["command"]
-    except (OSError, ValueError):
-        word = ""
-    state = {"state": "stopped" if word == "stop" else "running", "pid": me.pid, "process_started": me.create_time(),
-             "host": socket.gethostname(), "heartbeat": time.time(), "step": 1, "total": 9, "control_done": done}
-    with open(path + "/status.tmp", "w") as file:
-        json.dump(state, file)
-    os.replace(path + "/status.tmp", path + "/status.json")
-    if word == "stop":
-        break
-    time.sleep(0.02)
-"""
-"""Keeps the contract of the run directory and does nothing else: a trainer's outside without its hours."""
-
-
-def until(predicate: object, seconds: float = 15.0) -> None:
-    end = time.monotonic() + seconds
-    while not predicate():  # type: ignore[operator]
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def stand_in(directory: Path, seconds: float = 30.0, **options: bool) -> launcher.Launched:
-    command = [sys.executable, "-c", TRAINER, str(directory), str(seconds)]
-    return launcher.start(command, directory, **options)  # type: ignore[arg-type]
-
 
 SMALL = {"config": "tiny", "dataset": "synthetic", "steps": 5, "compile": False, "sample_prompt": "fn 'a b'\n"}
 
@@ -200,9 +162,8 @@ def test_the_trainer_survives_whoever_started_it(tmp_path: Path) -> None:
     program = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_run_launcher import stand_in
+from run_support import stand_in
 print(stand_in(Path({str(run)!r})).pid, flush=True)
 time.sleep(60)
 """

@@ -2,10 +2,10 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
+from run_support import until
 
 from nanochat_tui.runs import launcher, signals
 from nanochat_tui.runs.config import parse_config
@@ -35,13 +35,6 @@ CONFIG = {
 }
 
 
-def until(predicate: object, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not predicate():  # type: ignore[operator]
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
 def test_a_run_from_launch_to_resume(tmp_path: Path) -> None:
     run = tmp_path / "run"
     watch: RunWatch
@@ -49,7 +42,7 @@ def test_a_run_from_launch_to_resume(tmp_path: Path) -> None:
     try:
         assert read_state(run).life == "starting"
         watch = RunWatch(run)
-        until(lambda: len(watch.look().checkpoints) >= 1)
+        until(lambda: len(watch.look().checkpoints) >= 1, 120)
         seen = watch.look()
         assert (seen.state.life, seen.state.pid) == ("running", launched.pid)
         assert os.getpgid(launched.pid) == launched.pid  # a group of its own
@@ -60,22 +53,22 @@ def test_a_run_from_launch_to_resume(tmp_path: Path) -> None:
         # checkpoint now
         before = {c.name for c in RunDirectory(run).checkpoints()}
         request = signals.request_checkpoint(run)
-        until(lambda: signals.is_answered(run, request))
+        until(lambda: signals.is_answered(run, request), 120)
         assert {c.name for c in RunDirectory(run).checkpoints()} - before
         # stop safely
         signals.request_stop(run)
-        until(lambda: read_state(run).life == "stopped")
+        until(lambda: read_state(run).life == "stopped", 120)
         stopped = read_state(run).step
         last = RunDirectory(run).checkpoints()[-1]
         assert last.name == f"step_{stopped}"
         # resume, and kill -9
         resumed = launcher.resume(last)
         assert read_state(run).life == "starting"
-        until(lambda: read_state(run).life == "running" and read_state(run).step > stopped)
+        until(lambda: read_state(run).life == "running" and read_state(run).step > stopped, 120)
         assert resumed.pid == read_state(run).pid
-        until(lambda: len(watch.look().series.steps) and watch.look().series.steps[-1] > stopped + 4)
+        until(lambda: len(watch.look().series.steps) and watch.look().series.steps[-1] > stopped + 4, 120)
         os.kill(resumed.pid, signal.SIGKILL)
-        until(lambda: read_state(run).life == "crashed")
+        until(lambda: read_state(run).life == "crashed", 120)
         seen = watch.look()
         assert seen.alarms[0].text.startswith("crashed: its process is gone")
         steps = list(seen.series.steps)
@@ -83,7 +76,7 @@ def test_a_run_from_launch_to_resume(tmp_path: Path) -> None:
         # resume after the crash, with an end in sight
         end = steps[-1] + 10
         launcher.resume(RunDirectory(run).checkpoints()[-1], steps=end)
-        until(lambda: read_state(run).life == "finished")
+        until(lambda: read_state(run).life == "finished", 120)
         seen = watch.look()
         assert seen.series.steps[-1] == end == seen.state.step
         assert list(seen.series.steps) == sorted(set(seen.series.steps))
@@ -98,6 +91,6 @@ def test_a_trainer_that_cannot_start_says_why(tmp_path: Path) -> None:
     run = tmp_path / "run"
     bad = parse_config({**CONFIG, "dataset": "tokens", "data_path": tmp_path / "absent"})
     launcher.launch(bad, [], run)
-    until(lambda: read_state(run).life == "failed")
+    until(lambda: read_state(run).life == "failed", 120)
     seen = RunWatch(run).look()
     assert "there is no data at" in "\n".join(seen.console)

@@ -71,14 +71,17 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
         self._lines: list[Strip] | None = None
         self._view: View | None = None
         self._styles: dict[tuple[str, bool], Style] = {}
+        self._base = Style.null()
 
     # what it shows
 
     def show(self, curves: Sequence[Curve], *, window: tuple[float, float] | None = None) -> None:
         """Show other curves; `window` is the range of x before anybody zooms."""
+        before = [_essence(curve) for curve in self.curves], self.default_range
         self.curves = tuple(curves)
         self.default_range = window
-        self._redraw()
+        if ([_essence(curve) for curve in self.curves], window) != before:
+            self._redraw()
 
     def _redraw(self) -> None:
         self._lines = None
@@ -121,15 +124,16 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
             self._lines = self._draw(self.size.width, self.size.height)
         if y < len(self._lines):
             return self._lines[y]
-        return Strip.blank(self.size.width, self.rich_style)
+        return Strip.blank(self.size.width, self._base)
 
     def _draw(self, width: int, height: int) -> list[Strip]:
+        self._base = self.rich_style  # Textual computes it anew at every access
         if width < GUTTER + 6 or height < 4:
-            return [Strip([Segment(self.chart_title[:width].ljust(width), self.rich_style)])]
+            return [Strip([Segment(self.chart_title[:width].ljust(width), self._base)])]
         plot_height = height - 2
         self._view = view = self.view
         if view is None:
-            blank = [Strip.blank(width, self.rich_style)] * (plot_height + 1)
+            blank = [Strip.blank(width, self._base)] * (plot_height + 1)
             text = self.empty_text.center(width)[:width]
             blank[plot_height // 2] = Strip([Segment(text, self._style("foreground", faint=True))])
             return [self._title(width), *blank]
@@ -167,11 +171,11 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
             text.append(character)
         if text and current is not None:
             segments.append(Segment("".join(text), current))
-        segments.append(Segment(" ", self.rich_style))
+        segments.append(Segment(" ", self._base))
         return Strip(segments, GUTTER + len(pattern) + 1)
 
     def _title(self, width: int) -> Strip:
-        bold = self.rich_style + Style(bold=True, reverse=self.has_focus)
+        bold = self._base + Style(bold=True, reverse=self.has_focus)
         log = " log" if self.log_axis else ""
         segments = [Segment(f" {self.chart_title}{log} ", bold)]
         room = width - len(self.chart_title) - len(log) - 2
@@ -191,8 +195,8 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
                 break
             segments.append(Segment(text, self._style(colour, faint=False)))
             room -= len(text)
-        segments.append(Segment(" " * max(0, room), self.rich_style))
-        return Strip(segments).adjust_cell_length(width, self.rich_style)
+        segments.append(Segment(" " * max(0, room), self._base))
+        return Strip(segments).adjust_cell_length(width, self._base)
 
     def _x_axis(self, view: View, width: int) -> Strip:
         plot = self.plot_width
@@ -307,3 +311,9 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
         """Zoom out."""
         event.stop()
         self.action_zoom(1.25)
+
+
+def _essence(curve: Curve) -> tuple[object, ...]:
+    """What changes when a growing curve does: most looks at a run bring nothing new for most charts."""
+    ends = (float(curve.x[-1]), repr(float(curve.y[0])), repr(float(curve.y[-1]))) if len(curve.x) else ()
+    return (curve.label, curve.colour, curve.points, curve.faint, len(curve.x), *ends)

@@ -19,7 +19,7 @@ from nanochat_tui.chat.printable import printable
 from nanochat_tui.errors import display_safe
 from nanochat_tui.runs.watch import Checkpoint, Snapshot
 from nanochat_tui.tui.train import axes, messages
-from nanochat_tui.tui.train.jobs import Exports, Scrubber, ScrubRequest, run_tokenizer
+from nanochat_tui.tui.train.jobs import Exports, Scrubber, ScrubRequest, run_tokenizer, talk_problem
 
 COLUMNS = (("step", 9), ("val", 7), ("age", 7), ("", 2))
 DEFAULT_PROMPT = "fn main() {\n"
@@ -33,6 +33,8 @@ class CheckpointsView(Widget):
         Binding("e", "export", "Export", id="checkpoints.export"),
         Binding("g", "scrub", "Scrub all", id="checkpoints.scrub"),
         Binding("escape", "stop_scrub", "Stop", show=False, id="checkpoints.stop"),
+        Binding("j", "cursor(1)", "Down", show=False, id="checkpoints.down"),
+        Binding("k", "cursor(-1)", "Up", show=False, id="checkpoints.up"),
     ]
 
     HELP = """\
@@ -48,6 +50,7 @@ leaves that of the checkpoint before. **Esc** stops it.
         self.exports = exports
         self.checkpoints: list[Checkpoint] = []
         self.tokenizer: Path | None = None
+        self.problem: str | None = None
         self.texts: dict[Path, str] = {}
         self.errors: dict[Path, str] = {}
         self.done: set[Path] = set()
@@ -89,7 +92,7 @@ leaves that of the checkpoint before. **Esc** stops it.
             self.action_stop_scrub()
             self._run, self._shown = snapshot.path, ()
             self.texts, self.errors, self.done = {}, {}, set()
-        self.tokenizer = run_tokenizer(snapshot.config)
+        self.tokenizer, self.problem = run_tokenizer(snapshot.config), talk_problem(snapshot.config)
         found = tuple((c.path, c.modified) for c in snapshot.checkpoints)
         self.checkpoints = sorted(snapshot.checkpoints, key=lambda c: (c.step, c.modified))
         if found != self._shown or not self._shown:
@@ -185,6 +188,10 @@ leaves that of the checkpoint before. **Esc** stops it.
 
     # actions
 
+    def action_cursor(self, by: int) -> None:
+        """Move the cursor."""
+        self.table.move_cursor(row=self.table.cursor_row + by)
+
     @on(DataTable.RowSelected)
     def _chosen(self, event: DataTable.RowSelected) -> None:
         event.stop()
@@ -209,6 +216,9 @@ leaves that of the checkpoint before. **Esc** stops it.
         """Let every checkpoint write, the newest first: it is the most interesting."""
         if not self.checkpoints or (self.scrubber is not None and self.scrubber.is_working):
             self._note("it is writing already; Esc stops it" if self.checkpoints else "")
+            return
+        if self.problem is not None:
+            self._note(self.problem)
             return
         try:
             request = ScrubRequest(

@@ -38,6 +38,7 @@ class TextPanel(VerticalScroll, can_focus=True):
         self.border_title = title
         self._text = Static("", markup=False)
         self._shown: object = None
+        self._end_due = False
 
     def compose(self) -> ComposeResult:
         """One Static holds all of it."""
@@ -47,11 +48,21 @@ class TextPanel(VerticalScroll, can_focus=True):
         """Show other text, unless `key` says it is the same."""
         if key == self._shown:
             return
-        at_end = self._shown is None or self.max_scroll_y - self.scroll_y < 2
+        at_end = self._end_due or self._shown is None or self.max_scroll_y - self.scroll_y < 2
         self._shown = key
         self._text.update(content)
-        if follow and at_end:
-            self.call_after_refresh(self.scroll_end, animate=False)
+        self._end_due = follow and at_end
+        if self._end_due and self.size.height:
+            self.call_after_refresh(self._go_to_end)
+
+    def on_show(self) -> None:
+        """Go to the end that could not be gone to while nothing was laid out."""
+        if self._end_due:
+            self.call_after_refresh(self._go_to_end)
+
+    def _go_to_end(self) -> None:
+        self._end_due = False
+        self.scroll_end(animate=False)
 
 
 class Dashboard(Widget):
@@ -75,7 +86,8 @@ log; in a small terminal one is shown at a time. **z** fills the screen with it.
 or the share of the first stream in the read weights p and the write weights q; 0a is the attention of block 0, 0f its
 feed-forward part. Pale is what was logged, bright its moving mean, points are validation.
 
-**c** asks for a checkpoint now, **s** lets the run end safely, **K** kills it, **R** resumes it.
+**c** asks for a checkpoint now, **s** lets the run end safely, **K** kills it, **R** resumes it, **t** talks to its
+newest checkpoint while it goes on, **e** exports it.
 """
 
     class MhcWanted(Message):

@@ -48,6 +48,14 @@ def run_tokenizer(config: dict[str, Any]) -> Path | None:
     return Path(named) if isinstance(named, str) and Path(named).is_file() else None
 
 
+def talk_problem(config: dict[str, Any]) -> str | None:
+    """Why nobody can talk to a run's checkpoints, if so."""
+    settings = config.get("config")
+    if isinstance(settings, dict) and settings.get("dataset") == "synthetic":
+        return "This run learns made-up numbers, so there is no text to talk in; train on a data set of prepare-data."
+    return None
+
+
 class Exports:
     """Runs exports, and owns the temporary files."""
 

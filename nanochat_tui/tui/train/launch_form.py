@@ -6,7 +6,6 @@ What the configuration would cost and whether its data fits is found out in a th
 from __future__ import annotations
 
 import contextvars
-import json
 import shlex
 import threading
 from pathlib import Path
@@ -22,7 +21,6 @@ from textual.widget import Widget
 from textual.widgets import Button, Input, Label, Static
 
 from nanochat_tui.errors import UserError, display_safe
-from nanochat_tui.formats.atomic import atomic_write_text
 from nanochat_tui.model.shipped import shipped_tokenizer
 from nanochat_tui.runs import launcher, schema
 from nanochat_tui.runs.config import TrainConfig
@@ -42,6 +40,8 @@ class LaunchForm(Widget):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+l", "launch", "Launch", id="form.launch"),
         Binding("ctrl+s", "save", "Save", show=False, id="form.save"),
+        Binding("down", "app.focus_next", "Next field", show=False, id="form.next"),
+        Binding("up", "app.focus_previous", "Previous field", show=False, id="form.previous"),
     ]
 
     HELP = """\
@@ -338,10 +338,8 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
             self.action_launch()  # says what is wrong
             return
         target = self.directory.with_suffix(".json")
-        values = self.config.model_dump(mode="json")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(target, json.dumps(values, indent=2) + "\n")
+            schema.save_settings(target, self.config)
         except (UserError, OSError) as error:
             self.app.notify(display_safe(str(error), 400), severity="error", markup=False)
             return

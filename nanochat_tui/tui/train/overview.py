@@ -23,6 +23,13 @@ COLOURS = {
 }
 
 
+MOST_ALARMS = 3
+
+
+def _lines(snapshot: Snapshot | None) -> int:
+    return 1 if snapshot is None else 3 + min(MOST_ALARMS, len(snapshot.alarms))
+
+
 def badge(state: RunState) -> Content:
     """The state in a coloured box of fixed width."""
     word = state.phase if state.life == "running" and state.phase else state.life
@@ -116,7 +123,12 @@ class RunOverview(Widget):
     RunOverview { height: auto; background: $surface-lighten-1; }
     """
 
-    snapshot: reactive[Snapshot | None] = reactive(None, layout=True)
+    snapshot: reactive[Snapshot | None] = reactive(None)
+
+    def watch_snapshot(self, before: Snapshot | None, now: Snapshot | None) -> None:
+        """Lay the screen out anew only when a line comes or goes, not at every look."""
+        if _lines(before) != _lines(now):
+            self.refresh(layout=True)
 
     def render(self) -> Content:
         """Draw the lines."""
@@ -124,7 +136,7 @@ class RunOverview(Widget):
         if seen is None:
             return Content.styled(" No run is open: choose one under Runs, or start one under New run.", "$text 60%")
         lines = [title_line(seen, width), progress_line(seen, width), figures_line(seen, width)]
-        for alarm in seen.alarms[:3]:
+        for alarm in seen.alarms[:MOST_ALARMS]:
             colour = "error" if alarm.level == "error" else "warning"
             lines.append(Content.styled(f" ▲ {alarm.text}", f"bold $text-{colour}").truncate(width))
         return Content("\n").join(lines)

@@ -25,7 +25,11 @@ COLUMNS = (("", 1), ("run", 20), ("state", 8), ("step", 9), ("of", 9), ("trained
 class RunList(Widget):
     """Runs with their states; Enter opens one, Space marks it for the comparison."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("space", "mark", "Compare", id="train.mark")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "mark", "Compare", id="train.mark"),
+        Binding("j", "cursor(1)", "Down", show=False, id="train.down"),
+        Binding("k", "cursor(-1)", "Up", show=False, id="train.up"),
+    ]
 
     HELP = """\
 ## Runs
@@ -125,6 +129,10 @@ a word, or, on another machine, when its heartbeat has stopped; *stalled* when t
         run = self.selected
         if run is not None:
             self.post_message(self.Opened(run.path, run.name))
+
+    def action_cursor(self, by: int) -> None:
+        """Move the cursor."""
+        self.table.move_cursor(row=self.table.cursor_row + by)
 
     def action_mark(self) -> None:
         """Mark the run for the comparison, or unmark it."""

@@ -24,7 +24,7 @@ from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
 from nanochat_tui.tui.train.compare_view import CompareView
 from nanochat_tui.tui.train.dashboard import Dashboard
 from nanochat_tui.tui.train.dialogs import Ask, Confirm
-from nanochat_tui.tui.train.jobs import Exports, in_thread, run_tokenizer, start_export
+from nanochat_tui.tui.train.jobs import Exports, in_thread, run_tokenizer, start_export, talk_problem
 from nanochat_tui.tui.train.launch_form import LaunchForm
 from nanochat_tui.tui.train.run_list import RunList
 from nanochat_tui.tui.train.watcher import Watcher
@@ -64,6 +64,8 @@ process of its own: it goes on when this application ends.
         Binding("s", "stop", "Stop", id="train.stop"),
         Binding("K", "kill", "Kill", id="train.kill"),
         Binding("R", "resume", "Resume", id="train.resume"),
+        Binding("t", "newest('talk')", "Talk", id="train.talk"),
+        Binding("e", "newest('export')", "Export", id="train.export"),
         Binding("r", "refresh", "Refresh", show=False, id="train.refresh"),
         Binding("alt+right,ctrl+pagedown", "turn(1)", "Next tab", show=False, priority=True, id="train.next"),
         Binding("alt+left,ctrl+pageup", "turn(-1)", "Previous tab", show=False, priority=True, id="train.back"),
@@ -149,10 +151,11 @@ process of its own: it goes on when this application ends.
         self.seen = event.snapshot
         self.dashboard.show(event.snapshot, event.panels)
         self.query_one(CheckpointsView).show(event.snapshot)
-        if before is None or before.state.life != event.snapshot.state.life:
+        changed = before is not None and before.state.life != event.snapshot.state.life
+        if before is None or changed or len(before.checkpoints) != len(event.snapshot.checkpoints):
             self.refresh_bindings()
-            if before is not None and before.path == event.snapshot.path:
-                self.watcher.search()
+        if changed:
+            self.watcher.search()
 
     @on(messages.RunsCompared)
     def _compared(self, event: messages.RunsCompared) -> None:
@@ -229,6 +232,8 @@ process of its own: it goes on when this application ends.
         state = self.seen.state if self.seen is not None else None
         if action in ("checkpoint", "stop", "kill"):
             return True if state is not None and state.alive else None
+        if action == "newest":
+            return True if self.seen is not None and self.seen.checkpoints else None
         if action == "resume":
             return True if state is not None and not state.alive and self.seen and self.seen.checkpoints else None
         return True
@@ -353,6 +358,8 @@ process of its own: it goes on when this application ends.
             form.launched()
         if launched.directory.is_dir():
             self.open_path(launched.directory)
+        else:
+            self.say(f"Its directory is on the other machine: mount it to watch. ssh's words: {launched.console}")
         self.watcher.expect_life()
 
     # the form and the checkpoints
@@ -363,7 +370,11 @@ process of its own: it goes on when this application ends.
 
     @on(messages.CheckpointChosen)
     def _checkpoint_chosen(self, event: messages.CheckpointChosen) -> None:
-        tokenizer = run_tokenizer(self.seen.config) if self.seen is not None else None
+        config = self.seen.config if self.seen is not None else {}
+        tokenizer, problem = run_tokenizer(config), talk_problem(config)
+        if problem is not None:
+            self.complain(problem)
+            return
         if event.what == "export":
             self._ask_export(event.path, tokenizer)
             return
@@ -372,6 +383,12 @@ process of its own: it goes on when this application ends.
             self._working.add(job)
             self.say(f"Exporting {event.path.name} to talk to it …")
             start_export(self.exports, event.path, None, tokenizer, job, self.post_message)
+
+    def action_newest(self, what: str) -> None:
+        """Talk to the open run's newest checkpoint, or export it."""
+        if self.seen is not None and self.seen.checkpoints:
+            newest = max(self.seen.checkpoints, key=lambda c: (c.step, c.modified))
+            self.post_message(messages.CheckpointChosen(newest.path, what))
 
     def _ask_export(self, checkpoint: Path, tokenizer: Path | None) -> None:
         def check(values: list[str]) -> None:
@@ -412,6 +429,13 @@ process of its own: it goes on when this application ends.
             ("stop", "Stop the run safely", "It writes a checkpoint and ends (s)", self.action_stop),
             ("kill", "Kill the run", "At once; asked twice (K)", self.action_kill),
             ("resume", "Resume the run", "From a checkpoint, as long as before or longer (R)", self.action_resume),
+            (
+                "newest",
+                "Talk to the newest checkpoint",
+                "While training goes on (t)",
+                lambda: self.action_newest("talk"),
+            ),
+            ("newest", "Export the newest checkpoint", "To a GGUF, verified (e)", lambda: self.action_newest("export")),
             ("refresh", "Search for runs", "Look again for runs and at the open one (r)", self.action_refresh),
         )
         for action, title, text, callback in offers:

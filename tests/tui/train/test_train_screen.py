@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from run_support import grow, recorded_run, run_with_checkpoints, write_status
+from run_support import grow, recorded_run, run_with_checkpoints, stand_in, write_status
 from textual.widgets import DataTable, Input
 from train_app import TrainApp, found, inside, overview, until
 
@@ -55,7 +55,9 @@ async def test_a_finished_run_is_shown_whole(tmp_path: Path, size: tuple[int, in
             panel = app.train.query_one(f"#panel-{name}")
             assert panel.display and panel.has_focus and panel.region.area > 0
             inside(app)
-        assert "finished at step 3528" in text(app.train.query_one("#panel-log", TextPanel))
+        log = app.train.query_one("#panel-log", TextPanel)
+        assert "finished at step 3528" in text(log)
+        await until(pilot, lambda: log.scroll_y == log.max_scroll_y > 0)  # the newest line is what one wants
         assert "step 3500" in text(app.train.query_one("#panel-samples", TextPanel))
         await pilot.press("1", "z")
         assert app.screen.maximized is charts["panel-loss"]
@@ -107,11 +109,6 @@ async def test_a_crash_is_told_and_offers_to_resume(tmp_path: Path) -> None:
 
 
 async def test_checkpoint_stop_and_kill_reach_a_real_process(tmp_path: Path) -> None:
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parents[2] / "runs"))
-    from test_run_launcher import stand_in
-
     run = tmp_path / "run"
     stand_in(run)
     app = TrainApp(tmp_path)
@@ -370,3 +367,18 @@ async def test_export_for_good_is_verified(tmp_path: Path) -> None:
         await pilot.press("enter")
         await until(pilot, lambda: any("equal bit for bit" in said for said in app.said), 180)
         assert target.is_file() and target.with_suffix(".mhc").is_file()
+
+
+async def test_nobody_talks_to_made_up_numbers(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path / "run")
+    (run / "config.json").write_text('{"config": {"config": "tiny", "dataset": "synthetic"}}')
+    app = TrainApp(run)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: app.train.seen is not None)
+        app.train.action_tab("checkpoints")
+        view = app.train.query_one(CheckpointsView)
+        await until(pilot, lambda: len(view.checkpoints) == 2 and view.table.has_focus)
+        await pilot.press("g")
+        assert "made-up numbers" in str(view.query_one("#scrub-note").render())
+        await pilot.press("enter")
+        await until(pilot, lambda: app.said and "made-up numbers" in app.said[-1])
