@@ -14,6 +14,8 @@ from nanochat_tui.runs.state import LAUNCH_FILE, RunState, read_state
 MARKS = ("status.json", "metrics.jsonl", LAUNCH_FILE)
 """Any of these makes a folder a run directory."""
 LOG_ENDINGS = (".log", ".txt", ".out")
+MOST_LOGS = 200
+"""Text files looked into in one search."""
 MOST_ENTRIES = 5000
 """Entries looked at in one search, so that a home directory given by mistake does not take minutes."""
 
@@ -79,7 +81,7 @@ def _search(root: Path, depth: int) -> Iterator[Path]:
     if is_run(root) or root.is_file():
         yield root
         return
-    budget = MOST_ENTRIES
+    budget, logs = MOST_ENTRIES, MOST_LOGS
     folders = [(root, 0)]
     while folders:
         folder, level = folders.pop(0)
@@ -100,8 +102,10 @@ def _search(root: Path, depth: int) -> Iterator[Path]:
                         yield path
                     elif level + 1 < depth:
                         folders.append((path, level + 1))
-                elif _is_log(path):
-                    yield path
+                elif path.suffix in LOG_ENDINGS and logs > 0:
+                    logs -= 1
+                    if _is_log(path):
+                        yield path
             except OSError:
                 continue
 

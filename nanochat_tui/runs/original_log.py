@@ -37,7 +37,7 @@ _EVENTS = (
     ("finished", re.compile(r"Training complete!|Reached total_steps=\d+|^finished at step \d+")),
     ("failed", re.compile(r"^(?:Error:|thread '.*' panicked|failed at step \d+)")),
 )
-_SNIFF = 64 << 10
+_SNIFF = 32 << 10
 
 
 def parse_line(line: str) -> dict[str, Any] | None:
@@ -63,7 +63,7 @@ def _number(text: str) -> float:
 
 
 def looks_like_original_log(path: Path) -> bool:
-    """Whether a step line stands in the file's first 64 KiB."""
+    """Whether a step line stands in the file's first 32 KiB."""
     try:
         with path.open("rb") as file:
             beginning = file.read(_SNIFF)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from nanochat_tui.errors import UserError
 from nanochat_tui.runs.alarms import Alarm, find_alarms
 from nanochat_tui.runs.config import TrainConfig
-from nanochat_tui.runs.directory import Json, RunDirectory
+from nanochat_tui.runs.directory import Json, RunDirectory, read_json
 from nanochat_tui.runs.estimate import utilisation
 from nanochat_tui.runs.hardware import Gpu, GpuMonitor, process_memory
 from nanochat_tui.runs.launcher import CONSOLE_FILE
@@ -182,9 +182,9 @@ class RunWatch:
         losses, validations = series.curve("loss"), series.curve("val_loss")
         found = []
         for path in paths:
-            step = last if path.name == "final" else int(path.name.removeprefix("step_"))
             try:
                 modified = (path / "state.json").stat().st_mtime
+                step = _final_step(path, last) if path.name == "final" else int(path.name.removeprefix("step_"))
             except OSError:  # pruned between listing and looking
                 continue
             found.append(Checkpoint(path, step, modified, _near(losses, step), _near(validations, step, 0)))
@@ -197,6 +197,14 @@ class RunWatch:
         if not tokens or not steps:
             return None
         return max(0.0, (state.total - state.step) * (tokens / steps) / speed)
+
+
+def _final_step(path: Path, otherwise: int) -> int:
+    try:
+        step = read_json(path / "state.json").get("step")
+    except UserError:
+        return otherwise
+    return step if isinstance(step, int) else otherwise
 
 
 def _recent_speed(series: Series) -> float | None:

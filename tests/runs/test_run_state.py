@@ -64,7 +64,14 @@ def test_another_machines_wrong_clock_is_seen_through() -> None:
 
 
 def test_junk_in_a_status_is_no_crash_of_ours(tmp_path: Path) -> None:
-    for junk in ("[", "[]", '{"state": 5, "pid": {}, "step": "x", "heartbeat": "y", "control_done": []}', ""):
+    for junk in (
+        "[",
+        "[]",
+        "",
+        '{"state": 5, "pid": {}, "step": "x", "heartbeat": "y", "control_done": []}',
+        '{"state": "running", "step": Infinity, "total": NaN, "seconds": 1e999, "heartbeat": -Infinity}',
+        '{"state": "running", "step": 1' + "0" * 400 + "}",
+    ):
         (tmp_path / "status.json").write_text(junk)
         assert read_state(tmp_path).life in ("unknown", "crashed")
     assert read_state(tmp_path / "absent").life == "unknown"
