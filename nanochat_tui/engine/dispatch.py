@@ -17,20 +17,37 @@ ENVIRONMENT = "NANOCHAT_KERNEL"
 
 @dataclass(frozen=True, slots=True)
 class KernelInfo:
-    """A kernel family: `name`, what it is in words, and the processor features it needs (LLVM's names)."""
+    """A kernel family: `name`, what it is in words, and the processor features it needs (LLVM's names).
+
+    `or_features`: others that do as well, if any.
+    """
 
     name: str
     description: str
     cpu_features: tuple[str, ...]
+    or_features: tuple[str, ...] = ()
+
+    def runs_on(self, features: frozenset[str]) -> bool:
+        """Whether a processor with these features can run it."""
+        wanted = (self.cpu_features, self.or_features) if self.or_features else (self.cpu_features,)
+        return any(features.issuperset(some) for some in wanted)
 
 
+_AVX2 = ("avx2", "fma", "f16c")
 KERNELS: tuple[KernelInfo, ...] = (
     KernelInfo(
         "avx512-vnni",
         "512-bit integer dot products (AVX-512 VNNI)",
-        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx2", "fma", "f16c"),
+        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", *_AVX2),
     ),
-    KernelInfo("avx2", "256-bit multiply-add of bytes (AVX2)", ("avx2", "fma", "f16c")),
+    KernelInfo(
+        "avx-vnni",
+        "256-bit integer dot products (AVX-VNNI)",
+        ("avxvnni", *_AVX2),
+        ("avx512f", "avx512vl", "avx512vnni", *_AVX2),
+    ),
+    KernelInfo("avx2", "256-bit multiply-add of bytes (AVX2)", _AVX2),
+    KernelInfo("neon-dotprod", "128-bit integer dot products (AArch64)", ("neon", "dotprod")),
     KernelInfo("portable", "generic vector code for any processor", ()),
 )
 """All kernels, fastest first."""
@@ -47,7 +64,9 @@ def cpu_features() -> frozenset[str]:
     try:
         host = binding.get_host_cpu_features()
     except RuntimeError:
-        return frozenset()
+        host = {}
+    if not host and str(binding.get_host_cpu_name()).startswith("apple-"):
+        return frozenset({"neon", "dotprod"})  # every one of these has them, though LLVM cannot list them
     allow_avx = os.environ.get("NUMBA_ENABLE_AVX", "1") != "0"
     return frozenset(name for name, on in host.items() if on and (allow_avx or not name.startswith("avx")))
 
@@ -77,7 +96,7 @@ def cpu_name() -> str:
 def available_kernels() -> list[KernelInfo]:
     """Return the kernels this processor can run, fastest first."""
     features = cpu_features()
-    return [kernel for kernel in KERNELS if features.issuperset(kernel.cpu_features)]
+    return [kernel for kernel in KERNELS if kernel.runs_on(features)]
 
 
 def choose_kernel(name: str | None = None) -> KernelInfo:

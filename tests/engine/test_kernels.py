@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import KERNEL_NAMES, Kernels, kernels_for
+from conftest import EVERY_NAME, Kernels, kernels_for
 
 from nanochat_tui.engine.kernels import kinds
 from nanochat_tui.engine.kernels import slots as s
@@ -57,7 +57,7 @@ def multiply(k: Kernels, kind: int, packed, x: np.ndarray, a: np.ndarray, *, til
 @pytest.mark.parametrize("group", [64, 128])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 21])
-@pytest.mark.parametrize("name", KERNEL_NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_ternary_integers_are_exact(name: str, group: int, shape: tuple[int, int], tokens: int) -> None:
     k = kernels_for(name, group)
     rng = np.random.default_rng(sum(shape) + tokens)
@@ -102,7 +102,7 @@ def test_every_instruction_set_gives_the_same_floats(what: str) -> None:
     codes = rng.integers(0, 3, (rows, columns)).astype(np.uint8)
     quants = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
     results = []
-    for name in KERNEL_NAMES:
+    for name in EVERY_NAME:
         k = kernels_for(name)
         if what == "ternary":
             scales = np.random.default_rng(1).uniform(0.01, 0.2, (rows, 4)).astype(np.float16)

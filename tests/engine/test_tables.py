@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import KERNEL_NAMES, kernels_for
+from conftest import EVERY_NAME, kernels_for
 from gguf import GGMLQuantizationType, quants
 from test_kernels import multiply
 
@@ -56,7 +56,7 @@ def row(k, kind: int, packed: Packed, number: int, padded: int = 0) -> np.ndarra
 
 
 @pytest.mark.parametrize("type_name", KIND_OF_TYPE)
-@pytest.mark.parametrize("name", KERNEL_NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_rows_are_those_of_the_file(name: str, type_name: str) -> None:
     kind = KIND_OF_TYPE[type_name]
     k = kernels_for(name, some=some_of(kind))
@@ -73,7 +73,7 @@ def test_rows_are_those_of_the_file(name: str, type_name: str) -> None:
 
 @pytest.mark.parametrize("fill", [None, 0xFF, 0x00, 0x7F])
 @pytest.mark.parametrize("type_name", KIND_OF_TYPE)
-@pytest.mark.parametrize("name", KERNEL_NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_integers_are_exact(name: str, type_name: str, fill: int | None) -> None:
     """With scales of one and 256 columns a result is one integer, rounded once."""
     kind = KIND_OF_TYPE[type_name]
@@ -103,7 +103,7 @@ def test_every_instruction_set_and_tile_gives_the_same_floats(type_name: str) ->
     a = rng.uniform(0.001, 0.1, tokens).astype(F32)
     wanted = (x * a[:, None].astype(np.float64)) @ values_of(type_name, blocks, columns).astype(np.float64).T
     results = []
-    for name in KERNEL_NAMES:
+    for name in EVERY_NAME:
         k = kernels_for(name, some=some_of(kind))
         packed = pack_blocks(type_name, blocks, columns, bias=k.isa.q8_bias)
         for tile in (t for t in kinds.TILES if t <= k.isa.tile):
@@ -117,7 +117,7 @@ def test_every_instruction_set_and_tile_gives_the_same_floats(type_name: str) ->
 
 
 @pytest.mark.parametrize("kind", sorted(kinds.DENSE))
-@pytest.mark.parametrize("name", KERNEL_NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_float_matrices(name: str, kind: int) -> None:
     k, rng = kernels_for(name, some=some_of(kind)), np.random.default_rng(2)
     values = rng.normal(size=(37, 96)).astype(F32)
@@ -140,7 +140,7 @@ def test_float_matrices(name: str, kind: int) -> None:
 
 
 @pytest.mark.parametrize("by_row", [False, True])
-@pytest.mark.parametrize("name", KERNEL_NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_ternary_rows_and_scales_per_row(name: str, by_row: bool) -> None:
     k, rng = kernels_for(name), np.random.default_rng(7)
     codes = rng.integers(0, 4, (37, 384)).astype(np.uint8)

@@ -8,7 +8,7 @@ imports Numba.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,11 +92,11 @@ def _add_entry(module: ir.Module, name: str) -> None:
     builder.ret(builder.load(result))
 
 
-def kernels_ir(target: Target, inner: str | None = None) -> str:
-    """Return the LLVM IR of all kernels for a target, and of the entry around `inner` if given."""
+def kernels_ir(target: Target, inner: str | None = None, names: Collection[str] | None = None) -> str:
+    """Return the LLVM IR of a target's kernels, all or some of them, and of the entry around `inner` if given."""
     module = ir.Module("nanochat_kernels")
     module.triple = target.triple or binding.get_process_triple()
-    made = [kernel for kernel in KERNELS.values() if kernel.is_in(target)]
+    made = [kernel for kernel in KERNELS.values() if kernel.is_in(target) and (names is None or kernel.name in names)]
     functions = [ir.Function(module, function_type(kernel.signature), symbol(kernel.name)) for kernel in made]
     for kernel, function in zip(made, functions, strict=True):
         builder = ir.IRBuilder(function.append_basic_block("entry"))
@@ -129,24 +129,26 @@ def _machine(target: Target) -> Any:
     )
 
 
-def compile_object(target: Target, program: tuple[str, str] | None = None) -> bytes:
-    """Return object code: the kernels alone (for tests), or with a program (IR text, its entry's symbol).
+def compile_object(
+    target: Target, program: tuple[str, str] | None = None, names: Collection[str] | None = None
+) -> bytes:
+    """Return object code: the kernels alone, all or some (for tests), or a program (IR text, its entry's symbol).
 
     With a program only its entry stays visible, so that LLVM may inline and drop the rest.
     """
-    machine, module = _optimised(target, program)
+    machine, module = _optimised(target, program, names)
     return bytes(machine.emit_object(module))
 
 
-def compile_assembly(target: Target) -> str:
-    """Return the assembly of all kernels, to look at the instructions chosen for a target."""
-    machine, module = _optimised(target, None)
+def compile_assembly(target: Target, names: Collection[str] | None = None) -> str:
+    """Return the assembly of all or some kernels, to look at the instructions chosen for a target."""
+    machine, module = _optimised(target, None, names)
     return str(machine.emit_assembly(module))
 
 
-def _optimised(target: Target, program: tuple[str, str] | None) -> tuple[Any, Any]:
+def _optimised(target: Target, program: tuple[str, str] | None, names: Collection[str] | None) -> tuple[Any, Any]:
     machine = _machine(target)
-    module = binding.parse_assembly(kernels_ir(target, program[1] if program else None))
+    module = binding.parse_assembly(kernels_ir(target, program[1] if program else None, names))
     module.data_layout = str(machine.target_data)
     if program is not None:
         linked = binding.parse_assembly(program[0])

@@ -1,0 +1,60 @@
+"""Code for processors that are not here: every instruction set, cross-compiled, and its instructions looked at."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import BASIC
+
+from nanochat_tui.engine.kernels import kinds
+from nanochat_tui.engine.simd.isa import ISAS
+from nanochat_tui.engine.simd.library import KERNELS, Target, compile_assembly
+
+X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+SOME = ("ternary_1", "ternary_4", "ternary_16", "q8_1", "q4_0_1", "rms_norm", "quantise", "silu_multiply")
+KINDS = BASIC | {kinds.Q4_0}
+
+TARGETS = {
+    "avx512-vnni": (X86, "icelake-server", "", [r"vpdpbusd\s.*%zmm", r"prefetcht0", r"prefetcht1"], [r"\{vex\}"]),
+    "avx-vnni": (X86, "alderlake", "", [r"\{vex\}\s+vpdpbusd\s.*%ymm"], [r"zmm", r"%k[0-7]", r"%xmm1[6-9]"]),
+    "avx2": (X86, "haswell", "", [r"vpmaddubsw\s.*%ymm", r"vfmadd"], [r"zmm", r"vpdpbusd", r"%k[0-7]"]),
+    "portable": (X86, "x86-64", "", [r"pmullw|pmaddwd"], [r"%[yz]mm", r"vpdpbusd", r"\tv[a-z]"]),
+    "neon-dotprod": (
+        ARM,
+        "generic",
+        "+neon,+dotprod",
+        [r"\bsdot\s+v\d+\.4s, v\d+\.16b", r"fmla\s+v", r"prfm"],
+        [r"%zmm"],
+    ),
+    "portable on arm": (ARM, "generic", "+neon", [r"\b(smlal|mla|mul)2?\s+v", r"fmla\s+v"], [r"\b[su]dot\b"]),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_instructions(name: str) -> None:
+    triple, cpu, features, expected, forbidden = TARGETS[name]
+    target = Target(ISAS[name.split(maxsplit=1)[0]], 128, cpu, features, KINDS, triple)
+    assembly = compile_assembly(target, SOME)
+    # one line per label and instruction; directives name files and symbols
+    code = "\n".join(line for line in assembly.splitlines() if not line.startswith("\t."))
+    for pattern in expected:
+        assert re.search(pattern, code), f"{name}: no {pattern}"
+    for pattern in forbidden:
+        found = re.search(rf".*{pattern}.*", code)
+        assert found is None, f"{name}: {found and found.group()}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_kernel_compiles_and_needs_only_mathematics(name: str) -> None:
+    """What a target lacks LLVM calls by name: only functions of the C library, which every process has."""
+    triple, cpu, features, _, forbidden = TARGETS[name]
+    target = Target(ISAS[name.split(maxsplit=1)[0]], 128, cpu, features, kinds.ALL, triple)
+    assembly = compile_assembly(target)
+    called = set(re.findall(r"\t(?:callq?|bl)\s+([A-Za-z_]\w*)", assembly))
+    outside = {symbol for symbol in called if not symbol.startswith("nanochat_")}
+    assert outside <= {"fmaf", "rintf", "memset", "memcpy", "expf", "sqrtf"}, outside
+    assert all(f"nanochat_{kernel.name}:" in assembly for kernel in KERNELS.values() if kernel.is_in(target))
+    code = "\n".join(line for line in assembly.splitlines() if not line.startswith("\t."))
+    assert not any(re.search(pattern, code) for pattern in forbidden)
