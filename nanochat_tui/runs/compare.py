@@ -83,14 +83,14 @@ def _moving_sum(values: NDArray[np.float64], weight: float, block: int = 128) ->
 def at_same_point(runs: Sequence[RunFigures], axis: str = "step") -> dict[str, float]:
     """Smoothed training loss of each run at the farthest point all of them have reached, by name.
 
-    Comparing last values would favour the longer run. Runs without losses are left out.
+    Comparing last values would favour the longer run. Runs without losses, or that begin later, are left out.
     """
     curves = {run.name: run.series.curve("loss", axis) for run in runs}
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
     if not curves:
         return {}
     common = min(float(x[-1]) for x, _ in curves.values())
-    return {name: float(np.interp(common, x, smooth(y))) for name, (x, y) in curves.items()}
+    return {name: float(np.interp(common, x, smooth(y))) for name, (x, y) in curves.items() if x[0] <= common}
 
 
 def summary(runs: Sequence[RunFigures]) -> list[dict[str, Any]]:

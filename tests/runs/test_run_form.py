@@ -227,6 +227,9 @@ def test_comparison_is_made_where_both_have_been() -> None:
     short, long = figures("short", [4.0] * 10, lr=1), figures("long", [5.0] * 10 + [1.0] * 100, lr=2, seed=0)
     same = at_same_point([short, long])
     assert same == pytest.approx({"short": 4.0, "long": 5.0})
+    late = Series()
+    late.add({"step": 50, "loss": 1.0})
+    assert at_same_point([short, RunFigures("late", late, {})]) == pytest.approx({"short": 4.0})
     assert at_same_point([]) == {}
     assert differing_settings([short, long]) == {"lr": [1, 2], "seed": [None, 0]}
     row = summary([long])[0]
