@@ -1,9 +1,10 @@
 """Take the screenshots of the README from the real application on a real model.
 
-    python scripts/screenshots.py [MODEL] [--out screenshots]
+    python scripts/screenshots.py [MODEL] [--out screenshots] [--only chat,inspect] [--other FILE]
 
 Writes SVG, and PNG beside it where a Chromium is installed. What the model says is not picked: seed and prompts are
-fixed below, and the pictures show whatever comes.
+fixed below, and the pictures show whatever comes. `--other` is a second file of the same model, such as an earlier
+checkpoint, for the picture of a comparison; without it that picture is not taken.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from nanochat_tui.chat.local import LocalBackend
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.shipped import shipped_model
 from nanochat_tui.tui.app import NanochatApp
+from nanochat_tui.tui.inspect.compare import ComparePane
+from nanochat_tui.tui.inspect.screen import InspectScreen
 
 SEED = 20
 PATIENCE = 300.0
@@ -68,12 +71,55 @@ async def sampling(pilot: Pilot[None], app: NanochatApp) -> None:
     await pilot.pause(0.3)
 
 
+async def inspector(pilot: Pilot[None], app: NanochatApp, tab: str) -> InspectScreen:
+    await pilot.press("f3")
+    await wait(pilot, app, lambda: isinstance(app.screen, InspectScreen) and app.screen.opened is not None)
+    screen = app.screen
+    assert isinstance(screen, InspectScreen)
+    screen.go_to(tab)
+    await wait(pilot, app, lambda: not screen.pane.is_working)
+    return screen
+
+
+def inspecting(tab: str, *keys: str) -> Callable[[Pilot[None], NanochatApp], Awaitable[None]]:
+    async def play(pilot: Pilot[None], app: NanochatApp) -> None:
+        screen = await inspector(pilot, app, tab)
+        await pilot.press(*keys)
+        await wait(pilot, app, lambda: not screen.pane.is_working)
+
+    return play
+
+
+def comparing(other: Path) -> Callable[[Pilot[None], NanochatApp], Awaitable[None]]:
+    async def play(pilot: Pilot[None], app: NanochatApp) -> None:
+        pane = (await inspector(pilot, app, "compare")).pane
+        assert isinstance(pane, ComparePane)
+        pane.compare_with(other)
+        await wait(pilot, app, lambda: pane.found is not None)
+        pane.focus_first()
+        await pilot.pause(0.3)
+
+    return play
+
+
 @dataclass(frozen=True)
 class Shot:
     name: str
     size: tuple[int, int]
     play: Callable[[Pilot[None], NanochatApp], Awaitable[None]]
 
+
+INSPECT = (
+    Shot("inspect", (100, 30), inspecting("overview")),
+    Shot("inspect-metadata", (100, 30), inspecting("metadata", "down", "down")),
+    Shot("inspect-tensors", (110, 34), inspecting("tensors", "slash", *"b3fd", "enter")),
+    Shot("inspect-weights", (110, 30), inspecting("weights", "m", "down", "down")),
+    Shot("inspect-trits", (100, 34), inspecting("trits")),
+    Shot("inspect-trits-far", (160, 48), inspecting("trits", "p", "minus", "minus")),
+    Shot("inspect-mhc", (100, 30), inspecting("mhc", "down", "down", "down")),
+    Shot("inspect-tokens", (90, 24), inspecting("tokens")),
+)
+"""The inspect mode; the model needs not be loaded for it."""
 
 SHOTS = (
     Shot("chat", (100, 34), completion),
@@ -85,8 +131,9 @@ SHOTS = (
 async def take(shot: Shot, model: Path, out: Path) -> Path:
     app = NanochatApp(LocalBackend(model))
     async with app.run_test(size=shot.size, notifications=True) as pilot:
-        await wait(pilot, app, lambda: app.chat.ready)
-        app.chat.sampling = replace(app.chat.sampling, seed=SEED)
+        if not shot.name.startswith("inspect"):
+            await wait(pilot, app, lambda: app.chat.ready)
+            app.chat.sampling = replace(app.chat.sampling, seed=SEED)
         await shot.play(pilot, app)
         return Path(app.save_screenshot(f"{shot.name}.svg", path=str(out)))
 
@@ -112,13 +159,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", type=Path, help="a GGUF file; left out, the shipped model")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "screenshots")
+    parser.add_argument("--only", default="", help="beginnings of names, with commas: which pictures to take")
+    parser.add_argument("--other", type=Path, help="a second file of the same model, to compare with")
     arguments = parser.parse_args()
     model = arguments.model or shipped_model()
     if model is None or not model.is_file():
         print("error: there is no model to show; give the path of a GGUF file.", file=sys.stderr)
         return 2
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for shot in SHOTS:
+    shots = [*SHOTS, *INSPECT]
+    if arguments.other is not None:
+        shots.append(Shot("inspect-compare", (110, 34), comparing(arguments.other)))
+    wanted = tuple(filter(None, arguments.only.split(",")))
+    for shot in shots:
+        if wanted and not shot.name.startswith(wanted):
+            continue
         try:
             svg = asyncio.run(take(shot, model, arguments.out))
         except UserError as exc:

@@ -33,14 +33,13 @@ def inspect(
         _compare(path, find_model(str(compare)), json)
         return
 
-    from nanochat_tui.formats.gguf import read_gguf
-    from nanochat_tui.inspection import inspect_file, ternary_statistics
+    from nanochat_tui.inspection import inspect_file, open_whole, ternary_statistics
     from nanochat_tui.inspection.text import summary_lines, ternary_lines
 
     summary = inspect_file(path, mhc, tokenizer)
     statistics = None
     if ternary and summary.is_gguf:
-        with read_gguf(path) as file:
+        with open_whole(path) as file:
             statistics = ternary_statistics(file)
     if json:
         found = summary.to_json()
@@ -57,10 +56,9 @@ def inspect(
 
 
 def _compare(before: Path, after: Path, json: bool) -> None:
-    from nanochat_tui.formats.gguf import read_gguf
-    from nanochat_tui.inspection import compare
+    from nanochat_tui.inspection import compare, open_whole
     from nanochat_tui.inspection.text import comparison_lines
 
-    with read_gguf(before) as old, read_gguf(after) as new:
+    with open_whole(before) as old, open_whole(after) as new:
         found = compare(old, new)
     typer.echo(json_module.dumps(found.to_json(), indent=2) if json else "\n".join(comparison_lines(found)))

@@ -3,7 +3,7 @@
 from nanochat_tui.inspection.comparison import Comparison, compare
 from nanochat_tui.inspection.mhc_report import MhcInspection, inspect_mhc
 from nanochat_tui.inspection.rotation import Rotation, rotation
-from nanochat_tui.inspection.summary import Summary, inspect_file, summarise
+from nanochat_tui.inspection.summary import Summary, inspect_file, open_whole, summarise
 from nanochat_tui.inspection.ternary_stats import TernaryStatistics, ternary_statistics
 from nanochat_tui.inspection.traps import Trap, find_traps
 from nanochat_tui.inspection.trits import TritReader, ternary_tensors
@@ -20,6 +20,7 @@ __all__ = [
     "find_traps",
     "inspect_file",
     "inspect_mhc",
+    "open_whole",
     "rotation",
     "summarise",
     "ternary_statistics",

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_tui.formats.gguf import GGUFFile, GGUFValue, TensorInfo
+from nanochat_tui.inspection.mapped import forget
 from nanochat_tui.inspection.search import layer_of
 from nanochat_tui.inspection.summary import plain_value
 from nanochat_tui.inspection.tensor_stats import decoded
@@ -231,8 +232,11 @@ def _tensor(before: GGUFFile, after: GGUFFile, name: str, tick: Tick | None) -> 
 def _same_bytes(a: NDArray[np.uint8], b: NDArray[np.uint8], tick: Tick | None) -> bool:
     step = 1 << 24
     for start in range(0, len(a), step):
-        if not np.array_equal(a[start : start + step], b[start : start + step]):
+        first, second = a[start : start + step], b[start : start + step]
+        if not np.array_equal(first, second):
             return False
+        forget(first)
+        forget(second)
         if tick is not None:
             tick(2 * min(step, len(a) - start))
     return True
@@ -267,8 +271,11 @@ def _flips(a: TritReader, b: TritReader, tick: Tick | None) -> Flips:
         good = np.isfinite(old) & np.isfinite(new)
         squares += float(((new - old)[good] ** 2).sum())
         size += float((old[good] ** 2).sum())
+        done = a.blocks(start, stop), b.blocks(start, stop)
+        for blocks in done:
+            forget(blocks)
         if tick is not None:
-            tick(a.blocks(start, stop).nbytes + b.blocks(start, stop).nbytes)
+            tick(sum(blocks.nbytes for blocks in done))
     change = float(np.sqrt(squares / size)) if size else float(squares > 0)
     return Flips(a.info.elements, tuple(tuple(row) for row in table.tolist()), change)
 

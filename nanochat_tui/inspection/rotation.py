@@ -6,15 +6,12 @@ activations too gets garbage, and no tensor type tells.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nanochat_tui.errors import UserError, display_safe
-from nanochat_tui.formats.gguf import GGUFValue, metadata_bool, metadata_int, metadata_string, metadata_strings
-
-PREFIX = "prism.hadamard."
-KNOWN_VERSIONS = (1, 2)
+from nanochat_tui.formats.gguf import GGUFFile
+from nanochat_tui.model.architectures.rotation import PREFIX, read_rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,42 +46,39 @@ class Rotation:
         return what if self.problem is None else f"{what}; {self.problem}"
 
 
-def rotation(metadata: Mapping[str, GGUFValue]) -> Rotation | None:
-    """Return the rotation that a file's keys describe, or None if it has none of them. Never raises."""
+def rotation(file: GGUFFile) -> Rotation | None:
+    """Return the rotation that a file's keys describe, or None if it has none of them. Never raises.
+
+    Whether it can be used is asked of the reader that the engine uses.
+    """
+    metadata = file.metadata
     if not any(key.startswith(PREFIX) for key in metadata):
         return None
-    problems: list[str] = []
+    try:
+        shapes = {name: info.shape for name, info in file.tensors.items()}
+        read_rotation(metadata, shapes, tied="output.weight" not in shapes)
+        problem = None
+    except UserError as error:
+        problem = str(error)
+
+    def said(key: str) -> object:
+        found = metadata.get(PREFIX + key)
+        return None if found is None else found.value
 
     def integer(key: str) -> int:
-        try:
-            return metadata_int(metadata, PREFIX + key, minimum=1)
-        except UserError as error:
-            problems.append(str(error))
-            return 0
+        value = said(key)
+        return value if isinstance(value, int) else 0
 
-    def names(key: str, needed: bool) -> list[str]:
-        if not needed and PREFIX + key not in metadata:
-            return []
-        try:
-            return metadata_strings(metadata, PREFIX + key)
-        except UserError as error:
-            problems.append(str(error))
-            return []
+    def length(key: str) -> int:
+        value = said(key)
+        return len(value) if isinstance(value, list) else 0
 
-    version, block = integer("version"), integer("block_size")
-    weights, inverse = names("weight_names", True), names("inverse_weight_names", False)
-    try:
-        sign_mode = metadata_string(metadata, PREFIX + "sign_mode", "identity")
-        tied = metadata_bool(metadata, PREFIX + "tied_output", False)
-    except UserError as error:
-        problems.append(str(error))
-        sign_mode, tied = "unknown", False
-    if version and version not in KNOWN_VERSIONS:
-        problems.append(f"its version {version} is not known")
-    if block & (block - 1):
-        problems.append(f"its block size {block} is not a power of two")
-    if sign_mode not in ("identity", "explicit"):
-        problems.append(f"its sign mode {display_safe(sign_mode, 40)} is not known")
     return Rotation(
-        version, block, len(weights), len(inverse), display_safe(sign_mode, 40), tied, problems[0] if problems else None
+        version=integer("version"),
+        block_size=integer("block_size"),
+        weights=length("weight_names"),
+        inverse=length("inverse_weight_names"),
+        sign_mode=display_safe(str(said("sign_mode")), 40),
+        tied_output=said("tied_output") is True,
+        problem=problem,
     )

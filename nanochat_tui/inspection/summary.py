@@ -16,8 +16,11 @@ from nanochat_tui.inspection.mhc_report import MhcInspection, inspect_mhc
 from nanochat_tui.inspection.original import is_original, read_original
 from nanochat_tui.inspection.rotation import Rotation, rotation
 from nanochat_tui.inspection.traps import Trap, find_traps
+from nanochat_tui.model.architectures import describe
+from nanochat_tui.model.architectures.description import Architecture
 from nanochat_tui.model.config import ModelConfig
-from nanochat_tui.model.support import require_supported
+from nanochat_tui.model.shards import open_model
+from nanochat_tui.model.support import require_described, require_vocabulary
 from nanochat_tui.model.tokenizer import codec_from_gguf, load_tokenizer
 
 LONGEST_TEXT = 2000
@@ -81,10 +84,12 @@ class Summary:
     tokenizer: TokenizerSummary | None
     context_length: int | None
     config: ModelConfig | None
-    """The model's shape, if it can be run."""
+    """The model's shape in the project's own terms, for a `nanochat` file that can be run."""
     mhc: MhcInspection | None
     reason: str | None
     """Why the file cannot be run, in one sentence; None if it can."""
+    shape: Architecture | None = None
+    """What the model is made of, whether or not it can be run; None if its architecture is not known."""
     rotation: Rotation | None = None
     traps: tuple[Trap, ...] = ()
     """What is known to go wrong with such a file, here or elsewhere."""
@@ -133,6 +138,8 @@ class Summary:
             "f16_bytes": self.f16_bytes,
             "context_length": self.context_length,
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_json(),
+            "shape": None if self.shape is None else shape_json(self.shape),
+            "notes": [] if self.shape is None else list(self.shape.notes),
             "rotation": None if self.rotation is None else self.rotation.to_json(),
             "traps": [trap.to_json() for trap in self.traps],
             "mhc": None if self.mhc is None else self.mhc.to_json(),
@@ -140,6 +147,26 @@ class Summary:
             "reason": self.reason,
             "metadata": self.metadata,
         }
+
+
+def shape_json(shape: Architecture) -> dict[str, Any]:
+    """Return what a model is made of as JSON values."""
+    heads = shape.attentions
+    ffn = shape.layers[0].ffn if shape.layers else None
+    return {
+        "layers": shape.n_layers,
+        "recurrent_layers": len(shape.recurrences),
+        "width": shape.dim,
+        "heads": heads[0].heads if heads else 0,
+        "kv_heads": heads[0].kv_heads if heads else 0,
+        "head_dim": heads[0].head_dim if heads else 0,
+        "feed_forward": ffn.hidden if ffn is not None else 0,
+        "activation": ffn.activation if ffn is not None else None,
+        "experts": ffn.experts if ffn is not None else 0,
+        "experts_used": ffn.used if ffn is not None else 0,
+        "vocabulary": shape.vocab_size,
+        "tied": shape.tied,
+    }
 
 
 def inspect_file(path: Path | str, mhc: Path | None = None, tokenizer: Path | None = None) -> Summary:
@@ -150,18 +177,30 @@ def inspect_file(path: Path | str, mhc: Path | None = None, tokenizer: Path | No
     """
     if is_original(Path(path)):
         return _summarise_original(Path(path))
-    with read_gguf(path) as file:
+    with open_whole(Path(path)) as file:
         return summarise(file, mhc, tokenizer)
+
+
+def open_whole(path: Path) -> GGUFFile:
+    """Open a file, and with it the others of a model that is split; this one alone if they cannot be joined.
+
+    Raises FormatError if it cannot be read or is not sound GGUF.
+    """
+    try:
+        return open_model(path)
+    except UserError:
+        return read_gguf(path)
 
 
 def summarise(file: GGUFFile, mhc: Path | None = None, tokenizer: Path | None = None) -> Summary:
     """Say what an open GGUF file is; see `inspect_file`."""
     infos = tuple(file.tensors.values())
     found = inspect_mhc(file, mhc)
-    config, reason = _runs(file, tokenizer)
+    reason = _runs(file, tokenizer)
+    shape = _shape(file)
     if reason is None and found is not None:
         reason = found.error
-    turned = rotation(file.metadata)
+    turned = rotation(file)
     architecture = _text(file.metadata, "general.architecture")
     return Summary(
         path=file.path,
@@ -173,7 +212,8 @@ def summarise(file: GGUFFile, mhc: Path | None = None, tokenizer: Path | None = 
         metadata={key: plain_value(value) for key, value in file.metadata.items()},
         tokenizer=_tokenizer(file.metadata),
         context_length=_number(file.metadata, f"{architecture}.context_length"),
-        config=config if reason is None else None,
+        config=shape.config if shape is not None and reason is None else None,
+        shape=shape,
         mhc=found,
         reason=reason,
         rotation=turned,
@@ -235,20 +275,23 @@ def _sizes(infos: tuple[TensorInfo, ...]) -> _Sizes:
     }
 
 
-def _runs(file: GGUFFile, tokenizer: Path | None) -> tuple[ModelConfig | None, str | None]:
-    """Return the model's shape, or why it cannot be run."""
+def _runs(file: GGUFFile, tokenizer: Path | None) -> str | None:
+    """Return why a file cannot be run, or None if it can."""
     try:
-        config = require_supported(file)
+        found = require_described(file)
         codec = codec_from_gguf(file.metadata, None if tokenizer is None else load_tokenizer(tokenizer))
+        require_vocabulary(codec.tokenizer.get_vocab_size(with_added_tokens=True), found.vocab_size)
     except UserError as error:
-        return None, str(error)
-    size = codec.tokenizer.get_vocab_size(with_added_tokens=True)
-    if size > config.vocab_size:
-        return (
-            None,
-            f"the tokenizer has {size} tokens and the model only {config.vocab_size}; they do not belong together",
-        )
-    return config, None
+        return str(error)
+    return None
+
+
+def _shape(file: GGUFFile) -> Architecture | None:
+    """Return what the model is made of, also of one that cannot be run; None where that is not known."""
+    try:
+        return describe(file)
+    except UserError:
+        return None
 
 
 def _value(metadata: Mapping[str, GGUFValue], key: str) -> Any:

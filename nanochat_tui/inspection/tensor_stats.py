@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nanochat_tui.errors import display_safe
 from nanochat_tui.formats.errors import FormatError
 from nanochat_tui.formats.gguf import GGUFFile
+from nanochat_tui.inspection.mapped import forget
 from nanochat_tui.inspection.trits import Tick
 
 BINS = 64
@@ -63,6 +64,7 @@ def decoded(file: GGUFFile, name: str, elements: int = _CHUNK_ELEMENTS) -> Itera
     for start in range(0, len(blocks), step):
         piece = blocks[start : start + step]
         yield kind.decode(piece, tail).reshape(-1), piece.nbytes
+        forget(piece)
 
 
 def first_values(file: GGUFFile, name: str, count: int = 64) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_tui.formats.gguf import GGUFFile
+from nanochat_tui.inspection.mapped import forget
 from nanochat_tui.inspection.trits import Tick, TritReader, ternary_tensors
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -158,6 +159,7 @@ def tensor_statistics(file: GGUFFile, name: str, tick: Tick | None = None) -> Te
         dead = np.flatnonzero(silent.reshape(-1, reader.groups).all(axis=1))
         dead_rows += dead.size
         listed += (dead[: LISTED_ROWS - len(listed)] + start).tolist()
+        forget(blocks)
         if tick is not None:
             tick(blocks.nbytes)
     if single is None:

@@ -7,6 +7,7 @@ from nanochat_tui.inspection.comparison import Comparison, Status, TensorChange
 from nanochat_tui.inspection.mhc_report import MhcInspection
 from nanochat_tui.inspection.summary import Summary
 from nanochat_tui.inspection.ternary_stats import TernaryStatistics, total
+from nanochat_tui.model.architectures.description import Architecture
 
 _MIB = 1 << 20
 
@@ -28,15 +29,8 @@ def summary_lines(summary: Summary, metadata: bool = False) -> list[str]:
     for index, (name, use) in enumerate(summary.types.items()):
         held = f"{use.tensors} tensors, {use.parameters:,} weights, {use.bytes:,} bytes ({use.bytes / data:.0%})"
         lines.append(_row("" if index else "types", f"{display_safe(name)}: {held}"))
-    if summary.config is not None:
-        c = summary.config
-        lines.append(
-            _row(
-                "shape",
-                f"{c.n_layers} blocks of width {c.dim}, {c.n_heads} heads ({c.n_kv_heads} for keys and values), "
-                f"feed-forward {c.hidden_dim}, {'tied' if c.tied else 'own'} head",
-            )
-        )
+    if summary.shape is not None:
+        lines.append(_row("shape", shape_line(summary.shape)))
     if summary.context_length is not None:
         lines.append(_row("context", f"{summary.context_length:,} tokens"))
     tokenizer = summary.tokenizer
@@ -48,13 +42,34 @@ def summary_lines(summary: Summary, metadata: bool = False) -> list[str]:
         lines += mhc_lines(summary.mhc)
     if summary.rotation is not None:
         lines.append(_row("rotation", summary.rotation.sentence()))
-    for index, trap in enumerate(summary.traps):
-        lines.append(_row("" if index else "notes", trap.text))
+    for index, text in enumerate(remarks(summary)):
+        lines.append(_row("" if index else "notes", text))
     lines.append(_row("runs", "yes" if summary.reason is None else f"no: {summary.reason}"))
     if metadata:
         lines += ["", "metadata"]
         lines += [f"  {display_safe(key)} = {_shown(value)}" for key, value in summary.metadata.items()]
     return lines
+
+
+def remarks(summary: Summary) -> list[str]:
+    """Return the sentences that a person should read before using a file: its traps, and what was corrected."""
+    notes = () if summary.shape is None else summary.shape.notes
+    return [*(trap.text for trap in summary.traps), *(display_safe(note, 500) for note in notes)]
+
+
+def shape_line(shape: Architecture) -> str:
+    """Return what a model is made of, in a line."""
+    parts = [f"{shape.n_layers} blocks of width {shape.dim}"]
+    if shape.recurrences:
+        parts[0] += f" ({len(shape.recurrences)} of them recurrent)"
+    if shape.attentions:
+        heads = shape.attentions[0]
+        parts.append(f"{heads.heads} heads of {heads.head_dim} ({heads.kv_heads} for keys and values)")
+    if shape.layers:
+        ffn = shape.layers[0].ffn
+        parts.append(f"feed-forward {ffn.hidden}" + (f" ({ffn.used} of {ffn.experts} experts)" if ffn.experts else ""))
+    parts.append("tied head" if shape.tied else "own head")
+    return ", ".join(parts)
 
 
 def mhc_lines(found: MhcInspection) -> list[str]:

@@ -92,6 +92,18 @@ class NanochatApp(App[None]):
 
         return TrainScreen(self._runs_root)
 
+    def session_messages(self) -> list[dict[str, str]]:
+        """What was said in the chat, as a chat template takes it; empty with a base model, which has no messages."""
+        conversation, system = self.chat.conversation, self.chat.settings.system
+        if not conversation.is_chat:
+            return []
+        said = [{"role": "system", "content": system}] if system.strip() and conversation.turns else []
+        for turn in conversation.turns:
+            said.append({"role": "user", "content": turn.prompt})
+            if turn.reply:
+                said.append({"role": "assistant", "content": turn.reply})
+        return said
+
     @property
     def is_working(self) -> bool:
         """Whether a thread still computes; after `run` this means one that could not be stopped."""

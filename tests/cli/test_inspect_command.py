@@ -60,3 +60,24 @@ def test_a_sidecar_that_disagrees_is_reported_and_fails(
     assert found["reason"]
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_two_files_compared(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_model(tmp_path / "other.gguf", TINY, seed=5)
+    assert run(dispatch, ["inspect", str(model), "--compare", str(other), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["same"] is False and found["trits"] == TINY.ternary_parameters
+    assert [layer["layer"] for layer in found["layers"]] == [0, 1]
+    assert found["flipped"] == sum(layer["flipped"] for layer in found["layers"])
+    assert run(dispatch, ["inspect", str(model), "--compare", str(other)]) == 0
+    out = capsys.readouterr().out
+    assert f"{found['flipped']:,} of {found['trits']:,} flipped" in out and "blk.1.ffn_down.weight" in out
+    assert run(dispatch, ["inspect", str(model), "--compare", str(model)]) == 0
+    assert "all equal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--compare", "absent.gguf"], ["--compare", "{model}", "--ternary"]])
+def test_comparing_refuses_in_a_sentence(model: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(dispatch, ["inspect", str(model), *(word.format(model=model) for word in words)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1

@@ -16,6 +16,7 @@ from nanochat_tui.cli.entry import run
 from nanochat_tui.formats.gguf import (
     GGUFValue,
     TensorData,
+    ValueType,
     array,
     boolean,
     i32,
@@ -32,10 +33,20 @@ BITNET = {"embedding_length": 2560, "feed_forward_length": 6912}
 HADAMARD: dict[str, GGUFValue] = {
     "prism.hadamard.version": u32(1),
     "prism.hadamard.block_size": u32(512),
+    "prism.hadamard.transform": string("normalized-sylvester-walsh-hadamard"),
+    "prism.hadamard.axis": string("input-last-dimension"),
     "prism.hadamard.sign_mode": string("identity"),
-    "prism.hadamard.weight_names": array(["w"]),
-    "prism.hadamard.inverse_weight_names": array(["token_embd.weight"]),
+    "prism.hadamard.weight_names": array(["blk.0.attn_q.weight"]),
+    "prism.hadamard.inverse_weight_names": array([], ValueType.STRING),
 }
+
+
+def rotated(path: Path, kind: str, keys: dict[str, GGUFValue]) -> Summary:
+    """Write a file with one matrix of a block and return what is said of it."""
+    trits = np.tile(np.array([-1, 0, 1, 0], np.int8), (4, 128))
+    rows = matrix("blk.0.attn_q.weight", kind, trits, np.ones((4, 2), np.float16))
+    write_gguf(path, keys, [rows])
+    return inspect_file(path)
 
 
 def traps(summary: Summary) -> dict[str, str]:
@@ -77,15 +88,13 @@ def test_stq1_0_under_another_id(tmp_path: Path, type_id: int) -> None:
 
 
 def test_hadamard_rotation(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    write_matrix(path, "Q2_0", metadata=HADAMARD)
-    summary = inspect_file(path)
+    keys = HADAMARD
+    summary = rotated(tmp_path / "m.gguf", "Q2_0", keys)
     assert summary.rotation is not None and summary.rotation.problem is None
     assert summary.to_json()["rotation"]["block_size"] == 512
     assert "print garbage" in traps(summary)["rotated"]
     # a type that other programs refuse cannot be misread by them
-    write_matrix(path, "PQ2_0", metadata=HADAMARD)
-    assert "print garbage" not in traps(inspect_file(path))["rotated"]
+    assert "print garbage" not in traps(rotated(tmp_path / "m.gguf", "PQ2_0", keys))["rotated"]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +102,7 @@ def test_hadamard_rotation(tmp_path: Path) -> None:
     [
         ({"version": u32(3)}, "version 3"),
         ({"block_size": u32(100)}, "power of two"),
+        ({"block_size": u32(1024)}, "do not divide"),
         ({"block_size": string("x")}, "block_size"),
         ({"sign_mode": string("odd\x1b")}, "odd\\x1b"),
         ({"weight_names": u32(1)}, "weight_names"),
@@ -101,17 +111,29 @@ def test_hadamard_rotation(tmp_path: Path) -> None:
 )
 def test_rotations_with_something_wrong(tmp_path: Path, change: dict[str, GGUFValue], word: str) -> None:
     keys = HADAMARD | {f"prism.hadamard.{key}": value for key, value in change.items()}
-    write_matrix(tmp_path / "m.gguf", "Q2_0", metadata=keys)
-    summary = inspect_file(tmp_path / "m.gguf")
+    summary = rotated(tmp_path / "m.gguf", "Q2_0", keys)
     assert summary.rotation is not None and word in str(summary.rotation.problem)
     assert word in traps(summary)["rotated"]
 
 
 def test_rotation_with_keys_missing_and_another_vendors(tmp_path: Path) -> None:
-    write_matrix(tmp_path / "m.gguf", "Q2_0", metadata={"prism.hadamard.version": u32(1)})
-    assert inspect_file(tmp_path / "m.gguf").rotation is not None
-    assert "block_size" in traps(inspect_file(tmp_path / "m.gguf"))["rotated"]
+    summary = rotated(tmp_path / "m.gguf", "Q2_0", {"prism.hadamard.version": u32(1)})
+    assert "block_size" in traps(summary)["rotated"]
     assert "vendor" in written(tmp_path / "n.gguf", onebit__hadamard_q4_0=boolean(True))["other_rotation"]
+
+
+def test_a_model_in_several_files_is_described_whole(tmp_path: Path) -> None:
+    f32 = TENSOR_TYPES["F32"]
+    for number in range(2):
+        keys = {"split.count": i32(2), "split.no": i32(number), "split.tensors.count": i32(2)}
+        part = tensor_from_array(f"t{number}", np.ones(32), f32)
+        write_gguf(tmp_path / f"m-0000{number + 1}-of-00002.gguf", keys, [part])
+    first = tmp_path / "m-00001-of-00002.gguf"
+    whole = inspect_file(first)
+    assert whole.parameters == 64 and "split" not in traps(whole)
+    (tmp_path / "m-00002-of-00002.gguf").unlink()
+    alone = inspect_file(first)
+    assert alone.parameters == 32 and "file 1 of 2" in traps(alone)["split"]
 
 
 def test_a_missing_pre_tokenizer(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from textual.content import Content
 from textual.widgets import Static
 
 from nanochat_tui.errors import display_safe
-from nanochat_tui.formats.gguf import read_gguf
 from nanochat_tui.inspection.comparison import Comparison, compare
+from nanochat_tui.inspection.summary import open_whole
 from nanochat_tui.inspection.text import change_line
 from nanochat_tui.tui.inspect.drawing import percent
 from nanochat_tui.tui.inspect.jobs import Job
@@ -146,7 +146,7 @@ key and tensor that changed. **Tab** goes there. **w** exchanges the two files.
         file, swapped = opened.file, self.swapped
 
         def work(job: Job) -> Comparison:
-            with read_gguf(path) as second:
+            with open_whole(path) as second:
                 job.total = sum(info.nbytes for one in (file, second) for info in one.tensors.values())
                 first, last = (second, file) if swapped else (file, second)
                 return compare(first, last, lambda _name: job.check(), job.tick)

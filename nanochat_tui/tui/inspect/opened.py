@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from nanochat_tui.formats.gguf import GGUFFile, read_gguf
-from nanochat_tui.inspection.summary import Summary, inspect_file, summarise
+from nanochat_tui.formats.gguf import GGUFFile
+from nanochat_tui.inspection.original import is_original
+from nanochat_tui.inspection.summary import Summary, inspect_file, open_whole, summarise
 from nanochat_tui.inspection.tensor_stats import TensorStatistics
 from nanochat_tui.inspection.ternary_stats import TernaryStatistics
 from nanochat_tui.inspection.trits import TritReader, ternary_tensors
@@ -53,12 +54,9 @@ class Opened:
 
 def open_path(path: Path) -> Opened:
     """Open and summarise a file. Raises FormatError if it cannot be read or is not sound."""
-    if path.is_file():
-        with path.open("rb") as handle:
-            magic = handle.read(4)
-        if magic == b"GUGF":
-            return Opened(path, inspect_file(path), None)
-    file = read_gguf(path)
+    if is_original(path):
+        return Opened(path, inspect_file(path), None)
+    file = open_whole(path)
     try:
         return Opened(path, summarise(file), file)
     except BaseException:

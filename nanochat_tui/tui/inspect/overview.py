@@ -8,6 +8,7 @@ from textual.widgets import Static
 
 from nanochat_tui.errors import display_safe
 from nanochat_tui.inspection.summary import Summary
+from nanochat_tui.inspection.text import remarks, shape_line
 from nanochat_tui.tui.inspect.drawing import human_bytes, human_count, meter, percent
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane, Scroller
@@ -70,13 +71,8 @@ def overview_content(summary: Summary, width: int = 80) -> Content:
             ),
         )
     gap()
-    if summary.config is not None:
-        c = summary.config
-        row(
-            "shape",
-            f"{c.n_layers} layers of width {c.dim}, {c.n_heads} heads of {c.head_dim} "
-            f"({c.n_kv_heads} for keys and values)",
-        )
+    if summary.shape is not None:
+        row("shape", shape_line(summary.shape))
     if summary.context_length is not None:
         row("context", f"{summary.context_length:,} tokens")
     tokenizer = summary.tokenizer
@@ -94,10 +90,10 @@ def overview_content(summary: Summary, width: int = 80) -> Content:
             row("mHC", Content.styled(said, "$text-success"))
         else:
             row("mHC", Content.styled("NOT VERIFIED: ", "bold $text-error"), display_safe(summary.mhc.error, 500))
-    if summary.traps:
-        gap()
-        for index, trap in enumerate(summary.traps):
-            row("" if index else "beware", Content.styled("• ", "$text-warning"), trap.text)
+    for index, text in enumerate(remarks(summary)):
+        if not index:
+            gap()
+        row("" if index else "beware", Content.styled("• ", "$text-warning"), text)
     return Content("\n").join(parts)
 
 

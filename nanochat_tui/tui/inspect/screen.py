@@ -181,6 +181,7 @@ the tab, **/** searches, **Esc** leaves a search or ends what is being computed.
     def go_to(self, name: str) -> None:
         """Go to a tab."""
         self.query_one("#inspect-tabs", TabbedContent).active = name
+        self._activate()  # not left to the message, which does not come while the tabs are hidden
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keep digits and brackets for a field that is being typed into."""

@@ -10,6 +10,7 @@ from textual.widgets import Input, Static
 from nanochat_tui.chat.printable import printable
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.inspection.vocabulary import TokenInfo, Vocabulary, parse_ids
+from nanochat_tui.tui.inspect.jobs import Job
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane, Scroller
 
@@ -102,7 +103,14 @@ searches the vocabulary, or turns ids such as `318 257` back into text. **Tab** 
             self._show(Content("Files of the original nanochat-rs-ternary have no tokenizer inside."))
             return
         self._show(Content.styled("building the tokenizer …", "$text 60%"))
-        self.start_job("vocabulary", lambda _job: opened.vocabulary, self._built)
+
+        def build(_job: Job) -> Vocabulary | None:
+            made = opened.vocabulary
+            if made is not None:
+                made.search(EXAMPLE, 1)  # the first search spells all tokens
+            return made
+
+        self.start_job("vocabulary", build, self._built)
 
     def _built(self, vocabulary: Vocabulary | None) -> None:
         self.vocabulary = vocabulary

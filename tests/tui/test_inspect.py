@@ -1,0 +1,512 @@
+"""The inspect mode with fingers on the keys: every pane on a small real file, at the smallest and at a large size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import TINY, write_model
+from textual.app import App
+from textual.pilot import Pilot
+from textual.widgets import DataTable, Input, Static
+
+from nanochat_tui.formats.gguf import read_gguf
+from nanochat_tui.inspection import ternary_statistics
+from nanochat_tui.tui.inspect.compare import ComparePane
+from nanochat_tui.tui.inspect.layer_grid import LayerGrid
+from nanochat_tui.tui.inspect.mhc import MhcPane
+from nanochat_tui.tui.inspect.microscope import MicroscopePane
+from nanochat_tui.tui.inspect.open_dialog import OpenDialog
+from nanochat_tui.tui.inspect.pane import Pane
+from nanochat_tui.tui.inspect.screen import PANES, InspectScreen
+from nanochat_tui.tui.inspect.tensors import TensorsPane
+from nanochat_tui.tui.inspect.trit_view import TritView
+from nanochat_tui.tui.inspect.weights import METRICS, WeightsPane
+from nanochat_tui.tui.messages import ChatWith
+from nanochat_tui.tui.theme import NANOCHAT
+
+SIZES = [(80, 24), pytest.param((200, 60), marks=pytest.mark.slow)]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Host(App[None]):
+    """Only the inspect mode."""
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__()
+        self.inspector = InspectScreen(path)
+        self.chats: list[Path] = []
+        self.said: list[dict[str, str]] = []
+        self.register_theme(NANOCHAT)
+        self.theme = NANOCHAT.name
+
+    def on_mount(self) -> None:
+        self.push_screen(self.inspector)
+
+    def on_chat_with(self, event: ChatWith) -> None:
+        self.chats.append(event.path)
+
+    def session_messages(self) -> list[dict[str, str]]:
+        return self.said
+
+
+async def until(pilot: Pilot[None], done: Callable[[], object]) -> None:
+    for _ in range(400):
+        if done():
+            return
+        await pilot.pause(0.01)
+    raise AssertionError("it did not happen")
+
+
+async def opened(pilot: Pilot[None], app: Host) -> None:
+    screen = app.inspector
+    await until(pilot, lambda: screen.opened is not None or screen.error is not None)
+    await pilot.pause()
+
+
+async def tab(pilot: Pilot[None], app: Host, name: str) -> Pane:
+    app.inspector.go_to(name)
+    await until(pilot, lambda: app.inspector.pane.id == f"pane-{name}" and app.inspector.pane.opened is not None)
+    pane = app.inspector.pane
+    await until(pilot, lambda: not pane.is_working)
+    await pilot.pause()
+    return pane
+
+
+def text(app: Host, selector: str) -> str:
+    return str(app.inspector.query_one(selector, Static).visual)
+
+
+def screen_text(app: Host) -> str:
+    strips = app.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("inspect") / "model.gguf", TINY, chat_template=CHATML)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_every_pane_can_be_reached_and_fits(model: Path, size: tuple[int, int]) -> None:
+    app = Host(model)
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot, app)
+        for number, (name, kind) in enumerate(PANES, 1):
+            if app.inspector.pane.query(Input):
+                await pilot.press("escape")  # a field takes digits as text
+            await pilot.press(str(number))
+            await until(pilot, lambda name=name: app.inspector.pane.id == f"pane-{name}")
+            pane = await tab(pilot, app, name)
+            assert isinstance(pane, kind)
+            assert pane.HELP.startswith("###")
+            assert pane.size.width <= size[0] and pane.size.height == size[1] - 4
+            assert kind.TITLE in screen_text(app)
+            await pilot.resize_terminal(60, 18)
+            await pilot.resize_terminal(*size)
+        await pilot.press("escape", "right_square_bracket")
+        await until(pilot, lambda: app.inspector.pane.id == "pane-overview")
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_overview(model: Path, size: tuple[int, int]) -> None:
+    app = Host(model)
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot, app)
+        shown = text(app, "#overview-text")
+        assert f"{TINY.parameters:,}" in shown and "Q2_0" in shown and "verified: 4 records" in shown
+        assert "as F16" in shown and "yes" in shown
+        assert "model.gguf" in text(app, "#inspect-title")
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_metadata_is_filtered_and_shown_whole(model: Path, size: tuple[int, int]) -> None:
+    app = Host(model)
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot, app)
+        await tab(pilot, app, "metadata")
+        table = app.inspector.query_one("#metadata-table", DataTable)
+        whole = table.row_count
+        await pilot.press("slash", *"chat_temp")
+        await until(pilot, lambda: table.row_count == 1)
+        await until(pilot, lambda: "<|im_start|>" in text(app, "#metadata-text"))
+        app.inspector.query_one("#metadata-filter", Input).value = "no such key"
+        await until(pilot, lambda: table.row_count == 0)
+        assert "No key fits" in text(app, "#metadata-text")
+        app.inspector.query_one("#metadata-filter", Input).value = "300"
+        await until(pilot, lambda: 0 < table.row_count < whole)
+        await pilot.press("enter")
+        assert app.inspector.focused is table
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_tensors_are_found_and_described(model: Path, size: tuple[int, int]) -> None:
+    app = Host(model)
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot, app)
+        pane = await tab(pilot, app, "tensors")
+        assert isinstance(pane, TensorsPane)
+        assert [str(node.label).split()[0] for node in pane.tree.root.children[2:]] == ["blk.0", "blk.1"]
+        await pilot.press("slash", *"b1fd")
+        await until(pilot, lambda: pane.chosen is not None and pane.chosen.name == "blk.1.ffn_down.weight")
+        await until(pilot, lambda: "blk.1.ffn_down.weight" in app.inspector.opened.values)  # type: ignore[union-attr]
+        await pilot.pause()
+        shown = text(app, "#tensors-detail")
+        with read_gguf(model) as file:
+            values = file.array("blk.1.ffn_down.weight")
+        assert "128 × 256" in shown and f"{values.std():.4g}"[:5] in shown and "first 64 values" in shown
+        assert f"{float(values.flat[0]):.4g}" in shown
+        await pilot.press("enter", "x")
+        await until(pilot, lambda: app.inspector.pane.id == "pane-trits")
+        assert app.inspector.query_one(MicroscopePane).choice.value == "blk.1.ffn_down.weight"
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_weights_are_counted_in_the_background(model: Path, size: tuple[int, int]) -> None:
+    app = Host(model)
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot, app)
+        pane = await tab(pilot, app, "weights")
+        assert isinstance(pane, WeightsPane)
+        with read_gguf(model) as file:
+            expected = {part.name: part for part in ternary_statistics(file)}
+        assert app.inspector.opened is not None and app.inspector.opened.ternary == expected
+        assert pane.grid.name_at_cursor == "blk.0.attn_q.weight"
+        await pilot.press("down", "right", "right")
+        assert pane.grid.name_at_cursor == "blk.1.attn_v.weight"
+        await pilot.pause()
+        assert f"{expected['blk.1.attn_v.weight'].shares[1]:.2%}" in text(app, "#weights-numbers")
+        for name, _, _ in METRICS[1:]:
+            await pilot.press("m")
+            assert name in text(app, "#weights-head")
+        await pilot.click(LayerGrid, offset=(8, 1))
+        assert pane.grid.name_at_cursor == "blk.0.attn_q.weight"
+        await pilot.press("enter")
+        await until(pilot, lambda: app.inspector.pane.id == "pane-trits")
+
+
+async def test_counting_can_be_ended_and_taken_up_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    import nanochat_tui.tui.inspect.weights as module
+
+    gate, real = threading.Event(), module.tensor_statistics
+    counted: list[str] = []
+
+    def slow(file: object, name: str, tick: Callable[[int], None]) -> object:
+        if len(counted) == 3:
+            while not gate.wait(0.01):
+                tick(1)  # raises when the job is ended
+        counted.append(name)
+        return real(file, name, tick)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "tensor_statistics", slow)
+    app = Host(model)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, app)
+        app.inspector.go_to("weights")
+        await until(pilot, lambda: app.inspector.opened and len(app.inspector.opened.ternary) == 3)
+        assert "counting" in text(app, "#weights-head")
+        await pilot.press("escape")
+        await until(pilot, lambda: "3 of 14 counted" in text(app, "#weights-head"))
+        gate.set()
+        await pilot.press("r")
+        await until(pilot, lambda: app.inspector.opened and len(app.inspector.opened.ternary) == 14)
+    assert len(counted) == 14
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_microscope_shows_the_trits(model: Path, size: tuple[int, int]) -> None:
+    app = Host(model)
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot, app)
+        pane = await tab(pilot, app, "trits")
+        assert isinstance(pane, MicroscopePane)
+        view = pane.view
+        await until(pilot, lambda: view.reader is not None)
+        await pilot.press("t")
+        with read_gguf(model) as file:
+            trits = np.sign(file.array("blk.0.attn_q.weight")).astype(int)
+        _, columns = view.cells
+        drawn = "".join(segment.text for segment in view.render_line(3))
+        assert [{"−": -1, "·": 0, "+": 1}[c] for c in drawn[::2].rstrip()] == trits[3, :columns].tolist()
+        await pilot.press("o", "end")
+        assert view.view.column == max(0, 128 - view.cells[1])
+        await pilot.press("G")
+        assert view.view.row == max(0, 128 - view.cells[0])
+        await pilot.press("f")
+        height, width = view.cells
+        assert height * view.weights >= 128 and width * view.weights >= 128
+        await pilot.press("g", "o", "L", "J")
+        assert (view.view.row, view.view.column) == ((1, 1) if size == (80, 24) else (1, 0))
+        await pilot.press("n")
+        await until(pilot, lambda: pane.choice.value == "blk.0.attn_k.weight")
+        await pilot.press("p", "p")
+        await until(pilot, lambda: pane.choice.value == "blk.1.ffn_down.weight")
+
+
+async def test_the_microscope_by_mouse(model: Path) -> None:
+    app = Host(model)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, app)
+        pane = await tab(pilot, app, "trits")
+        assert isinstance(pane, MicroscopePane)
+        view = pane.view
+        await pilot.hover(TritView, offset=(11, 4))
+        await until(pilot, lambda: "row 8, column 11" in text(app, "#trit-status"))
+        with read_gguf(model) as file:
+            value = float(file.array("blk.0.attn_q.weight")[8, 11])
+        assert f"= {value:+.5g}" in text(app, "#trit-status")
+        await pilot.mouse_down(TritView, offset=(40, 12))
+        await pilot.hover(TritView, offset=(30, 7))
+        await pilot.mouse_up(TritView, offset=(30, 7))
+        assert (view.view.row, view.view.column) == (10, 10)
+        view._zoom_at(1, 0.0, 0.0)
+        assert view.view.zoom == 2
+        view._zoom_at(-1, 0.0, 0.0)
+        view._zoom_at(-1, 0.0, 0.0)
+        assert view.view.zoom == 0
+        await pilot.press("minus", "minus", "m")
+        await until(pilot, lambda: "density" in text(app, "#trit-status"))
+
+
+async def test_a_large_picture_is_made_in_a_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanochat_tui.tui.inspect.trit_view.AT_ONCE", 100)
+    app = Host(model)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, app)
+        pane = await tab(pilot, app, "trits")
+        assert isinstance(pane, MicroscopePane)
+        await pilot.press("f")
+        await until(pilot, lambda: pane.job("picture") is None and pane.view.view.zoom == 4)
+        with read_gguf(model) as file:
+            trits = np.sign(file.array("blk.0.attn_q.weight"))
+        assert pane.view.mean_at(0, 0) == pytest.approx(trits[:4, :4].mean())
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_mhc_records_one_by_one(model: Path, size: tuple[int, int]) -> None:
+    app = Host(model)
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot, app)
+        pane = await tab(pilot, app, "mhc")
+        assert isinstance(pane, MhcPane) and pane.found is not None and pane.found.report is not None
+        assert pane.table.row_count == 4 and "verified" in text(app, "#mhc-head")
+        matrices = pane.found.report.matrices
+        assert matrices is not None
+        await pilot.press("down", "down")
+        await until(pilot, lambda: "H of blk.1.attn" in text(app, "#mhc-text"))
+        shown = text(app, "#mhc-text")
+        assert f"{matrices.residual[2, 0, 0]:.4f}" in shown and f"{matrices.post[2, 1]:.4f}" in shown
+        product = matrices.residual[2] @ matrices.residual[1] @ matrices.residual[0]
+        assert f"{product[0, 1]:.4f}" in shown and f"{pane.found.report.composed[0, 0]:.4f}" in shown
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_tokens_there_and_back(model: Path, size: tuple[int, int]) -> None:
+    app = Host(model)
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot, app)
+        await tab(pilot, app, "tokens")
+        field, search = (app.inspector.query_one(f"#tokens-{name}", Input) for name in ("text", "search"))
+        await until(pilot, lambda: "<|endoftext|>" in text(app, "#tokens-result"))  # the example
+        field.value = "fn let\\n"
+        await until(pilot, lambda: "for 7 characters" in text(app, "#tokens-result"))
+        assert "⏎" in text(app, "#tokens-result") and "6c 65 74" in text(app, "#tokens-result")
+        search.value = "main"
+        await until(pilot, lambda: "1 tokens hold it" in text(app, "#tokens-result"))
+        search.value = "256 299 9999"
+        await until(pilot, lambda: "fn<|endoftext|>" in text(app, "#tokens-result"))
+        assert "outside of the vocabulary: 9999" in text(app, "#tokens-result")
+        await pilot.press("escape", "1")
+        await until(pilot, lambda: app.inspector.pane.id == "pane-overview")
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_template_on_sample_and_session(model: Path, size: tuple[int, int]) -> None:
+    app = Host(model)
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot, app)
+        await tab(pilot, app, "template")
+        assert text(app, "#template-text").rstrip().endswith("<|im_start|>assistant")
+        await pilot.press("r")
+        assert text(app, "#template-text").rstrip().endswith("<|im_end|>")
+        await pilot.press("c")
+        assert "Nothing was said" in text(app, "#template-text")
+        app.said = [{"role": "user", "content": "From the chat \x1b[31m."}]
+        await tab(pilot, app, "overview")
+        await tab(pilot, app, "template")
+        assert "From the chat \\x1b[31m." in text(app, "#template-text")
+        await pilot.press("t")
+        assert "{% for m in messages %}" in text(app, "#template-text")
+        await pilot.press("y")
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_two_files_side_by_side(model: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    other = write_model(tmp_path / "other.gguf", TINY, seed=3)
+    app = Host(model)
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot, app)
+        pane = await tab(pilot, app, "compare")
+        assert isinstance(pane, ComparePane)
+        await pilot.press("c")
+        await until(pilot, lambda: isinstance(app.screen, OpenDialog))
+        app.screen.query_one(Input).value = str(other)
+        await pilot.press("enter")
+        await until(pilot, lambda: pane.found is not None)
+        await pilot.pause()
+        found = pane.found
+        assert found is not None and found.flipped > 0 and found.after == other
+        assert f"{found.flipped:,} of {found.trits:,}" in text(app, "#compare-head")
+        assert "tokenizer.chat_template" in text(app, "#compare-text")
+        assert "66." in screen_text(app) or "67." in screen_text(app)  # two random matrices differ in two thirds
+        await pilot.press("m")
+        assert "sign" in text(app, "#compare-head")
+        await pilot.press("w")
+        await until(pilot, lambda: pane.found is not None and pane.found.before == other)
+        assert "tokenizer.chat_template" in pane.found.metadata_added  # type: ignore[union-attr]
+
+
+async def test_comparing_with_no_model(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"no model")
+    app = Host(model)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, app)
+        pane = await tab(pilot, app, "compare")
+        assert isinstance(pane, ComparePane)
+        pane.compare_with(tmp_path / "bad.gguf")
+        await until(pilot, lambda: "not a GGUF file" in text(app, "#compare-head"))
+        assert app.is_running
+
+
+async def test_files_are_opened_one_after_another(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
+    other = write_model(tmp_path / "z.gguf", TINY.with_(n_streams=1))
+    app = Host(None)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.pause()
+        assert "No file is open" in text(app, "#inspect-message")
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: isinstance(app.screen, OpenDialog))
+        app.screen.query_one(Input).value = str(tmp_path / "absent.gguf")
+        await pilot.press("enter")
+        await pilot.pause()
+        assert isinstance(app.screen, OpenDialog)
+        app.screen.query_one(Input).value = str(tmp_path / "bad.gguf")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.inspector.error is not None)
+        assert "not a sound GGUF file" in text(app, "#inspect-message")
+        app.inspector.open_file(model)
+        await until(pilot, lambda: app.inspector.opened is not None)
+        await tab(pilot, app, "mhc")
+        app.inspector.open_file(other)
+        await until(pilot, lambda: "one stream, no mHC" in text(app, "#mhc-head"))
+        titles = [title for title, _, _ in app.inspector.palette_commands()]
+        assert "Inspect: Trits" in titles and "Chat with this model" in titles
+        next(call for title, _, call in app.inspector.palette_commands() if title == "Chat with this model")()
+        await until(pilot, lambda: app.chats == [other])
+
+
+async def test_the_list_of_files_nearby_opens_one(model: Path) -> None:
+    app = Host(model)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, app)
+        first = app.inspector.opened
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: isinstance(app.screen, OpenDialog))
+        files = app.screen._files  # type: ignore[attr-defined]
+        assert model.absolute() in files
+        await pilot.press("down", *["down"] * files.index(model.absolute()), "enter")
+        await until(pilot, lambda: app.inspector.opened not in (None, first))
+        assert app.inspector.path == model.absolute()
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: isinstance(app.screen, OpenDialog))
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is app.inspector)
+
+
+async def test_a_hostile_file_cannot_draw_on_the_terminal(tmp_path: Path) -> None:
+    from nanochat_tui.formats.gguf import array, string, tensor_from_array, write_gguf
+    from nanochat_tui.formats.tensor_types import TENSOR_TYPES
+
+    evil = "\x1b]0;pwned\x07[bold red]x[/]"
+    f32 = TENSOR_TYPES["F32"]
+    write_gguf(
+        tmp_path / "evil.gguf",
+        {
+            "general.architecture": string(evil),
+            "general.name": string(evil),
+            evil: array([evil] * 3),
+            "tokenizer.ggml.model": string(evil),
+            "tokenizer.ggml.tokens": array([evil, "b"]),
+            "tokenizer.chat_template": string(evil),
+        },
+        [tensor_from_array(f"{prefix}{evil}", np.ones(32), f32) for prefix in ("", "blk.0.", "blk.99999999999.")],
+    )
+    app = Host(tmp_path / "evil.gguf")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, app)
+        for name, _ in PANES:
+            await tab(pilot, app, name)
+            shown = screen_text(app)
+            assert "\x1b" not in shown and "\x07" not in shown
+        pane = await tab(pilot, app, "tensors")
+        assert isinstance(pane, TensorsPane)
+        assert "[bold red]" in screen_text(app)
+
+
+async def test_the_app_leaves_while_work_goes_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    def endless(_file: object, _name: str, tick: Callable[[int], None]) -> None:
+        while True:
+            time.sleep(0.005)
+            tick(1)
+
+    monkeypatch.setattr("nanochat_tui.tui.inspect.weights.tensor_statistics", endless)
+    app = Host(model)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, app)
+        app.inspector.go_to("weights")
+        pane = app.inspector.query_one(WeightsPane)
+        await until(pilot, lambda: pane.job("count") is not None)
+        job = pane.job("count")
+    assert job is not None and job.stopped
+    for _ in range(200):
+        if not job.is_working:
+            break
+        time.sleep(0.01)
+    assert not job.is_working
+
+
+async def test_in_the_application_the_chat_is_rendered_and_files_are_opened_by_message(model: Path) -> None:
+    from scripted import ScriptedBackend
+
+    from nanochat_tui.tui.app import NanochatApp
+    from nanochat_tui.tui.messages import OpenFile
+
+    app = NanochatApp(ScriptedBackend("A trit is a third", is_chat=True))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: app.chat.status.state.strip() == "ready")
+        app.chat.prompt.text = "What is a trit?"
+        await pilot.press("enter")
+        await until(pilot, lambda: app.chat._runs == 1 and app.chat.status.state.strip() == "ready")
+        app.post_message(OpenFile(model))
+        await until(pilot, lambda: isinstance(app.screen, InspectScreen) and app.screen.opened is not None)
+        screen = app.screen
+        assert isinstance(screen, InspectScreen)
+        screen.go_to("template")
+        await pilot.pause()
+        await pilot.press("c")
+        shown = str(screen.query_one("#template-text", Static).visual)
+        assert "What is a trit?<|im_end|>" in shown and "A trit is a third<|im_end|>" in shown
+        await pilot.press("f2")
+        await until(pilot, lambda: app.screen is app.chat)
+        await pilot.press("f3")
+        await until(pilot, lambda: app.screen is screen)
