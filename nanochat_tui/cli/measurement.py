@@ -199,7 +199,7 @@ def _case(result: Result, workers: Sequence[Any], plan: Plan, kind: Kind, size: 
 def _probe(worker: Any, kind: Kind, vocabulary: int, size: int) -> float:
     """Return a first estimate of tokens per second."""
     found = worker.run(kind, size, tokens=4, seed=7 if kind == "decode" else 8, vocabulary=vocabulary)
-    return max(found["tokens"], 1) / max(found["seconds"], 1e-6)
+    return float(max(found["tokens"], 1) / max(found["seconds"], 1e-6))
 
 
 def _row(worker: Any, kind: Kind, size: int, tokens: int, rates: list[float], bandwidth: float) -> Row:

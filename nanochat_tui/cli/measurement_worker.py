@@ -53,7 +53,7 @@ class EngineRunner:
         from nanochat_tui.engine.session import Session
 
         said: list[str] = []
-        self._model = load(path, threads=threads, kernel=kernel, progress=said.append)
+        self._model = load(path, threads=threads, kernel=kernel, speculation="off", progress=said.append)
         self.compiled = any("compiling" in line for line in said)
         self._session = Session(self._model)
         self.kernel = self._model.kernel

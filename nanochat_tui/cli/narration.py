@@ -7,12 +7,18 @@ import time
 from types import TracebackType
 from typing import Self
 
+from nanochat_tui.chat.printable import printable
+
 SLOW = 2.0
 """Seconds of silence after which even a log deserves to know what is going on."""
 
 
+NOTE = "note: "
+"""How a step begins that says what was assumed about a file: it stays on the screen, and in every log."""
+
+
 class Narration:
-    """Shows the current step of a long start on one line of a terminal, erased when done.
+    """Shows the current step of a long start on one line of a terminal, erased when done; notes stay.
 
     Where stderr is not a terminal, steps are printed as lines, and only once `SLOW` seconds have passed.
     """
@@ -28,7 +34,11 @@ class Narration:
         if step == self._last:
             return
         self._last = step
-        if self._terminal:
+        if step.startswith(NOTE):
+            erase = "\r\x1b[2K" if self._showing else ""
+            sys.stderr.write(f"{erase}{printable(step)}\n")
+            self._showing = False
+        elif self._terminal:
             sys.stderr.write(f"\r\x1b[2K\x1b[2m{step} …\x1b[0m")
             self._showing = True
         elif time.monotonic() - self._began > SLOW:

@@ -21,6 +21,7 @@ from nanochat_tui.engine.speculation import Mode
 from nanochat_tui.engine.weights import Weights, load_weights
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.formats.gguf import metadata_string, read_gguf
+from nanochat_tui.model.chat_families import chat_format
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.support import require_supported
 from nanochat_tui.model.tokenizer import TextCodec, codec_from_gguf, load_tokenizer
@@ -228,7 +229,10 @@ def load(
         sidecar = Path(mhc) if mhc else None
         weights: Weights = load_weights(file, config, as_float=as_float, bias=isa.q8_bias, mhc=sidecar)
         name = metadata_string(file.metadata, "general.name", file_path.stem)
-        template = metadata_string(file.metadata, "tokenizer.chat_template", "") or None
+        talk = chat_format(file.metadata)
+    for note in (*codec.notes, *([talk.note] if talk and talk.note else [])):
+        if progress:
+            progress(f"note: {note}")
     count = threads or default_threads()
     executor = Executor(
         config,
@@ -248,7 +252,7 @@ def load(
         threads=count,
         kv=kv,
         name=name,
-        chat_template=template,
+        chat_template=talk.template if talk else None,
         bytes_per_token=weights.bytes_per_token,
         speculation=speculation,
     )

@@ -1,76 +1,19 @@
-"""From messages to the token ids of a prompt: which template a file means, and what users may not say.
+"""From messages to the token ids of a prompt.
 
-A file without a template gets its family's, if its vocabulary has that family's marks. Text that people wrote is
-kept from becoming marks: `<|im_end|>` in a message is text about a mark, not the end of the message.
+Text that people wrote is kept from becoming marks: `<|im_end|>` in a message is text about a mark, not the end of the
+message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-from nanochat_tui.formats.gguf_values import GGUFValue, metadata_string, metadata_strings
-from nanochat_tui.model.chat_template import ChatTemplateError, is_usable, render, thinking_tags
+from nanochat_tui.model.chat_template import ChatTemplateError, render
 from nanochat_tui.model.tokenizer_codec import TextCodec
-
-CHATML: Final = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA3: Final = (
-    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
-    "{{ message.content | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-BITNET: Final = (
-    "{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}"
-    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
-)
-FALCON3: Final = (
-    "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}"
-    "{{ eos_token if message.role == 'assistant' else '' }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-
-_FAMILIES: Final = (
-    ("ChatML", frozenset({"<|im_start|>", "<|im_end|>"}), frozenset[str](), CHATML),
-    ("BitNet b1.58 2B4T", frozenset({"<|eot_id|>"}), frozenset({"bitnet", "bitnet-25", "bitnet-b1.58"}), BITNET),
-    ("Llama 3", frozenset({"<|start_header_id|>", "<|eot_id|>"}), frozenset[str](), LLAMA3),
-    ("Falcon 3", frozenset({"<|user|>", "<|assistant|>", "<|system|>"}), frozenset({"llama"}), FALCON3),
-)
-"""Name, marks that the vocabulary must have, architectures (none: any) and template of each family."""
 
 _GUARDS: Final = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 """Characters that Unicode keeps free for a program's own use."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatFormat:
-    """How a model is talked to."""
-
-    template: str
-    thinking: tuple[str, str] | None
-    """The marks around what the model thinks before it answers, if it does."""
-    note: str | None = None
-    """What was assumed, for people; None where the file says it all."""
-
-
-def chat_format(metadata: Mapping[str, GGUFValue]) -> ChatFormat | None:
-    """Return the chat format of a GGUF file, or None for a model that only continues text."""
-    template = metadata_string(metadata, "tokenizer.chat_template", "")
-    if template and is_usable(template):
-        return ChatFormat(template, thinking_tags(template))
-    wrong = "the file's chat template is not valid Jinja" if template else "the file has no chat template"
-    architecture = metadata_string(metadata, "general.architecture", "")
-    if architecture == "nanochat" or "tokenizer.ggml.tokens" not in metadata:
-        return None
-    known = set(metadata_strings(metadata, "tokenizer.ggml.tokens"))
-    for name, marks, architectures, family in _FAMILIES:
-        if marks <= known and (not architectures or architecture in architectures):
-            thinking = ("<think>", "</think>") if {"<think>", "</think>"} <= known else None
-            return ChatFormat(family, thinking, f"{wrong}; that of its family, {name}, is used")
-    return None
 
 
 def encode_chat(

@@ -22,6 +22,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.model.chat_families import opens_thinking, thinking_tags
+
+__all__ = ["ChatTemplateError", "is_usable", "opens_thinking", "render", "thinking_tags", "writes_bos"]
 
 MAX_TEMPLATE = 1 << 18
 """Characters of a template; the longest published ones have 30,000."""
@@ -208,11 +211,12 @@ def render(
     roles that do not alternate), or runs or writes too long.
     """
     talk = [dict(message) for message in messages]
+    beginning = ""
     if continue_last:
         add_generation_prompt = False
         if not talk or not isinstance(talk[-1].get("content"), str):
             raise ChatTemplateError("there is no message whose text could be continued")
-        beginning = talk[-1]["content"]
+        beginning = str(talk[-1]["content"])
         # some templates trim a message, and then its text would not be found again
         talk[-1]["content"] = _CONTINUED if not beginning else beginning.rstrip() + _CONTINUED
     variables: dict[str, Any] = {
@@ -247,26 +251,6 @@ def render(
     if not found:
         raise ChatTemplateError("the model's chat template leaves the last message out, so it cannot be continued")
     return before + beginning[len(beginning.rstrip()) :]
-
-
-THINKING = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<thought>", "</thought>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-)
-"""Marks that published models put around what they think before they answer."""
-
-
-def thinking_tags(template: str) -> tuple[str, str] | None:
-    """Return the marks around a model's thoughts, told by its template, or None if it does not think aloud."""
-    return next((tags for tags in THINKING if tags[1] in template), None)
-
-
-def opens_thinking(prompt: str, tags: tuple[str, str]) -> bool:
-    """Whether a rendered prompt ends inside thoughts, so that the reply begins with them and has no opening mark."""
-    return prompt.rfind(tags[0]) > prompt.rfind(tags[1])
 
 
 def writes_bos(template: str, bos_token: str) -> bool:

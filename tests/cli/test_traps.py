@@ -272,3 +272,15 @@ def test_a_whole_split_model_is_joined(tmp_path: Path, capsys: pytest.CaptureFix
     with read_gguf(tmp_path / "one.gguf") as file:
         assert not any(key.startswith("split.") for key in file.metadata)
         assert len(file.tensors) == 20
+
+
+def test_notes_stay_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    from nanochat_tui.cli.narration import Narration
+
+    with Narration() as narrate:
+        narrate("note: the rules 'llama-bpe' are used\x1b[2J")
+        narrate("a step that nobody waits for")
+    err = capsys.readouterr().err
+    assert err.startswith("note: the rules 'llama-bpe' are used")
+    assert "\x1b" not in err
+    assert err.count("\n") == 1

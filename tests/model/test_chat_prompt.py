@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nanochat_tui.formats.gguf_values import GGUFValue, ValueType, array, boolean, string, u32
-from nanochat_tui.model.chat_prompt import BITNET, CHATML, ChatFormat, chat_format, encode_chat
+from nanochat_tui.model.chat_families import BITNET, CHATML, ChatFormat, chat_format
+from nanochat_tui.model.chat_prompt import encode_chat
 from nanochat_tui.model.chat_template import ChatTemplateError, opens_thinking, render, thinking_tags
 from nanochat_tui.model.tokenizer import codec_from_gguf
 from nanochat_tui.model.tokenizer_codec import TextCodec, byte_alphabet

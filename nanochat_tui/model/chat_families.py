@@ -1,0 +1,90 @@
+"""What a file says about being talked to: its template, or its family's, and whether it thinks aloud.
+
+Nothing here needs Jinja, so that a model which only continues text loads without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from nanochat_tui.formats.gguf_values import GGUFValue, metadata_string, metadata_strings
+
+CHATML: Final = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3: Final = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
+    "{{ message.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+BITNET: Final = (
+    "{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+FALCON3: Final = (
+    "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}"
+    "{{ eos_token if message.role == 'assistant' else '' }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+_FAMILIES: Final = (
+    ("ChatML", frozenset({"<|im_start|>", "<|im_end|>"}), frozenset[str](), CHATML),
+    ("BitNet b1.58 2B4T", frozenset({"<|eot_id|>"}), frozenset({"bitnet", "bitnet-25", "bitnet-b1.58"}), BITNET),
+    ("Llama 3", frozenset({"<|start_header_id|>", "<|eot_id|>"}), frozenset[str](), LLAMA3),
+    ("Falcon 3", frozenset({"<|user|>", "<|assistant|>", "<|system|>"}), frozenset({"llama"}), FALCON3),
+)
+"""Name, marks that the vocabulary must have, architectures (none: any) and template of each family."""
+
+THINKING: Final = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<thought>", "</thought>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+"""Marks that published models put around what they think before they answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How a model is talked to."""
+
+    template: str
+    thinking: tuple[str, str] | None
+    """The marks around what the model thinks before it answers, if it does."""
+    note: str | None = None
+    """What was assumed, for people; None where the file says it all."""
+
+
+def chat_format(metadata: Mapping[str, GGUFValue]) -> ChatFormat | None:
+    """Return the chat format of a GGUF file, or None for a model that only continues text."""
+    template = metadata_string(metadata, "tokenizer.chat_template", "")
+    wrong = "the file has no chat template"
+    if template:
+        from nanochat_tui.model.chat_template import is_usable
+
+        if is_usable(template):
+            return ChatFormat(template, thinking_tags(template))
+        wrong = "the file's chat template is not valid Jinja"
+    architecture = metadata_string(metadata, "general.architecture", "")
+    if architecture == "nanochat" or "tokenizer.ggml.tokens" not in metadata:
+        return None
+    known = set(metadata_strings(metadata, "tokenizer.ggml.tokens"))
+    for name, marks, architectures, family in _FAMILIES:
+        if marks <= known and (not architectures or architecture in architectures):
+            thinking = ("<think>", "</think>") if {"<think>", "</think>"} <= known else None
+            return ChatFormat(family, thinking, f"{wrong}; that of its family, {name}, is used")
+    return None
+
+
+def thinking_tags(template: str) -> tuple[str, str] | None:
+    """Return the marks around a model's thoughts, told by its template, or None if it does not think aloud."""
+    return next((tags for tags in THINKING if tags[1] in template), None)
+
+
+def opens_thinking(prompt: str, tags: tuple[str, str]) -> bool:
+    """Whether a rendered prompt ends inside thoughts, so that the reply begins with them and has no opening mark."""
+    return prompt.rfind(tags[0]) > prompt.rfind(tags[1])
