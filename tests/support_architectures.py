@@ -83,8 +83,28 @@ def random_matrix(rng: np.random.Generator, shape: tuple[int, ...], kind: str, s
         elif made.name in ("Q2_0", "Q2_0_g128", "PQ2_0"):
             codes[rng.random(codes.shape) < 0.02] = 3  # +2 is legal, and rare
         return TensorData("", shape, made, encode_ternary(made, codes, scales))
+    if made.encoder is None:
+        return TensorData("", shape, made, random_blocks(rng, kind, n, size))
     values = rng.normal(0.0, size, shape).astype(np.float32)
     return tensor_from_array("", values, made)
+
+
+def random_blocks(rng: np.random.Generator, kind: str, n: int, size: float) -> NDArray[np.uint8]:
+    """Return blocks of a type that the project reads and does not write; values of about `size`."""
+    blocks = rng.integers(0, 256, (n, TENSOR_TYPES[kind].block_bytes)).astype(np.uint8)
+
+    def half(start: int, value: float) -> None:
+        scales = (rng.uniform(0.7, 1.3, n) * value).astype("<f2")
+        blocks[:, start : start + 2] = scales.view(np.uint8).reshape(n, 2)
+
+    if kind == "Q6_K":
+        half(208, size / (74 * 18.5))
+    elif kind == "Q4_K":
+        half(0, size / (32 * 4.6))
+        half(2, size / (32 * 4.6) * 7.5)
+    else:
+        half(0, size / 4.6)  # Q4_0
+    return blocks
 
 
 def _attention(d: Draft, b: str, *, gated: bool = False, qk_norm: bool = False, sub_norm: bool = False) -> None:

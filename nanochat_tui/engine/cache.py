@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nanochat_tui.engine.packing import aligned
 from nanochat_tui.engine.paging import NO_PARENT, PAGE, CacheType, Page, PagePool, PoolFull, pages_for
 from nanochat_tui.errors import UserError
-from nanochat_tui.model.config import ModelConfig
+from nanochat_tui.model.support import ModelShape
 
 __all__ = ["CacheType", "KVCache", "PoolFull"]
 
@@ -21,7 +23,7 @@ class KVCache:
     """
 
     def __init__(
-        self, config: ModelConfig, positions: int, kind: CacheType = "f16", pool: PagePool | None = None
+        self, config: ModelShape, positions: int, kind: CacheType = "f16", pool: PagePool | None = None
     ) -> None:
         # one page more than needed, so that what an edit leaves can be kept
         self.pool = pool or PagePool(config, pages_for(positions) + 1, kind)
@@ -31,6 +33,48 @@ class KVCache:
         self._pages: list[Page] = []
         self.table = np.zeros(pages_for(positions), np.int64)
         """Addresses of the pages, int64; the array stays where it is."""
+        self._state: NDArray[np.float32] | None = None
+        if config.state_floats:
+            self._state = aligned(config.state_floats, np.float32, 0.0)
+        self._state_at = 0
+        self._kept: tuple[int, NDArray[np.float32]] | None = None
+
+    @property
+    def state_address(self) -> int:
+        """Address of the recurrent layers' state, 0 if the model has none."""
+        return 0 if self._state is None else int(self._state.ctypes.data)
+
+    def state_for(self, position: int) -> int:
+        """Return the state's address for tokens from `position` on, which the state has to have come to.
+
+        It counts as unknown until `came_to` says what was run: an interrupted job leaves it anywhere.
+        """
+        if self._state is not None:
+            if self._state_at != position:
+                raise ValueError("a recurrent state cannot go back; begin the sequence again")
+            self._state_at = -1
+        return self.state_address
+
+    def came_to(self, position: int) -> None:
+        """Note that a job ran tokens up to a position."""
+        self._state_at = position
+
+    def keep_state(self) -> None:
+        """Remember the recurrent state as it is now, to come back to: what follows may be said otherwise later."""
+        if self._state is not None and self._state_at == len(self.ids):
+            self._kept = (len(self.ids), self._state.copy())
+
+    def _rewind(self, count: int) -> int:
+        """Bring the recurrent state to at most `count` tokens; return how many it is then."""
+        if self._state is None or self._state_at == count:
+            return count
+        if self._kept is not None and self._kept[0] <= count:
+            self._state_at, kept = self._kept
+            self._state[...] = kept
+        else:
+            self._state_at = 0
+            self._state[...] = 0.0
+        return self._state_at
 
     def _set(self, index: int, page: Page) -> None:
         if index == len(self._pages):
@@ -51,6 +95,8 @@ class KVCache:
                 break
             same += 1
         self.truncate(same)
+        if self._state is not None:  # a page without the state behind it is of no use
+            return len(self.ids)
         whole = same // PAGE
         found: list[Page] = []
         parent = self._pages[whole - 1].number if whole else NO_PARENT
@@ -69,7 +115,8 @@ class KVCache:
         return len(self.ids)
 
     def truncate(self, count: int) -> None:
-        """Keep the first `count` tokens only."""
+        """Keep the first `count` tokens only; fewer if there is a recurrent state, which only some can be had of."""
+        count = self._rewind(min(count, len(self.ids)))
         del self.ids[count:]
         # from the end, so that of a beginning its later part is forgotten first
         while len(self._pages) > pages_for(count):
@@ -86,6 +133,8 @@ class KVCache:
         """Note that the next tokens' keys and values were written; pages that are full now can be found by others."""
         full = len(self.ids) // PAGE
         self.ids += ids
+        if self._state is not None:
+            return
         for index in range(full, len(self.ids) // PAGE):
             parent = self._pages[index - 1].number if index else NO_PARENT
             part = self.ids[index * PAGE : (index + 1) * PAGE]
@@ -95,6 +144,9 @@ class KVCache:
         """Return a cache with the same content that shares its pages until one of the two writes into one."""
         other = KVCache(self._config, self.positions, self.pool.kind, self.pool)
         other.ids = list(self.ids)
+        if self._state is not None and other._state is not None:
+            other._state[...] = self._state
+            other._state_at, other._kept = self._state_at, self._kept
         for page in self._pages[: pages_for(len(self.ids))]:
             other._set(len(other._pages), self.pool.share(page))
         return other

@@ -15,15 +15,16 @@ from nanochat_tui.engine.cache import CacheType, KVCache
 from nanochat_tui.engine.compile_cache import Progress, load_entry
 from nanochat_tui.engine.dispatch import choose_kernel
 from nanochat_tui.engine.executor import CHUNK, Executor
+from nanochat_tui.engine.kernels.kinds import COMMON
 from nanochat_tui.engine.paging import KINDS
 from nanochat_tui.engine.session import FinishReason, Session, Stats, Token
 from nanochat_tui.engine.speculation import Mode
 from nanochat_tui.engine.weights import Weights, load_weights
 from nanochat_tui.errors import UserError, display_safe
-from nanochat_tui.formats.gguf import metadata_string, read_gguf
+from nanochat_tui.formats.gguf import metadata_string
 from nanochat_tui.model.chat_families import chat_format
-from nanochat_tui.model.config import ModelConfig
-from nanochat_tui.model.support import require_supported
+from nanochat_tui.model.shards import open_model
+from nanochat_tui.model.support import ModelShape, require_described, require_vocabulary
 from nanochat_tui.model.tokenizer import TextCodec, codec_from_gguf, load_tokenizer
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ __all__ = ["Generation", "Model", "Token", "load"]
 
 Activations = Literal["int8", "float"]
 MAX_THREADS = 256
-MAX_CONTEXT = 1 << 20
-"""Longest context that is believed; a damaged number would reserve memory for it."""
 
 
 class Generation(Iterator[Token]):
@@ -64,7 +63,7 @@ class Model:
     def __init__(
         self,
         path: Path,
-        config: ModelConfig,
+        config: ModelShape,
         codec: TextCodec,
         executor: Executor,
         *,
@@ -212,22 +211,16 @@ def load(
     file_path = Path(path)
     if progress:
         progress(f"reading {display_safe(file_path.name)}")
-    with read_gguf(file_path) as file:
-        config = require_supported(file)
-        if config.context_length > MAX_CONTEXT:
-            raise UserError(
-                f"the file claims a context of {config.context_length} tokens, and this version runs at most "
-                f"{MAX_CONTEXT}; export it again with a smaller one"
-            )
+    with open_model(file_path) as file:
+        shape = require_described(file)
+        if progress:
+            for note in shape.notes:
+                progress(note)
         codec = codec_from_gguf(file.metadata, load_tokenizer(Path(tokenizer)) if tokenizer else None)
-        tokens = codec.tokenizer.get_vocab_size()
-        if tokens > config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {tokens} tokens and the model only {config.vocab_size}; they do not belong together"
-            )
+        require_vocabulary(codec.tokenizer.get_vocab_size(), shape.vocab_size)
         as_float = activations == "float"
         sidecar = Path(mhc) if mhc else None
-        weights: Weights = load_weights(file, config, as_float=as_float, bias=isa.q8_bias, mhc=sidecar)
+        weights: Weights = load_weights(file, shape, as_float=as_float, bias=isa.q8_bias, mhc=sidecar)
         name = metadata_string(file.metadata, "general.name", file_path.stem)
         talk = chat_format(file.metadata)
     for note in (*codec.notes, *([talk.note] if talk and talk.note else [])):
@@ -235,9 +228,9 @@ def load(
             progress(f"note: {note}")
     count = threads or default_threads()
     executor = Executor(
-        config,
+        shape,
         weights,
-        load_entry(info, weights.group, progress),
+        load_entry(info, weights.group, progress, COMMON | weights.kinds),
         threads=count,
         tile=isa.tile,
         queries=isa.queries,
@@ -245,7 +238,7 @@ def load(
     )
     return Model(
         file_path,
-        config,
+        shape.config or shape,
         codec,
         executor,
         kernel=info.name,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.packing import aligned, round_up
 from nanochat_tui.errors import UserError
-from nanochat_tui.model.config import ModelConfig
+from nanochat_tui.model.support import ModelShape
 
 CacheType = Literal["f16", "f32", "int8"]
 KINDS: dict[str, int] = {"f32": s.KV_F32, "f16": s.KV_F16, "int8": s.KV_INT8}
@@ -59,7 +59,7 @@ class PagePool:
     needed, and kept. A layer's part of a page is [kv head][head_bytes], see `kernels.attention`.
     """
 
-    def __init__(self, config: ModelConfig, pages: int, kind: CacheType = "f16") -> None:
+    def __init__(self, config: ModelShape, pages: int, kind: CacheType = "f16") -> None:
         self.kind: CacheType = kind
         self.capacity = pages
         size, padded = _BYTES[kind], round_up(config.head_dim, 16)
@@ -69,7 +69,7 @@ class PagePool:
         end = self.key_scale_offset + (8 * PAGE if kind == "int8" else 0)
         self.head_bytes = round_up(end, 64)
         self.layer_bytes = config.n_kv_heads * self.head_bytes
-        self.page_bytes = self.layer_bytes * config.n_layers
+        self.page_bytes = self.layer_bytes * config.n_cached_layers
         self._lock = threading.RLock()
         self._made = 0
         self._used = 0

@@ -20,11 +20,10 @@ from nanochat_tui.engine.packing import (
     aligned,
     needs_small_groups,
     pack_dense,
-    pack_q8,
     pack_ternary,
-    q8_parts,
     round_up,
 )
+from nanochat_tui.engine.packing_tables import KIND_OF_TYPE, pack_blocks
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile
 from nanochat_tui.formats.tensor_types import ternary_codes
@@ -94,40 +93,40 @@ def group_of(file: GGUFFile, names: Sequence[str]) -> int:
 
 
 def load_matrix(
-    file: GGUFFile, rows: Sequence[Rows], *, group: int, as_float: bool, multiple: int = s.ROW_BLOCK
+    file: GGUFFile, rows: Sequence[Rows], *, group: int, bias: int, as_float: bool, multiple: int = s.ROW_BLOCK
 ) -> Matrix:
-    """Stack rows of tensors of equal width. multiple: rows are filled up to it with zeros.
+    """Stack rows of tensors of equal width. multiple: rows are filled up to it with zeros. bias: `Isa.q8_bias`.
 
     as_float: float32 whatever the type. Raises UserError if a number is not finite.
     """
     names = list(dict.fromkeys(name for name, _ in rows))
     types = {file.tensor(name).type.name for name in names}
-    factor, bias = _row_vectors(file, rows, multiple)
+    factor, added = _row_vectors(file, rows, multiple)
     if not as_float and types == {"I2_S"}:
         packed = _ternary(file, rows, group, multiple)
         by_row = _i2_s_scales(file, rows, multiple)
-        return Matrix(k.TERNARY_ROW, Packed(packed.weights, by_row, packed.rows, packed.columns), factor, bias)
+        return Matrix(k.TERNARY_ROW, Packed(packed.weights, by_row, packed.rows, packed.columns), factor, added)
     if not as_float and "I2_S" not in types and all(is_ternary(file, name) for name in names):
-        return Matrix(k.TERNARY, _ternary(file, rows, group, multiple), factor, bias)
+        return Matrix(k.TERNARY, _ternary(file, rows, group, multiple), factor, added)
     if not as_float and types == {"BF16"}:
-        return Matrix(k.BF16, pack_dense(_raw16(file, rows), multiple), factor, bias)
+        return Matrix(k.BF16, pack_dense(_raw16(file, rows), multiple), factor, added)
+    if not as_float and len(types) == 1 and (blocks := _blocks(file, rows)) is not None:
+        (name,) = types
+        try:
+            packed = pack_blocks(name, blocks, file.tensor(names[0]).shape[-1], bias=bias, multiple=multiple)
+        except ValueError as error:
+            raise UserError(f"the tensor {names[0]} holds a value that is not finite; the file is damaged") from error
+        return Matrix(KIND_OF_TYPE[name], packed, factor, added)
     values = _floats(file, rows)
     if not as_float and (half := _as_half(types, values)) is not None:
-        return Matrix(k.F16, pack_dense(half, multiple), factor, bias)
-    return Matrix(k.F32, pack_dense(values, multiple), factor, bias)
+        return Matrix(k.F16, pack_dense(half, multiple), factor, added)
+    return Matrix(k.F32, pack_dense(values, multiple), factor, added)
 
 
 def load_table(file: GGUFFile, name: str, *, group: int, as_float: bool, bias: int) -> Matrix:
     """Pack an embedding or head; bias: what the kernel wants added to int8 weights. Raises as `load_matrix`."""
-    info = file.tensor(name)
-    if info.type.name == "Q8_0" and not as_float:
-        quants, scales = q8_parts(file.blocks(name), info.shape[1])
-        if not np.isfinite(scales).all():
-            raise UserError(f"the tensor {name} holds a value that is not finite; the file is damaged")
-        # -128 has no negative in a byte, which the AVX2 kernel needs; no quantiser writes it
-        if quants.min(initial=0) > -128:
-            return Matrix(k.Q8, pack_q8(quants, scales, bias, s.STATISTICS_BLOCK))
-    return load_matrix(file, [all_rows(file, name)], group=group, as_float=as_float, multiple=s.STATISTICS_BLOCK)
+    rows = [all_rows(file, name)]
+    return load_matrix(file, rows, group=group, bias=bias, as_float=as_float, multiple=s.STATISTICS_BLOCK)
 
 
 def load_vector(file: GGUFFile, name: str) -> NDArray[np.float32]:
@@ -251,6 +250,23 @@ def _floats(file: GGUFFile, rows: Sequence[Rows]) -> NDArray[np.float32]:
         values = load_vector(file, name).reshape(-1, file.tensor(name).shape[-1])
         parts.append(values if np.array_equal(wanted, np.arange(len(values))) else values[wanted])
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _blocks(file: GGUFFile, rows: Sequence[Rows]) -> NDArray[np.uint8] | None:
+    """Return the blocks of rows of one type, uint8 [n_blocks, block_bytes], if there are kernels for them."""
+    info = file.tensor(rows[0][0])
+    if info.type.name not in KIND_OF_TYPE:
+        return None
+    width = info.shape[-1] // info.type.block_elements
+    parts = []
+    for name, wanted in rows:
+        blocks = file.blocks(name).reshape(-1, width, info.type.block_bytes)
+        parts.append(blocks if np.array_equal(wanted, np.arange(len(blocks))) else blocks[wanted])
+    found = (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, info.type.block_bytes)
+    # -128 has no negative in a byte, which the AVX2 kernel needs; no quantiser writes it
+    if info.type.name == "Q8_0" and found[:, 2:].view(np.int8).min(initial=0) == -128:
+        return None
+    return found
 
 
 def _raw16(file: GGUFFile, rows: Sequence[Rows]) -> NDArray[np.uint16]:

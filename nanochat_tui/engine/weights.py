@@ -71,10 +71,14 @@ class Weights:
     final_norm: NDArray[np.float32]
     final_mix: NDArray[np.float32]
     group: int
-    bias: int
     frequencies: NDArray[np.float64]
     used_experts: float = 1.0
     """Share of the experts that a token uses."""
+
+    @property
+    def kinds(self) -> frozenset[int]:
+        """Kinds of matrices that there are, see `kernels.kinds`."""
+        return frozenset([self.embedding.kind, self.head.kind, *(m.kind for y in self.layers for m in y.matrices)])
 
     @property
     def nbytes(self) -> int:
@@ -213,8 +217,11 @@ def load_weights(
     mixes = _mixes(file, shape, mhc)
     group = group_of(file, [part.name for part in shape.parts() if part.role in ("ternary", "table")])
 
-    def stack(*names: str) -> Matrix:
-        return load_matrix(file, [all_rows(file, name) for name in names], group=group, as_float=as_float)
+    def load(rows: list[Rows], exact: bool = as_float) -> Matrix:
+        return load_matrix(file, rows, group=group, bias=bias, as_float=exact)
+
+    def stack(*names: str, exact: bool = as_float) -> Matrix:
+        return load([all_rows(file, name) for name in names], exact)
 
     layers = []
     for number, layer in enumerate(shape.layers):
@@ -222,16 +229,13 @@ def load_weights(
         small = router = None
         if isinstance(layer.mixer, DeltaNet):
             qkv, output = stack(f"{b}attn_qkv.weight", f"{b}attn_gate.weight"), stack(f"{b}ssm_out.weight")
-            names = [all_rows(file, f"{b}{name}.weight") for name in ("ssm_alpha", "ssm_beta")]
-            small = load_matrix(file, names, group=group, as_float=True)
+            small = stack(f"{b}ssm_alpha.weight", f"{b}ssm_beta.weight", exact=True)
         else:
             rows = _attention_rows(b, layer.mixer, shape.rope)
-            qkv, output = load_matrix(file, rows, group=group, as_float=as_float), stack(f"{b}attn_output.weight")
+            qkv, output = load(rows), stack(f"{b}attn_output.weight")
         if layer.ffn.experts:
             ups, downs = _expert_rows(b, layer, shape.dim)
-            gate_up = load_matrix(file, ups, group=group, as_float=as_float)
-            down = load_matrix(file, downs, group=group, as_float=as_float)
-            router = load_matrix(file, [all_rows(file, f"{b}ffn_gate_inp.weight")], group=group, as_float=True)
+            gate_up, down, router = load(ups), load(downs), stack(f"{b}ffn_gate_inp.weight", exact=True)
         else:
             gate_up, down = stack(f"{b}ffn_gate.weight", f"{b}ffn_up.weight"), stack(f"{b}ffn_down.weight")
         layers.append(
@@ -261,7 +265,6 @@ def load_weights(
         final_norm=load_vector(file, "output_norm.weight"),
         final_mix=final,
         group=group,
-        bias=bias,
         frequencies=shape.rope.frequencies(factors),
         used_experts=ffn.used / ffn.experts if ffn.experts else 1.0,
     )

@@ -62,6 +62,16 @@ class ModelConfig:
         return self.n_kv_heads * self.head_dim
 
     @property
+    def n_cached_layers(self) -> int:
+        """Layers that keep keys and values: all."""
+        return self.n_layers
+
+    @property
+    def state_floats(self) -> int:
+        """Floats of recurrent state per sequence: none."""
+        return 0
+
+    @property
     def mhc_records(self) -> int:
         """Number of mHC records: attention and feed-forward of every block; 0 for a plain residual."""
         return 0 if self.n_streams == 1 else 2 * self.n_layers

@@ -36,9 +36,7 @@ NANOCHAT_TYPES = TYPES_BY_ROLE | {
 }
 """The same for the project's own files, which nobody writes otherwise."""
 
-UNFINISHED: dict[str, str] = dict.fromkeys(
-    SUPPORTED_ARCHITECTURES[1:], "its description is known, its computation is not finished"
-)
+UNFINISHED: dict[str, str] = {}
 """Architectures that can be described but not run, with the reason."""
 
 IGNORED = ("mm.", "v.", "a.")
@@ -46,6 +44,10 @@ IGNORED = ("mm.", "v.", "a.")
 WIDTH_STEP = 32
 """The kernels work on whole vectors: widths are multiples of this."""
 MAX_HEAD_DIM = 1024
+
+
+ModelShape = ModelConfig | Architecture
+"""What a model's `config` is: a nanochat file's own shape, or the description of another architecture."""
 
 
 class UnsupportedModelError(UserError):
@@ -86,7 +88,7 @@ def require_described(file: GGUFFile) -> Architecture:
     return found
 
 
-def require_supported(file: GGUFFile) -> ModelConfig | Architecture:
+def require_supported(file: GGUFFile) -> ModelShape:
     """Return the model's shape: a nanochat file's own, else the description; raises as `require_described`."""
     found = require_described(file)
     return found.config or found

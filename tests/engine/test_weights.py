@@ -29,6 +29,11 @@ def unpacked(matrix: Matrix, group: int) -> np.ndarray:
         if matrix.kind == k.BF16:
             w = (w.astype(np.uint32) << 16).view(np.float32)
         dense = w.astype(np.float64).transpose(0, 2, 1).reshape(-1, columns)
+    elif matrix.kind == k.Q8:
+        raw = np.ascontiguousarray(w).view(np.int8).reshape(len(w), columns // 4, 16, 4)
+        values = raw.transpose(0, 2, 1, 3).reshape(len(w) * 16, columns).astype(np.float64)
+        scales = matrix.scales.reshape(len(w), columns // 32, 16).transpose(0, 2, 1).reshape(len(w) * 16, -1)
+        dense = values * np.repeat(scales.astype(np.float64), 32, axis=1)
     else:
         raw = np.ascontiguousarray(w).view(np.uint8).reshape(len(w), -1, 16, 4)  # block, step, row, byte
         codes = np.stack([(raw >> (2 * i)) & 3 for i in range(4)], axis=3).reshape(len(w), -1, 16, 16)
@@ -60,12 +65,11 @@ def test_every_type_is_held_exactly(kind: str, as_float: bool, tmp_path: Path, m
     with read_gguf(path) as file:
         wanted = np.concatenate([file.array(f"blk.1.attn_{part}.weight") for part in "qkv"])
         down = file.array("blk.1.ffn_down.weight")
-    # a float16 holds Q8_0's products to float16's precision; everything else is exact
-    rtol = 2.0**-10 if kind == "Q8_0" and not as_float else 0.0 if kind != "I2_S" else 1e-7
+    rtol = 1e-7 if kind in ("I2_S", "Q8_0") else 0.0  # products in float64 here, in float32 there
     np.testing.assert_allclose(unpacked(layer.qkv, weights.group), wanted, rtol=rtol, atol=0)
     np.testing.assert_allclose(unpacked(layer.down, weights.group), down, rtol=rtol, atol=0)
     assert layer.qkv.packed.rows == (HEADS + 2 * KV_HEADS) * WIDTH
-    kinds = {"F32": k.F32, "BF16": k.BF16, "F16": k.F16, "Q8_0": k.F16, "I2_S": k.TERNARY_ROW}
+    kinds = {"F32": k.F32, "BF16": k.BF16, "F16": k.F16, "Q8_0": k.Q8, "I2_S": k.TERNARY_ROW}
     assert layer.qkv.kind == (k.F32 if as_float else kinds.get(kind, k.TERNARY))
     assert weights.group == (64 if kind == "Q2_0" else 128)
 

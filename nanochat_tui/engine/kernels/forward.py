@@ -8,8 +8,7 @@ thread has its own tiles of tokens and all rows. Both call the same kernels, so 
 
 from __future__ import annotations
 
-import numpy as np
-
+from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.attention import (
     attend_1_f16,
@@ -28,8 +27,13 @@ from nanochat_tui.engine.kernels.attention import (
     store_key,
     store_value,
 )
-from nanochat_tui.engine.kernels.linear import dense_f32, ternary, tile_of
+from nanochat_tui.engine.kernels.experts import choose_experts, experts_down, experts_up
+from nanochat_tui.engine.kernels.linear import tile_of
+from nanochat_tui.engine.kernels.products import activate, product, rotate_row, round_single, takes_floats
+from nanochat_tui.engine.kernels.recurrence import delta_net
 from nanochat_tui.engine.kernels.registry import compiled
+from nanochat_tui.engine.kernels.rows import matrix_row
+from nanochat_tui.engine.kernels.rowwise import multiply, sigmoid_multiply, walsh_hadamard
 from nanochat_tui.engine.kernels.threads import barrier
 from nanochat_tui.engine.kernels.vectors import (
     mix_read_1,
@@ -41,7 +45,6 @@ from nanochat_tui.engine.kernels.vectors import (
     quantise,
     rms_norm,
     rope,
-    silu_multiply,
 )
 from nanochat_tui.engine.simd.intrinsics import (
     f32_from_bits,
@@ -49,8 +52,6 @@ from nanochat_tui.engine.simd.intrinsics import (
     load_f32,
     load_i32,
     load_i64,
-    load_u8,
-    load_u16,
     store_f32,
     store_i32,
 )
@@ -78,56 +79,15 @@ def mix_write(streams, x, y, mix, dim):
         mix_write_4(x, y, mix, dim)
 
 
-@compiled("f:i")
-def half_to_float(bits):
-    """Return the float32 of a finite float16 given as an integer."""
-    magnitude = f32_from_bits((bits & 0x7FFF) << 13) * f32_from_bits((127 + 112) << 23)
-    if bits & 0x8000:
-        return -magnitude
-    return magnitude
-
-
 @compiled("v:iii")
 def embed(model, token, out):
     """Write one row of the embedding table as float32 [dim]."""
-    dim = get(model, s.DIM)
-    row, block = token % 16, token // 16
-    weights = get(model, s.EMBEDDING_WEIGHTS)
-    if get(model, s.EMBEDDING_KIND) == s.KIND_Q8:
-        bias = get(model, s.TABLE_BIAS)
-        for group in range(dim // 32):
-            scale = half_to_float(
-                load_u16(get(model, s.EMBEDDING_SCALES) + ((block * (dim // 32) + group) * 16 + row) * 2)
-            )
-            for i in range(32):
-                k = group * 32 + i
-                byte = load_u8(weights + (block * (dim // 4) + k // 4) * 64 + row * 4 + k % 4)
-                # a biased table holds w + 128; the others hold w as a signed byte
-                value = byte - bias if bias else (byte ^ 128) - 128
-                store_f32(out + k * 4, np.float32(value) * scale)
-    elif get(model, s.EMBEDDING_KIND) == s.KIND_F16:
-        for k in range(dim):
-            store_f32(out + k * 4, half_to_float(load_u16(weights + ((block * dim + k) * 16 + row) * 2)))
-    else:
-        for k in range(dim):
-            store_f32(out + k * 4, load_f32(weights + ((block * dim + k) * 16 + row) * 4))
-
-
-@compiled("v:iiiiiiiiiiiiiii")
-def linear(model, thread, weights, scales, source, columns, padded, y, y_stride, first, last, count, t0, tiles, step):
-    """Multiply tiles of tokens by row blocks first..last of one matrix.
-
-    `source`: float32 activations [token][columns], read only when activations stay floats; otherwise the
-    thread's int8 tiles are used.
-    """
-    if get(model, s.FLOAT_ACTIVATIONS) == 1:
-        tile = tile_of(model, count)
-        for t in range(t0, tiles, step):
-            for token in range(t * tile, min(t * tile + tile, count)):
-                dense_f32(weights, source + token * columns * 4, y + token * y_stride, first, last, columns)
-        return
-    ternary(model, tile_of(model, count), weights, scales, get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE),
-            y, first, last, padded // get(model, s.GROUP), y_stride, t0, tiles, step)  # fmt: skip
+    matrix_row(get(model, s.EMBEDDING_MATRIX), token, out)
+    factors, dim = get(model, s.ROTATE_EMBEDDING), get(model, s.DIM)
+    if factors != 0:
+        # the inverse of a rotation that was folded into the table
+        walsh_hadamard(out, dim, get(model, s.ROTATION_BITS))
+        multiply(out, factors, out, dim)
 
 
 @compiled("v:iiiiiiiiiii")
@@ -149,34 +109,52 @@ def round_row(model, x8, init, scales, row, n, padded, token, count, block, fact
     )
 
 
-@compiled("v:iiiiiii")
-def prepare(model, thread, streams, mix, norm, token, count):
-    """Read from the streams, normalise, quantise one token; leaves the float row in MIXED."""
+@compiled("v:iiiiii")
+def prepare(model, thread, streams, mix, norm, token):
+    """Read one token from the streams and normalise it; leaves the float row in MIXED."""
     dim = get(model, s.DIM)
     row = get(thread, s.MIXED) + token * dim * 4
     mix_read(streams, get(thread, s.X) + token * streams * dim * 4, row, mix, dim)
     rms_norm(row, norm, row, dim, f32_from_bits(get(model, s.EPSILON_BITS)))
-    if get(model, s.FLOAT_ACTIVATIONS) == 0:
+
+
+@compiled("v:iiiiii")
+def round_input(model, thread, matrix, row, token, count):
+    """Quantise a row into the thread's int8 tiles, if the matrix takes integers."""
+    if takes_floats(matrix) == 0:
         round_row(
-            model, get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE), row, dim, get(model, s.DIM_PADDED),
-            token, count, get(model, s.GROUP), 1,
+            model, get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE), row, get(matrix, k.COLUMNS),
+            get(matrix, k.PADDED), token, count, get(model, s.GROUP), 1,
         )  # fmt: skip
 
 
-@compiled("v:iiiiiiii")
-def read_rows(model, thread, shared, norm, width, padded, token, count):
-    """Quantise one token's row of a shared buffer [token][width], normalised into MIXED first if there is a norm."""
-    row = shared + token * width * 4
+@compiled("v:iiiiii")
+def finish_input(model, thread, matrix, rotation, token, count):
+    """Rotate a token's row in MIXED and quantise it for a matrix."""
+    row = get(thread, s.MIXED) + token * get(model, s.DIM) * 4
+    rotate_row(model, row, rotation, get(model, s.DIM))
+    round_input(model, thread, matrix, row, token, count)
+
+
+@compiled("v:iiiiiiiii")
+def read_rows(model, thread, shared, gates, norm, rotation, matrix, token, count):
+    """Quantise one token's row of a shared buffer for a matrix: gated, normalised and rotated first if asked.
+
+    What changes the row does so in MIXED, because other threads read the same row.
+    """
+    width = get(matrix, k.COLUMNS)
+    row, mixed = shared + token * width * 4, get(thread, s.MIXED) + token * width * 4
+    if gates != 0:
+        sigmoid_multiply(row, gates + token * get(model, s.QKV_STRIDE), mixed, width)
+        row = mixed
     if norm != 0:
-        # not in place: other threads read the same row
-        mixed = get(thread, s.MIXED) + token * width * 4
         rms_norm(row, norm, mixed, width, f32_from_bits(get(model, s.EPSILON_BITS)))
         row = mixed
-    if get(model, s.FLOAT_ACTIVATIONS) == 0:
-        round_row(
-            model, get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE), row, width, padded, token, count,
-            get(model, s.GROUP), 1,
-        )  # fmt: skip
+    if rotation != 0:
+        multiply(row, rotation, mixed, width)
+        walsh_hadamard(mixed, width, get(model, s.ROTATION_BITS))
+        row = mixed
+    round_input(model, thread, matrix, row, token, count)
 
 
 @compiled("i:ii")
@@ -319,86 +297,146 @@ def attend_rows(model, job, thread, layer_row, token0, token1, part, parts, qkv,
         token = end
 
 
+@compiled("v:iiiiiiiii")
+def feed_forward(model, thread, layer_row, part, parts, count, t0, tiles, step):
+    """activation(gate) · up, then down, of the tokens whose normalised rows are in MIXED; result in PROJECTION."""
+    dim, hidden, mixed = get(model, s.DIM), get(model, s.HIDDEN), get(thread, s.MIXED)
+    gate_up, result = get(model, s.GATE_UP), get(model, s.PRODUCT)
+    up_matrix, down_matrix = layer_row + 8 * s.GATE_UP_MATRIX, layer_row + 8 * s.DOWN_MATRIX
+    tile = tile_of(model, count)
+    blocks, dim_blocks = hidden // 16, dim // 16
+    f0, f1 = blocks * part // parts, blocks * (part + 1) // parts
+    for t in range(t0, tiles, step):
+        for token in range(t * tile, min(t * tile + tile, count)):
+            finish_input(model, thread, up_matrix, get(layer_row, s.ROTATE_FFN), token, count)
+    for side in range(2):
+        product(model, thread, up_matrix, mixed, gate_up, 2 * hidden * 4, side * blocks + f0, side * blocks + f1,
+                count, t0, tiles, step)  # fmt: skip
+    for t in range(t0, tiles, step):
+        for token in range(t * tile, min(t * tile + tile, count)):
+            gate = gate_up + (token * 2 * hidden + f0 * 16) * 4
+            activate(layer_row, gate, gate + hidden * 4, result + (token * hidden + f0 * 16) * 4, (f1 - f0) * 16)
+    barrier(get(model, s.CONTROL), parts)
+    norm, rotation = get(layer_row, s.FFN_SUB_NORM), get(layer_row, s.ROTATE_DOWN)
+    source = mixed if norm != 0 or rotation != 0 else result
+    for t in range(t0, tiles, step):
+        for token in range(t * tile, min(t * tile + tile, count)):
+            read_rows(model, thread, result, 0, norm, rotation, down_matrix, token, count)
+    product(model, thread, down_matrix, source, get(model, s.PROJECTION), dim * 4, dim_blocks * part // parts,
+            dim_blocks * (part + 1) // parts, count, t0, tiles, step)  # fmt: skip
+
+
+@compiled("v:iiiiiiiii")
+def expert_feed_forward(model, thread, layer_row, part, parts, count, t0, tiles, step):
+    """The same with experts, chosen by a router that reads the row before it is rounded."""
+    dim, mixed = get(model, s.DIM), get(thread, s.MIXED)
+    router, up_matrix = layer_row + 8 * s.ROUTER_MATRIX, layer_row + 8 * s.GATE_UP_MATRIX
+    control, tile = get(model, s.CONTROL), tile_of(model, count)
+    routed, blocks, dim_blocks = get(router, s.MATRIX_BLOCKS), get(model, s.HIDDEN) // 16, dim // 16
+    product(model, thread, router, mixed, get(model, s.ROUTED), get(model, s.ROUTED_STRIDE),
+            routed * part // parts, routed * (part + 1) // parts, count, t0, tiles, step)  # fmt: skip
+    barrier(control, parts)
+    for t in range(t0, tiles, step):
+        for token in range(t * tile, min(t * tile + tile, count)):
+            row = mixed + token * dim * 4
+            choose_experts(model, thread, layer_row, token)
+            if takes_floats(up_matrix) == 0:
+                round_single(model, thread, row, token, up_matrix)
+            experts_up(model, thread, layer_row, token, row, blocks * part // parts, blocks * (part + 1) // parts)
+    barrier(control, parts)
+    for t in range(t0, tiles, step):
+        for token in range(t * tile, min(t * tile + tile, count)):
+            experts_down(model, thread, layer_row, token, dim_blocks * part // parts,
+                         dim_blocks * (part + 1) // parts)  # fmt: skip
+
+
+@compiled("v:iiiiiiiiiiiii")
+def attention(model, job, thread, layer_row, tid, by_rows, count, tile, t0, tiles, step, part, parts):
+    """Keys and values into the cache, then attention of the job's tokens; result in the attention buffer."""
+    control, threads = get(model, s.CONTROL), get(model, s.THREADS)
+    heads, kv_heads = get(model, s.HEADS), get(model, s.KV_HEADS)
+    qkv, out = get(model, s.QKV), get(model, s.ATTENTION)
+    k0, k1 = kv_heads * part // parts, kv_heads * (part + 1) // parts
+    barrier(control, parts)
+    for t in range(t0, tiles, step):
+        cache_tokens(model, job, layer_row, t * tile, min(t * tile + tile, count), k0, k1, qkv)
+    # one token with as many key heads as query heads: a thread reads only what it wrote itself
+    barrier(control, threads if by_rows == 0 or count > 1 or heads != kv_heads else 1)
+    if by_rows == 1:
+        attend_rows(model, job, thread, layer_row, 0, count, part, parts, qkv, out)
+    else:
+        for t in range(t0, tiles, step):
+            attend_rows(model, job, thread, layer_row, t * tile, min(t * tile + tile, count), 0, 1, qkv, out)
+    barrier(control, parts)
+
+
 @compiled("v:iiiiiii")
 def forward(model, job, layers, thread, tid, count, by_rows):
     """Run the first `count` tokens of the job's table through all blocks; leaves the streams in the thread's X.
 
     by_rows: 1 shares rows between threads, 0 shares tiles of tokens.
     """
-    dim, hidden, streams = get(model, s.DIM), get(model, s.HIDDEN), get(model, s.STREAMS)
-    dim_padded, hidden_padded = get(model, s.DIM_PADDED), get(model, s.HIDDEN_PADDED)
-    query_width, query_padded = get(model, s.QUERY_WIDTH), get(model, s.QUERY_PADDED)
-    heads, kv_heads, qkv_stride = get(model, s.HEADS), get(model, s.KV_HEADS), get(model, s.QKV_STRIDE)
+    dim, streams = get(model, s.DIM), get(model, s.STREAMS)
     control, threads, mixed = get(model, s.CONTROL), get(model, s.THREADS), get(thread, s.MIXED)
-    qkv, projection, attention = get(model, s.QKV), get(model, s.PROJECTION), get(model, s.ATTENTION)
-    gate_up, product = get(model, s.GATE_UP), get(model, s.PRODUCT)
+    qkv, qkv_stride, projection = get(model, s.QKV), get(model, s.QKV_STRIDE), get(model, s.PROJECTION)
+    mixer_out = get(model, s.ATTENTION)
 
     tile = tile_of(model, count)
     tiles = (count + tile - 1) // tile
     t0, step, part, parts = tid, threads, 0, 1
     if by_rows == 1:
         t0, step, part, parts = 0, 1, tid, threads
-    shared = threads if by_rows == 1 else 1
-    k0, k1 = kv_heads * part // parts, kv_heads * (part + 1) // parts
-    dim_blocks, hidden_blocks, qkv_blocks = dim // 16, hidden // 16, qkv_stride // 64
-    d0, d1 = dim_blocks * part // parts, dim_blocks * (part + 1) // parts
-    f0, f1 = hidden_blocks * part // parts, hidden_blocks * (part + 1) // parts
-    q0, q1 = qkv_blocks * part // parts, qkv_blocks * (part + 1) // parts
+    d0, d1 = dim // 16 * part // parts, dim // 16 * (part + 1) // parts
 
     for t in range(t0, tiles, step):
         for token in range(t * tile, min(t * tile + tile, count)):
             x = get(thread, s.X) + token * streams * dim * 4
             embed(model, get(row_of(job, token), s.TOKEN), x)
             for stream in range(1, streams):
-                for k in range(dim):
-                    store_f32(x + (stream * dim + k) * 4, load_f32(x + k * 4))
+                for i in range(dim):
+                    store_f32(x + (stream * dim + i) * 4, load_f32(x + i * 4))
     for layer in range(get(model, s.LAYERS)):
         row = layers + layer * 8 * s.LAYER_SLOTS
+        matrix, recurrent = row + 8 * s.QKV_MATRIX, get(row, s.RECURRENT)
         for t in range(t0, tiles, step):
             for token in range(t * tile, min(t * tile + tile, count)):
-                prepare(model, thread, streams, get(row, s.ATTENTION_MIX), get(row, s.ATTENTION_NORM), token, count)
-        linear(model, thread, get(row, s.QKV_WEIGHTS), get(row, s.QKV_SCALES), mixed, dim, dim_padded,
-               qkv, qkv_stride, q0, q1, count, t0, tiles, step)  # fmt: skip
-        barrier(control, shared)
+                prepare(model, thread, streams, get(row, s.ATTENTION_MIX), get(row, s.ATTENTION_NORM), token)
+        if recurrent == 1:
+            small = row + 8 * s.SMALL_MATRIX
+            blocks = get(small, s.MATRIX_BLOCKS)
+            product(model, thread, small, mixed, get(model, s.SMALL), get(model, s.SMALL_STRIDE),
+                    blocks * part // parts, blocks * (part + 1) // parts, count, t0, tiles, step)  # fmt: skip
         for t in range(t0, tiles, step):
-            cache_tokens(model, job, row, t * tile, min(t * tile + tile, count), k0, k1, qkv)
-        # one token with as many key heads as query heads: a thread reads only what it wrote itself
-        barrier(control, threads if by_rows == 0 or count > 1 or heads != kv_heads else 1)
-        if by_rows == 1:
-            attend_rows(model, job, thread, row, 0, count, part, parts, qkv, attention)
+            for token in range(t * tile, min(t * tile + tile, count)):
+                finish_input(model, thread, matrix, get(row, s.ROTATE_INPUT), token, count)
+        blocks = get(matrix, s.MATRIX_BLOCKS)
+        product(model, thread, matrix, mixed, qkv, qkv_stride, blocks * part // parts, blocks * (part + 1) // parts,
+                count, t0, tiles, step)  # fmt: skip
+        gates = 0
+        if recurrent == 1:
+            barrier(control, threads)
+            delta_net(model, job, thread, row, tid, count)
         else:
-            for t in range(t0, tiles, step):
-                attend_rows(model, job, thread, row, t * tile, min(t * tile + tile, count), 0, 1, qkv, attention)
-        barrier(control, shared)
-        source = mixed if get(row, s.ATTENTION_SUB_NORM) != 0 else attention
+            attention(model, job, thread, row, tid, by_rows, count, tile, t0, tiles, step, part, parts)
+            if get(row, s.GATED) == 1:
+                gates = qkv + (get(model, s.QUERY_WIDTH) + 2 * get(model, s.KV_HEADS) * get(model, s.HEAD_DIM)) * 4
+        matrix, norm, rotation = row + 8 * s.OUTPUT_MATRIX, get(row, s.ATTENTION_SUB_NORM), get(row, s.ROTATE_OUTPUT)
+        source = mixed if gates != 0 or norm != 0 or rotation != 0 else mixer_out
         for t in range(t0, tiles, step):
             for token in range(t * tile, min(t * tile + tile, count)):
-                read_rows(model, thread, attention, get(row, s.ATTENTION_SUB_NORM), query_width, query_padded,
-                          token, count)  # fmt: skip
-        linear(model, thread, get(row, s.OUTPUT_WEIGHTS), get(row, s.OUTPUT_SCALES), source, query_width,
-               query_padded, projection, dim * 4, d0, d1, count, t0, tiles, step)  # fmt: skip
-        barrier(control, shared)
+                read_rows(model, thread, mixer_out, gates, norm, rotation, matrix, token, count)
+        product(model, thread, matrix, source, projection, dim * 4, d0, d1, count, t0, tiles, step)
+        barrier(control, parts)
         for t in range(t0, tiles, step):
             for token in range(t * tile, min(t * tile + tile, count)):
                 x = get(thread, s.X) + token * streams * dim * 4
                 mix_write(streams, x, projection + token * dim * 4, get(row, s.ATTENTION_MIX), dim)
-                prepare(model, thread, streams, get(row, s.FFN_MIX), get(row, s.FFN_NORM), token, count)
-        for side in range(2):
-            linear(model, thread, get(row, s.GATE_UP_WEIGHTS), get(row, s.GATE_UP_SCALES), mixed, dim,
-                   dim_padded, gate_up, 2 * hidden * 4, side * hidden_blocks + f0, side * hidden_blocks + f1,
-                   count, t0, tiles, step)  # fmt: skip
-        for t in range(t0, tiles, step):
-            for token in range(t * tile, min(t * tile + tile, count)):
-                gate = gate_up + (token * 2 * hidden + f0 * 16) * 4
-                silu_multiply(gate, gate + hidden * 4, product + (token * hidden + f0 * 16) * 4, (f1 - f0) * 16)
-        barrier(control, shared)
-        source = mixed if get(row, s.FFN_SUB_NORM) != 0 else product
-        for t in range(t0, tiles, step):
-            for token in range(t * tile, min(t * tile + tile, count)):
-                read_rows(model, thread, product, get(row, s.FFN_SUB_NORM), hidden, hidden_padded, token, count)
-        linear(model, thread, get(row, s.DOWN_WEIGHTS), get(row, s.DOWN_SCALES), source, hidden, hidden_padded,
-               projection, dim * 4, d0, d1, count, t0, tiles, step)  # fmt: skip
-        barrier(control, shared)
+                prepare(model, thread, streams, get(row, s.FFN_MIX), get(row, s.FFN_NORM), token)
+        if get(row, s.EXPERTS) > 0:
+            expert_feed_forward(model, thread, row, part, parts, count, t0, tiles, step)
+        else:
+            feed_forward(model, thread, row, part, parts, count, t0, tiles, step)
+        barrier(control, parts)
         for t in range(t0, tiles, step):
             for token in range(t * tile, min(t * tile + tile, count)):
                 x = get(thread, s.X) + token * streams * dim * 4

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.forward import mix_read, round_row
-from nanochat_tui.engine.kernels.linear import dense_f16, dense_f32, dequantise, q8, tile_of
+from nanochat_tui.engine.kernels.linear import dequantise, tile_of
+from nanochat_tui.engine.kernels.matrices import matrix_product
+from nanochat_tui.engine.kernels.products import rotate_row, takes_floats
 from nanochat_tui.engine.kernels.registry import compiled
 from nanochat_tui.engine.kernels.statistics import block_statistics, fill_floats
 from nanochat_tui.engine.kernels.threads import barrier
@@ -17,36 +20,28 @@ MINUS_INFINITY_BITS = 0xFF800000
 @compiled("v:iiiii")
 def head_input(model, thread, token, place, count):
     """Write token's input of the head into the shared buffers, as row `place` of `count`."""
-    dim = get(model, s.DIM)
+    dim, matrix = get(model, s.DIM), get(model, s.HEAD_MATRIX)
     streams = get(model, s.STREAMS)
     row = get(model, s.HEAD_FLOAT) + place * dim * 4
     mix_read(streams, get(thread, s.X) + token * streams * dim * 4, row, get(model, s.FINAL_MIX), dim)
     rms_norm(row, get(model, s.FINAL_NORM), row, dim, f32_from_bits(get(model, s.EPSILON_BITS)))
+    rotate_row(model, row, get(model, s.ROTATE_HEAD), dim)
     if get(model, s.FLOAT_ACTIVATIONS) == 1:
         return
-    bias = get(model, s.TABLE_BIAS)
+    padded = get(matrix, k.PADDED)
     round_row(
-        model,
-        get(model, s.HEAD_X8),
-        get(model, s.HEAD_INIT),
-        get(model, s.HEAD_SCALE),
-        row,
-        dim,
-        dim,
-        place,
-        count,
-        32,
-        bias,
-    )
-    if get(model, s.TABLE_KIND) != s.KIND_Q8:
+        model, get(model, s.HEAD_X8), get(model, s.HEAD_INIT), get(model, s.HEAD_SCALE), row, dim, padded,
+        place, count, get(model, s.GROUP), 1,
+    )  # fmt: skip
+    if takes_floats(matrix) == 1:
         # float tables see the rounded activations as well, so that every kind of head means the same model
         tile = tile_of(model, count)
-        x8 = get(model, s.HEAD_X8) + (place // tile) * tile * dim + (place % tile) * 4
+        x8 = get(model, s.HEAD_X8) + (place // tile) * tile * padded + (place % tile) * 4
         dequantise(x8, row, get(model, s.HEAD_SCALE) + place * 4, dim, tile * 4)
 
 
-@compiled("v:iiii")
-def table_product(model, tid, count, logits):
+@compiled("v:iiiii")
+def table_product(model, thread, tid, count, logits):
     """Multiply `count` head inputs by this thread's share of the table; logits float32 [count][vocab padded].
 
     Rows beyond the vocabulary become -infinity.
@@ -55,19 +50,12 @@ def table_product(model, tid, count, logits):
     # shares are whole statistics blocks, so that each thread can go on with the blocks it made
     blocks = padded // s.STATISTICS_BLOCK
     first, last = blocks * tid // threads * 4, blocks * (tid + 1) // threads * 4
-    weights, scales = get(model, s.TABLE_WEIGHTS), get(model, s.TABLE_SCALES)
-    x8, init, scale = get(model, s.HEAD_X8), get(model, s.HEAD_INIT), get(model, s.HEAD_SCALE)
-    if get(model, s.TABLE_KIND) == s.KIND_Q8:
-        tile = tile_of(model, count)
-        tiles = (count + tile - 1) // tile
-        q8(model, tile, weights, scales, x8, init, scale, logits, first, last, dim // 32, padded * 4, tiles)
-    else:
-        for i in range(count):
-            x, y = get(model, s.HEAD_FLOAT) + i * dim * 4, logits + i * padded * 4
-            if get(model, s.TABLE_KIND) == s.KIND_F16:
-                dense_f16(weights, x, y, first, last, dim)
-            else:
-                dense_f32(weights, x, y, first, last, dim)
+    tile = tile_of(model, count)
+    matrix_product(
+        get(model, s.HEAD_MATRIX), tile, get(model, s.HEAD_X8), get(model, s.HEAD_INIT), get(model, s.HEAD_SCALE),
+        get(model, s.HEAD_FLOAT), dim * 4, get(thread, s.SUMS), logits, padded * 4, first, last, count, 0,
+        (count + tile - 1) // tile, 1, 0,
+    )  # fmt: skip
     if tid == threads - 1:
         beyond = padded - get(model, s.VOCAB)
         for i in range(count):
@@ -86,7 +74,7 @@ def row_logits(model, job, thread, tid, count, by_rows):
         if place >= 0 and tid == (place if by_rows == 1 else token // tile) % threads:
             head_input(model, thread, token, place, wanted)
     barrier(get(model, s.CONTROL), threads)
-    table_product(model, tid, wanted, get(job, s.LOGITS_OUT))
+    table_product(model, thread, tid, wanted, get(job, s.LOGITS_OUT))
     if get(job, s.SEQUENCE_COUNT) > 0:
         blocks, stride = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK, get(model, s.BLOCKS_PADDED) * 4
         first, last = blocks * tid // threads, blocks * (tid + 1) // threads

@@ -63,6 +63,7 @@ def put_row(job, index, sequence, ahead):
     put(row, s.TOKEN, token)
     put(row, s.POSITION, get(sequence, s.SEQUENCE_POSITION) + ahead)
     put(row, s.PAGES, get(sequence, s.SEQUENCE_PAGES))
+    put(row, s.ROW_STATE, get(sequence, s.SEQUENCE_STATE))
     put(row, s.LOGITS_PLACE, index)
 
 

@@ -11,28 +11,44 @@ from __future__ import annotations
 DIM, LAYERS, HEADS, KV_HEADS, HEAD_DIM, HEAD_PADDED, HIDDEN, VOCAB, VOCAB_PADDED, STREAMS = range(10)
 DIM_PADDED, HIDDEN_PADDED, QKV_STRIDE, THREADS, CONTROL, QUERY_WIDTH, QUERY_PADDED = range(10, 17)
 FLOAT_ACTIVATIONS, EPSILON_BITS, QUERY_SCALE_BITS, TILE, QUERIES, GROUP = range(18, 24)
-TABLE_KIND, TABLE_WEIGHTS, TABLE_SCALES, TABLE_BIAS = range(24, 28)
-EMBEDDING_KIND, EMBEDDING_WEIGHTS, EMBEDDING_SCALES, FINAL_NORM, FINAL_MIX = range(28, 33)
+HEAD_MATRIX, EMBEDDING_MATRIX, ROTATION_BITS, ROTATE_HEAD, ROTATE_EMBEDDING, FINAL_NORM, FINAL_MIX = range(24, 31)
+"""ROTATE_*: factors of a signed Walsh-Hadamard transform in blocks of 2^ROTATION_BITS, 0 = none; layers have others."""
 QKV, ATTENTION, PROJECTION, GATE_UP, PRODUCT = range(34, 39)
 HEAD_X8, HEAD_INIT, HEAD_SCALE, HEAD_FLOAT, LOGITS, BLOCK_MAXIMA, BLOCK_SUMS, BLOCKS_PADDED = range(39, 47)
+SMALL, SMALL_STRIDE, ROUTED, ROUTED_STRIDE = range(47, 51)
+"""Products of the unrotated, unrounded input: of a recurrence's small matrix, of a router. Strides are bytes."""
 MODEL_SLOTS = 64
 
-# ---- kinds of matrix
-KIND_Q8, KIND_F32, KIND_F16 = range(3)
+# ---- MATRIX: a record within other tables; what comes first is in `kinds`
+MATRIX_FACTORS, MATRIX_BIAS, MATRIX_BLOCKS, MATRIX_WIDTH = range(5, 9)
+"""FACTORS, BIAS: float32 [rows] that outputs are multiplied by and that is added, 0 = none. BLOCKS of 16 rows."""
 
 # ---- LAYER: one row per block
-QKV_WEIGHTS, QKV_SCALES, OUTPUT_WEIGHTS, OUTPUT_SCALES, GATE_UP_WEIGHTS, GATE_UP_SCALES = range(6)
-DOWN_WEIGHTS, DOWN_SCALES, ATTENTION_NORM, FFN_NORM, ATTENTION_MIX, FFN_MIX = range(6, 12)
+ATTENTION_NORM, FFN_NORM, ATTENTION_MIX, FFN_MIX = range(8, 12)
 KV_LAYER, WINDOW, ROPE_TABLE, ROTARY, QUERY_NORM, KEY_NORM, ATTENTION_SUB_NORM, FFN_SUB_NORM = range(12, 20)
 """KV_LAYER: its place in a page. WINDOW: positions a query sees, 0 = all. ROTARY: dimensions of a head that RoPE
 turns, the table's width. The norms are addresses, 0 = none: of each query and key head (before RoPE), of attention's
 output, of the feed-forward product."""
-LAYER_SLOTS = 32
+QKV_MATRIX, OUTPUT_MATRIX, GATE_UP_MATRIX, DOWN_MATRIX, SMALL_MATRIX, ROUTER_MATRIX = range(24, 72, 8)
+ACTIVATION, CLAMP_BITS, GATED, RECURRENT = range(72, 76)
+ROTATE_INPUT, ROTATE_OUTPUT, ROTATE_FFN, ROTATE_DOWN = range(76, 80)
+EXPERTS, EXPERTS_USED, UP_BYTES, UP_SCALE_BYTES, DOWN_BYTES, DOWN_SCALE_BYTES = range(80, 86)
+"""BYTES: of one expert's part of the stacked matrices and of their scales."""
+KEY_HEADS, VALUE_HEADS, STATE_WIDTH, TAPS, CHANNELS, CONVOLUTION, STEP, DECAY, STATE_NORM = range(86, 95)
+STATE_OFFSET, GROUPED = range(95, 97)
+"""Of a recurrent layer. CONVOLUTION: float32 [taps][channels]. STEP, DECAY, STATE_NORM: addresses. STATE_OFFSET: bytes
+into a sequence's state, where are [taps - 1][channels], then [value heads][width][width]. GROUPED: 1 puts output
+heads in the order (key head, repeat)."""
+LAYER_SLOTS = 104
+
+# ---- ACTIVATION
+SILU, RELU2 = range(2)
 
 # ---- THREAD: private buffers, one row per thread
 X, MIXED, X8, INIT, SCALE, QUERY, STATE, LIMITS, WEIGHTS = range(9)
-WORK_LOGITS, WORK_MAXIMA, HEAP, ALTERNATIVES_HEAP = range(9, 13)
-THREAD_SLOTS = 16
+WORK_LOGITS, WORK_MAXIMA, HEAP, ALTERNATIVES_HEAP, SUMS, DELTA = range(9, 15)
+CHOSEN, CHOSEN_WEIGHTS, EXPERT_MATRIX, ANSWER = range(15, 19)
+THREAD_SLOTS = 24
 
 # ---- CONTROL: shared between threads, each value on a cache line of its own (64 bytes = 8 slots)
 SEQUENCE, BARRIER_COUNT, BARRIER_GENERATION, STARTED = 0, 8, 16, 24
@@ -46,7 +62,8 @@ ONLY_SEQUENCES = 12
 JOB_SLOTS = 16
 
 # ---- ROW: one token of one sequence. LOGITS_PLACE: row of the logits buffer that is to hold its logits, or -1
-TOKEN, POSITION, PAGES, LOGITS_PLACE = range(4)
+# ROW_STATE: address of the sequence's recurrent state, 0 = none
+TOKEN, POSITION, PAGES, LOGITS_PLACE, ROW_STATE = range(5)
 ROW_SLOTS = 8
 
 # ---- SEQUENCE: a reply being sampled in a job, one row of the job's table each
@@ -71,7 +88,8 @@ STOP_IDS, STOP_COUNT, SEEN_TIMES, SEEN_IDS, SEEN_COUNT, PRESENCE_BITS, FREQUENCY
 ) = range(27, 39)
 """HISTORY: int64 ids of prompt and reply so far, with room for what a job adds. DRAFT: int64 ids, guesses.
 LAST_TOKEN: sampled or given, and not run yet. A job ends for a sequence after STEPS tokens or MOST_PASSES passes."""
-SEQUENCE_SLOTS = 40
+SEQUENCE_STATE = 40
+SEQUENCE_SLOTS = 48
 
 # ---- kinds of key-value cache
 KV_F32, KV_F16, KV_INT8 = range(3)

@@ -1,0 +1,73 @@
+"""Products of a layer's activations with its matrices, of any kind, and what an architecture does around them."""
+
+from __future__ import annotations
+
+from nanochat_tui.engine.kernels import kinds as k
+from nanochat_tui.engine.kernels import slots as s
+from nanochat_tui.engine.kernels.linear import tile_of
+from nanochat_tui.engine.kernels.matrices import matrix_product
+from nanochat_tui.engine.kernels.registry import compiled
+from nanochat_tui.engine.kernels.rowwise import add, multiply, relu2_multiply, silu_multiply_clamped, walsh_hadamard
+from nanochat_tui.engine.kernels.vectors import quantise, silu_multiply
+from nanochat_tui.engine.simd.intrinsics import f32_from_bits, get
+
+
+@compiled("i:i")
+def takes_floats(matrix):
+    """Return whether a matrix is multiplied by floats and not by int8 tiles."""
+    kind = get(matrix, k.KIND)
+    return 1 if kind in (k.F32, k.F16, k.BF16) else 0
+
+
+@compiled("v:iiiiiiiiiiii")
+def product(model, thread, matrix, source, y, y_stride, first, last, count, t0, tiles, step):
+    """Multiply tiles of tokens by row blocks first..last of a matrix, with its factors and biases of rows.
+
+    matrix: address of its record. source: the tokens as floats, [token][columns], for kinds that take floats; the
+    others take the thread's int8 tiles.
+    """
+    tile = tile_of(model, count)
+    matrix_product(
+        matrix, tile, get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE), source,
+        get(matrix, k.COLUMNS) * 4, get(thread, s.SUMS), y, y_stride, first, last, count, t0, tiles, step, 0,
+    )  # fmt: skip
+    factors, bias = get(matrix, s.MATRIX_FACTORS), get(matrix, s.MATRIX_BIAS)
+    if factors == 0 and bias == 0:
+        return
+    for t in range(t0, tiles, step):
+        for token in range(t * tile, min(t * tile + tile, count)):
+            row = y + token * y_stride + first * 64
+            if factors != 0:
+                multiply(row, factors + first * 64, row, (last - first) * 16)
+            if bias != 0:
+                add(row, bias + first * 64, row, (last - first) * 16)
+
+
+@compiled("v:iiii")
+def rotate_row(model, row, factors, n):
+    """Apply the signed Walsh-Hadamard transform to a row in place; factors: signs / sqrt(block), or 0 for none."""
+    if factors != 0:
+        multiply(row, factors, row, n)
+        walsh_hadamard(row, n, get(model, s.ROTATION_BITS))
+
+
+@compiled("v:iiiii")
+def round_single(model, thread, row, place, matrix):
+    """Quantise a row as a tile of one token, at place `place` of the thread's buffers, for a matrix."""
+    padded, group = get(matrix, k.PADDED), get(model, s.GROUP)
+    quantise(
+        row, get(matrix, k.COLUMNS), padded, get(thread, s.X8) + place * padded, 4,
+        get(thread, s.INIT) + place * (padded // group) * 4, 4, 1, get(thread, s.SCALE) + place * 4, group,
+    )  # fmt: skip
+
+
+@compiled("v:iiiii")
+def activate(layer_row, gate, up, out, n):
+    """Write activation(gate) · up, by the layer's kind of activation; n floats, a multiple of 16."""
+    kind = get(layer_row, s.ACTIVATION)
+    if kind == s.RELU2:
+        relu2_multiply(gate, up, out, n)
+    elif get(layer_row, s.CLAMP_BITS) != 0:
+        silu_multiply_clamped(gate, up, out, n, f32_from_bits(get(layer_row, s.CLAMP_BITS)))
+    else:
+        silu_multiply(gate, up, out, n)

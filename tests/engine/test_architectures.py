@@ -1,0 +1,102 @@
+"""Every architecture against its float64 reference, and against itself in every way of running it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from references.common import F64
+from references.dense import dense
+from references.maple import maple
+from references.qwen35 import qwen35
+from support_architectures import VOCAB, WRITERS, add_rotation, draft, finish
+
+from nanochat_tui.engine.cache import KVCache
+from nanochat_tui.engine.model import Model, load
+from nanochat_tui.formats.gguf import read_gguf
+
+REFERENCES: dict[str, Callable[..., F64]] = {"qwen35": qwen35, "maple": maple}
+IDS = [int(i) for i in np.random.default_rng(1).integers(0, VOCAB, 45)]
+
+
+def reference(path: Path, ids: list[int], **options: bool) -> F64:
+    with read_gguf(path) as file:
+        name = str(file.metadata["general.architecture"].value)
+        return REFERENCES.get(name, dense)(file, ids, **options)
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    folder = tmp_path_factory.mktemp("architectures")
+    made: dict[str, Path] = {}
+
+    def write(name: str, *, rotated: int = 0, **options: Any) -> Path:
+        key = repr((name, rotated, options))
+        if key not in made:
+            d = draft(name, **options)
+            if rotated:
+                add_rotation(d, rotated)
+            made[key] = finish(d, folder / f"{len(made)}.gguf")
+        return made[key]
+
+    return write
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in WRITERS),
+    ("llama", {"tied": False}),
+    *((name, {"rotated": 64}) for name in ("llama", "qwen3", "qwen35")),
+    ("qwen3", {"rotated": 256, "tied": False}),
+    # pairs of types as published files have them
+    ("llama", {"kind": "TQ1_0", "table": "Q4_0", "tied": False}),
+    ("llama", {"kind": "I2_S", "table": "F16", "tied": False}),
+    ("qwen3", {"kind": "Q2_0_g128", "table": "Q2_0_g128"}),
+    ("qwen3", {"kind": "Q1_0", "table": "Q1_0"}),
+    ("qwen3", {"kind": "Q8_0", "table": "BF16"}),
+    ("bitnet-b1.58", {"kind": "I2_S", "table": "Q6_K"}),
+    ("bitnet", {"kind": "STQ1_0", "table": "Q6_K"}),
+    ("qwen35", {"kind": "PTQ1_0", "table": "PTQ1_0", "rotated": 128}),
+    ("maple", {"kind": "TQ2_0", "table": "Q4_K"}),
+]
+ids_of = [f"{name}-{options}" for name, options in CASES]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=ids_of)
+def test_float_activations_agree_with_the_formulas(name: str, options: dict[str, Any], make: Any) -> None:
+    path = make(name, **(options | {"twin": True, "table": "F32"}))
+    model = load(path, threads=1, activations="float", kv="f32")
+    wanted = reference(path, IDS)
+    assert wanted.std() > 0.5
+    np.testing.assert_allclose(model.logits(IDS), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=ids_of)
+def test_rounded_activations_agree_with_the_formulas(name: str, options: dict[str, Any], make: Any) -> None:
+    path = make(name, **options)
+    wanted = reference(path, IDS, rounded=True, half_cache=True)
+    got = load(path, threads=1).logits(IDS)
+    # a value on a rounding border may fall either way and then touches everything after it
+    assert np.sqrt(((got - wanted) ** 2).mean()) < 0.04 * wanted.std()
+
+
+def in_chunks(model: Model, ids: list[int], sizes: list[int]) -> np.ndarray:
+    cache, start, rows = KVCache(model.config, len(ids), model.kv), 0, []
+    for size in sizes:
+        rows.append(model.executor.logits(cache, np.array(ids[start : start + size]), start))
+        start += size
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=ids_of)
+def test_decode_equals_prefill_with_any_threads(name: str, options: dict[str, Any], make: Any) -> None:
+    path = make(name, **options)
+    one = load(path, threads=1)
+    wanted = in_chunks(one, IDS, [1] * len(IDS))
+    for threads in (1, 2, 3):
+        model = load(path, threads=threads)
+        for sizes in ([len(IDS)], [1, 2, 3, 5, 8, 13, 13], [17, 28]):
+            np.testing.assert_array_equal(in_chunks(model, IDS, sizes), wanted, err_msg=f"{threads} {sizes}")
+        model.close()
