@@ -1,0 +1,70 @@
+"""Schemathesis reads the server's own OpenAPI document and sends whatever it allows, and what it does not."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import InvalidArgument, Unsatisfiable
+from servers import Running, files, serving
+
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+from schemathesis import Case, GenerationMode  # noqa: E402
+from schemathesis.checks import not_a_server_error  # noqa: E402
+from schemathesis.specs.openapi.checks import (  # noqa: E402
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+pytestmark = pytest.mark.slow
+CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
+
+
+@pytest.fixture(scope="module")
+def fuzzed(base_file):
+    with serving(files(base_file)) as running:
+        yield running
+        assert httpx.get(running.url + "/health").json() == {"status": "ok"}
+        assert not any("error:" in line for line in running.lines), running.lines[-20:]
+
+
+ROUTES = [
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{name}"),
+    ("GET", "/health"),
+    ("GET", "/metrics"),
+]
+
+
+def test_the_document_has_every_route(fuzzed: Running) -> None:
+    paths = httpx.get(fuzzed.url + "/openapi.json").json()["paths"]
+    assert {(m.upper(), path) for path, item in paths.items() for m in item} == set(ROUTES)
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_no_request_is_answered_with_a_server_error(
+    fuzzed: Running, method: str, path: str, mode: GenerationMode
+) -> None:
+    # Schemathesis' own pytest plugin is not used: it lags behind pytest
+    operation = schemathesis.openapi.from_url(fuzzed.url + "/openapi.json")[path][method]
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def send(case: Case) -> None:
+        if isinstance(case.body, dict):
+            for name in ("max_tokens", "max_completion_tokens"):
+                if not isinstance(case.body.get(name), str):
+                    case.body[name] = 4  # a reply of thousands of tokens finds no more faults than a short one
+        case.call_and_validate(checks=CHECKS, timeout=60)
+
+    try:
+        send()
+    except (Unsatisfiable, InvalidArgument):
+        # a route without parameters takes nothing that could be wrong
+        assert method == "GET" and mode is GenerationMode.NEGATIVE

@@ -1,0 +1,275 @@
+"""The chat page in a real browser, against a real server.
+
+Needs Chromium and Playwright's Python package (which brings no browser by itself); without one of them the tests say
+so and are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import LONG, Running, files, serving, wait_for
+from support import write_model
+from test_streams import Scripted
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = CHROMIUM or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install the package chromium"),
+]
+
+HOSTILE = """# Title <b>bold</b>
+
+<script>window.hacked = 1</script>
+
+<img src=x onerror="window.hacked = 2"> <svg/onload=alert(1)>
+
+[click](javascript:window.hacked=3) [data](data:text/html,<script>1</script>) [JS](JaVaScRiPt:alert(1))
+
+![image](https://example.invalid/pixel.png) [good](https://example.org/a?b=1)
+
+`<i>code</i>` **bold <u>x</u>** and | a | b
+
+```html
+<iframe src="javascript:alert(1)"></iframe>
+```
+
+| h<script> | i |
+|---|---|
+| <a href="javascript:1">x</a> | y |
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright_api.sync_playwright() as play:
+        made = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def page(browser: Any, chat: Running) -> Iterator[Any]:
+    yield from _page(browser, chat.url)
+
+
+def _page(browser: Any, url: str) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1000, "height": 800})
+    made = context.new_page()
+    asked: list[str] = []
+    wrong: list[str] = []
+    made.on("request", lambda request: asked.append(request.url))
+    made.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    made.on("pageerror", lambda error: wrong.append(str(error)))
+    made.complaints = wrong
+    made.goto(url)
+    _until(made, "server.known")
+    yield made
+    assert all(one.startswith((url, "data:", "blob:")) for one in asked), asked
+    assert not wrong, wrong
+    context.close()
+
+
+def _until(page: Any, expression: str) -> None:
+    # Playwright's own waiting evaluates strings inside the page, which the page's policy forbids
+    wait_for(lambda: page.evaluate(f"Boolean({expression})"), 20)
+
+
+def _settings(page: Any, **values: object) -> None:
+    page.click("#open")
+    for name, value in values.items():
+        page.fill(f"#{name}", str(value))
+    page.click("#close")
+
+
+def _finished(page: Any) -> None:
+    _until(page, "running === null")
+
+
+def _scripted(running: Running, monkeypatch: pytest.MonkeyPatch, pieces: list[str], pause: float = 0.0) -> None:
+    monkeypatch.setattr(running.service, "submit", lambda *_, **__: Scripted(list(pieces), pause))
+
+
+def test_a_conversation_is_streamed_kept_and_repeated(page: Any, chat: Running) -> None:
+    _settings(page, temperature=0, max_tokens=20, system="be brief")
+    page.fill("#text", "hello")
+    page.press("#text", "Enter")
+    _finished(page)
+    expected = "".join(
+        t.text for t in chat.service.model.generate("# be brief\nQ: hello\nA:", max_tokens=20, temperature=0)
+    )
+    assert page.evaluate("talk().messages[1].content") == expected
+    assert "20 tokens" in page.inner_text(".stats") and "tokens/s" in page.inner_text(".stats")
+    page.fill("#text", "and now?")
+    page.press("#text", "Enter")
+    _finished(page)
+    assert page.locator(".message").count() == 4
+    second = page.evaluate("talk().messages[3].content")
+    page.keyboard.press("Alt+r")
+    _finished(page)
+    assert page.evaluate("talk().messages[3].content") == second and page.locator(".message").count() == 4
+    page.reload()
+    _until(page, "server.known")
+    assert page.locator(".message").count() == 4 and page.input_value("#system") == "be brief"
+    page.keyboard.press("Alt+n")
+    assert page.locator(".message").count() == 0
+    assert page.evaluate("kept.talks.length") == 2
+
+
+def test_a_hostile_reply_is_text(page: Any, chat: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = 7
+    _scripted(chat, monkeypatch, [HOSTILE[i : i + step] for i in range(0, len(HOSTILE), step)])
+    page.fill("#text", HOSTILE)
+    page.press("#text", "Enter")
+    _finished(page)
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hacked") is None
+    log = page.locator("#log")
+    for tag in ("script", "img", "svg", "iframe", "b", "i", "u"):
+        assert log.locator(tag).count() == 0, tag
+    text = log.inner_text()
+    for piece in ("<script>window.hacked = 1</script>", "onerror=", "javascript:window.hacked=3", "<iframe src="):
+        assert text.count(piece) == 2, piece  # in the question and in the reply
+    assert [a.get_attribute("href") for a in log.locator("a").all()] == ["https://example.org/a?b=1"] or [
+        a.get_attribute("href") for a in log.locator("a").all()
+    ] == ["https://example.invalid/pixel.png", "https://example.org/a?b=1"]
+    assert log.locator("h2").count() == 1 and log.locator("table td").count() == 2
+
+
+def test_even_with_markup_in_the_page_nothing_runs(page: Any) -> None:
+    # the policy is the second wall: suppose the renderer had a hole
+    page.evaluate("document.getElementById('log').innerHTML = '<img src=x onerror=\"window.hacked=1\">'")
+    page.evaluate(
+        "(() => { const s = document.createElement('script'); s.text = 'window.hacked=2'; document.body.append(s); })()"
+    )
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hacked") is None
+    wrong = page.complaints
+    assert len(wrong) == 3 and all("Content Security Policy" in text for text in wrong)
+    wrong.clear()
+
+
+def test_markdown(page: Any) -> None:
+    source = (
+        "Intro *em* **strong** `a<b` ~~old~~\n\n- one\n- two\n  - inner\n\n1. first\n2. second\n\n> quoted\n> more\n\n"
+        '---\n\n```rust\nfn main() {\n    let s = "*x*";\n}\n```\n\nlast **open'
+    )
+    page.evaluate(
+        "(s) => { const d = make('div', 'body'); d.id = 'md'; document.body.append(d); render(d, s); }", source
+    )
+    box = page.locator("#md")
+    assert box.locator("em").inner_text() == "em" and box.locator("strong").inner_text() == "strong"
+    assert box.locator("p code").inner_text() == "a<b" and box.locator("del").inner_text() == "old"
+    assert box.locator("ul > li").count() == 3 and box.locator("ul ul li").inner_text() == "inner"
+    assert box.locator("ol > li").count() == 2 and box.locator("blockquote p").inner_text() == "quoted more"
+    assert box.locator("hr").count() == 1
+    assert box.locator("pre code").inner_text() == 'fn main() {\n    let s = "*x*";\n}'
+    assert box.locator("p").last.inner_text() == "last **open"
+    # unfinished input at any place renders, and quickly
+    page.evaluate(
+        "(s) => { for (let i = 0; i <= s.length; i++) render(make('div'), s.slice(0, i)); }", source + HOSTILE
+    )
+    took = page.evaluate(
+        "() => { const t = performance.now(); for (const s of ['*', '[', '`', '_', '> ', '- ', '|', '(', '**a '])"
+        " render(make('div'), s.repeat(5000)); return performance.now() - t; }"
+    )
+    assert took < 3000
+
+
+def test_stop_keeps_what_was_said_and_frees_the_engine(page: Any, chat: Running) -> None:
+    _settings(page, temperature=0, max_tokens=30_000)
+    page.fill("#text", "fn main")
+    page.press("#text", "Enter")
+    _until(page, "running && talk().messages[1].content.length > 5")
+    assert page.inner_text("#send") == "Stop"
+    page.keyboard.press("Escape")
+    _finished(page)
+    wait_for(lambda: chat.running() == 0, 5)
+    assert "stopped" in page.inner_text(".stats") and page.evaluate("talk().messages[1].content.length") > 5
+
+
+def test_probabilities_are_shown_on_hover(page: Any) -> None:
+    _settings(page, temperature=0, max_tokens=8)
+    page.fill("#text", "hello")
+    page.press("#text", "Enter")
+    _finished(page)
+    page.click("text=Probabilities")
+    assert page.locator(".tokens span").count() == 8
+    page.locator(".tokens span").nth(3).hover()
+    tip = page.inner_text("#tip")
+    assert tip.count("%") == 6 and len(tip.split("\n")) == 6
+
+
+def test_errors_are_said(page: Any, chat: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.evaluate("kept.settings.temperature = 5000")
+    page.fill("#text", "hello")
+    page.press("#text", "Enter")
+    _finished(page)
+    assert "temperature" in page.inner_text(".note")
+    assert page.locator(".message").count() == 1  # the question stays
+    page.complaints.clear()  # the browser logs every answer that is not a success
+
+
+def test_a_base_model_continues_a_text_and_a_full_context_is_cut(browser: Any, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", LONG.with_(context_length=64))
+    with serving(files(path)) as running:
+        pages = _page(browser, running.url)
+        page = next(pages)
+        assert "continues text" in page.inner_text("#state") and page.inner_text("#send") == "Continue"
+        _settings(page, temperature=0, max_tokens=16)
+        page.fill("#text", "fn main() {\n")
+        page.press("#text", "Enter")
+        _finished(page)
+        expected = "".join(
+            t.text for t in running.service.model.generate("fn main() {\n", max_tokens=16, temperature=0)
+        )
+        assert page.evaluate("talk().messages[1].content") == expected
+        page.press("#text", "Enter")  # nothing to add: the model goes on with its own text
+        _finished(page)
+        more = page.evaluate("talk().messages.map((m) => m.role)")
+        assert more == ["user", "assistant", "assistant"]
+        page.evaluate("talk().messages[0].content = 'line of code\\n'.repeat(9)")
+        page.press("#text", "Enter")
+        _finished(page)
+        assert "no longer reaches the model" in page.inner_text("#log")
+        page.complaints.clear()  # the refusals that told it
+        list(pages)
+
+
+def test_a_phone_and_both_themes(browser: Any, chat: Running) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, color_scheme="dark")
+    page = context.new_page()
+    page.goto(chat.url)
+    _until(page, "server.known")
+    page.click("#open")
+    assert page.locator("#side").bounding_box()["width"] == 360
+    page.click("#close")
+    _settings(page, temperature=0, max_tokens=8)
+    page.fill("#text", "x" * 400)
+    page.click("#send")
+    _finished(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360  # nothing sticks out
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.emulate_media(color_scheme="light")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+    context.close()
+
+
+def test_a_key_is_asked_for_and_used(browser: Any, chat_file: Path) -> None:
+    from nanochat_tui.serve.settings import Settings
+
+    with serving(files(chat_file), Settings("tiny", api_keys=("secret",))) as running:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(running.url)
+        _until(page, "document.getElementById('state').textContent.includes('API key')")
+        _settings(page, key="secret")
+        _until(page, "server.known")
+        context.close()
