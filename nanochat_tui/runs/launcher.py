@@ -212,21 +212,26 @@ def _spawn(command: Sequence[str], directory: Path, console: Path, environment: 
     if sys.platform == "win32":
         detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
     try:
-        with console.open("ab") as output:
-            output.write(f"$ {shlex.join(command)}\n".encode())
-            output.flush()
-            process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                close_fds=True,
-                **detached,
-            )
+        with console.open("ab") as file:
+            file.write(f"$ {shlex.join(command)}\n".encode())
+        output = os.open(console, os.O_WRONLY | os.O_APPEND)
+    except OSError as error:
+        raise UserError(f"cannot write {display_safe(str(console))}: {error.strerror}; free space or move") from None
+    try:
+        process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            close_fds=True,
+            **detached,
+        )
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cannot start {display_safe(command[0])}: {reason}; check the command prefix") from None
+    finally:
+        os.close(output)
     # as long as this program lives it is the parent, and an unreaped child would look alive
     threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
     return Launched(process.pid, directory, list(command), console, process)

@@ -202,3 +202,16 @@ def test_signals_refuse_what_is_not_certain(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no trainer is at work"):
             command(tmp_path)
     assert RunDirectory(tmp_path).last_control() is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / launcher.CONSOLE_FILE).symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"console\.txt: No space left on device"):
+        stand_in(run)
+    assert read_state(run).life == "unknown"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make"):
+        stand_in(tmp_path / "file" / "run")

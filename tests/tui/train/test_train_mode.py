@@ -50,4 +50,7 @@ async def test_talking_to_a_checkpoint_opens_it_in_the_chat(tmp_path: Path) -> N
         await until(pilot, lambda: isinstance(app.chat.backend, LocalBackend), 60)
         assert app.current_mode == "chat"
         assert app.chat.backend.name == "run-step_10"
-        await until(pilot, lambda: app.chat.backend.context_size > 0 if app.chat.ready else False, 60)
+        await until(pilot, lambda: app.chat.ready, 60)
+        path = app.chat.backend.path
+        assert path.is_file()
+    assert not path.exists()  # temporary, and gone although the application ended in another mode
