@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from nanochat_tui.chat.backend import FinishReason, SamplingSettings, Stats
 from nanochat_tui.errors import UserError
@@ -123,7 +123,7 @@ def stats_from_dict(values: Mapping[str, Any] | None) -> Stats | None:
 
 def reason_from(text: object) -> FinishReason | None:
     """Return a finish reason as it was saved, or None."""
-    return cast("FinishReason", text) if text in ("stop", "length", "cancelled") else None
+    return text if text in ("stop", "length", "cancelled") else None
 
 
 def named(info: SessionInfo, title: str) -> SessionInfo:

@@ -211,7 +211,6 @@ class NanochatApp(App[None]):
             super()._handle_exception(error)
             return
         self._return_code = 1
-        self._exception = self._exception or error
         self._exception_event.set()
         self._close_messages_no_wait()
 

@@ -92,11 +92,15 @@ class LoadingPart(ChatBase):
         self.side.live.show_backend(backend)
         if not self.conversation.turns:
             await self.transcript.welcome(backend.name, self.welcome_lines())
+            await self.resume_last()  # a server's model has its name only now
         path = getattr(backend, "path", None)
         if path is not None:
             self.app.post_message(messages.ModelUsed(path))
         if self._send_when_ready:
             self.prompt.action_submit()
+
+    async def resume_last(self) -> None:
+        """Open the session this model was used in last; the part that knows sessions does it."""
 
     def show_kind(self) -> None:
         """Say in the input whether messages or text are wanted."""

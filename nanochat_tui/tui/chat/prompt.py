@@ -65,12 +65,16 @@ finds every command, **Tab** goes to the transcript and its keys.
         return text
 
     def action_submit(self) -> None:
-        """Offer the text to whoever listens."""
+        """Offer the text to whoever listens, once the keys typed before this one are in it."""
+        # priority bindings overtake keys that still wait in this widget's queue, as when a line is typed by a program
+        self.call_later(self._offer)
+
+    def _offer(self) -> None:
         self.post_message(PromptSubmitted(self.full_text))
 
     def action_newline(self) -> None:
         """Begin a new line at the cursor."""
-        self.insert("\n")
+        self.call_later(self.insert, "\n")
 
     def action_complete(self) -> None:
         """Complete a command, or go to the next widget."""

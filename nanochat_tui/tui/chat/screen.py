@@ -80,8 +80,7 @@ the model, and a note says so.
 
     async def _remember(self) -> None:
         self.listen_to_store()
-        if self.preferences.chat.resume and self.store.path is not None:
-            await self.resume_last()
+        await self.resume_last()
         await self.recall_prompts()
 
     def close(self) -> None:

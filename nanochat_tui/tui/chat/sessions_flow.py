@@ -26,6 +26,7 @@ class SessionPart(ReplyPart):
     """Sessions from the store and back."""
 
     _draft = ""
+    _resumed = False
 
     @property
     def sessions(self) -> SessionList:
@@ -40,10 +41,13 @@ class SessionPart(ReplyPart):
 
     async def resume_last(self) -> None:
         """Open the session this model was used in last, if that is wanted and there is one."""
+        if self._resumed or not self.preferences.chat.resume or self.store.path is None:
+            return
         found = await answer_of(self, self.store.sessions("updated"))
         last = next((info for info in found or () if info.model == self.backend.name), None)
         if last is None or self.conversation.turns or self.info is not None or self.prompt.text:
             return
+        self._resumed = True
         await self.open_session(last.id)
 
     async def open_session(self, session: str, position: int | None = None) -> None:
@@ -100,6 +104,7 @@ class SessionPart(ReplyPart):
 
     async def new_session(self) -> None:
         """Start over with an empty transcript; what was said is kept."""
+        self._resumed = True
         self.stop_writing()
         self.leave_session()
         self.info = None

@@ -16,6 +16,10 @@ from nanochat_tui.tui.inspect.pane import Pane
 from nanochat_tui.tui.inspect.trit_view import TritView, View
 
 
+MOST = 5000
+"""Tensors that can be chosen, of a file that claims absurdly many."""
+
+
 class MicroscopePane(Pane):
     """Chooses the tensor and computes large pictures in a thread."""
 
@@ -44,7 +48,7 @@ class MicroscopePane(Pane):
 
     def fill(self, opened: Opened | None) -> None:
         """See `Pane`."""
-        names = [] if opened is None else opened.trits
+        names = [] if opened is None else opened.trits[:MOST]
         options = []
         for name in names:
             info = opened.file.tensor(name) if opened is not None and opened.file is not None else None
@@ -65,7 +69,7 @@ class MicroscopePane(Pane):
 
     def look_at(self, name: str) -> None:
         """Show a tensor by its name."""
-        if self.opened is not None and name in self.opened.trits:
+        if self.opened is not None and name in self.opened.trits[:MOST]:
             self.choice.value = name
 
     @on(Select.Changed, "#trit-tensor")
@@ -78,7 +82,7 @@ class MicroscopePane(Pane):
     def action_tensor(self, step: int) -> None:
         """Go to the next or previous ternary tensor."""
         if self.opened is not None and self.opened.trits and isinstance(self.choice.value, str):
-            names = self.opened.trits
+            names = self.opened.trits[:MOST]
             self.choice.value = names[(names.index(self.choice.value) + step) % len(names)]
 
     @on(TritView.Wanted)

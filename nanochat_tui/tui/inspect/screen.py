@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -206,9 +207,20 @@ the tab, **/** searches, **Esc** leaves a search or ends what is being computed.
         if self.opened is None:
             return
         for number, (name, pane) in enumerate(PANES, 1):
-            yield f"Inspect: {pane.TITLE}", f"Go to this tab ({number})", lambda name=name: self.go_to(name)
+            yield f"Inspect: {pane.TITLE}", f"Go to this tab ({number})", partial(self.go_to, name)
+        yield from self._pane_commands()
         if self.opened.summary.runs:
             yield "Chat with this model", "Load the inspected file in the chat", self._chat
+
+    def _pane_commands(self) -> Iterable[tuple[str, str, Callable[[], object]]]:
+        """The keys of the pane that is looked at."""
+        pane = self.pane
+        for owner in (pane, *pane.query("TritView, LayerGrid")):
+            for binding in owner.BINDINGS:
+                if isinstance(binding, Binding) and binding.show and binding.description:
+                    key = binding.key_display or binding.key.split(",")[0]
+                    call = partial(self.app.run_action, binding.action, owner)
+                    yield f"{pane.TITLE}: {binding.description}", f"The key {key}", call
 
     def on_unmount(self) -> None:
         """Let go of the file with the application."""

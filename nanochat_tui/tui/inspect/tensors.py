@@ -34,6 +34,8 @@ AT_ONCE = 1 << 24
 DEBOUNCE = 0.15
 """Seconds the cursor must rest on a tensor before it is decoded."""
 MOST_MATCHES = 500
+MOST_TENSORS = 5000
+"""Tensors that the tree holds; models have at most a thousand, and search sees all of a file that claims more."""
 
 
 def describe(info: TensorInfo, share: float) -> list[Content]:
@@ -127,18 +129,18 @@ distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor
                 yield Static(id="tensors-detail", markup=False)
 
     @property
-    def tree(self) -> Tree[TensorInfo]:
+    def names(self) -> Tree[TensorInfo]:
         """The tree, of tensors by block or of those that were found."""
         return self.query_one("#tensors-tree", Tree)
 
     def on_mount(self) -> None:
         """The root is the file, which needs no line."""
-        self.tree.show_root = False
-        self.tree.guide_depth = 2
+        self.names.show_root = False
+        self.names.guide_depth = 2
 
     def focus_first(self) -> None:
         """The tree takes the keys."""
-        self.tree.focus()
+        self.names.focus()
 
     def fill(self, opened: Opened | None) -> None:
         """See `Pane`."""
@@ -149,7 +151,7 @@ distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor
     @on(Input.Changed, "#tensors-search")
     def _list(self) -> None:
         query = self.query_one("#tensors-search", Input).value
-        root = self.tree.root
+        root = self.names.root
         root.remove_children()
         if self.opened is None:
             return
@@ -160,11 +162,11 @@ distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor
         else:
             self._add(root, self.opened)
         root.expand()
-        self.tree.cursor_line = 0
-        self._take(self.tree.cursor_node)
+        self.names.cursor_line = 0
+        self._take(self.names.cursor_node)
 
     def _add(self, root: TreeNode[TensorInfo], opened: Opened) -> None:
-        top = tree(opened.summary.tensors)
+        top = tree(opened.summary.tensors[:MOST_TENSORS])
         for info in top.tensors:
             root.add_leaf(self._label(info), info)
         for folder in top.folders.values():
@@ -252,7 +254,7 @@ distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor
 
     def action_cursor(self, step: int) -> None:
         """Move in the tree."""
-        (self.tree.action_cursor_down if step > 0 else self.tree.action_cursor_up)()
+        (self.names.action_cursor_down if step > 0 else self.names.action_cursor_up)()
 
     @on(Input.Submitted, "#tensors-search")
     def _done(self) -> None:

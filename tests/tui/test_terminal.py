@@ -1,0 +1,182 @@
+"""The application as a process on a real terminal: killed, crashed, without a home, over a pipe, in a browser."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from openai_server import serving
+from support import TINY, write_model
+
+from nanochat_tui.chat.store import Store
+
+fcntl = pytest.importorskip("fcntl")
+termios = pytest.importorskip("termios")
+
+
+@dataclass
+class Terminal:
+    process: subprocess.Popen[bytes]
+    descriptor: int
+    seen: bytearray = field(default_factory=bytearray)
+
+    def read(self, seconds: float = 0.05) -> None:
+        ready, _, _ = select.select([self.descriptor], [], [], seconds)
+        if ready:
+            with contextlib.suppress(OSError):
+                self.seen += os.read(self.descriptor, 1 << 16)
+
+    def until(self, done: Callable[[], object], seconds: float = 25.0) -> None:
+        end = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < end, self.seen[-3000:].decode("utf-8", "replace")
+            assert self.process.poll() is None or done(), self.seen[-3000:].decode("utf-8", "replace")
+            self.read()
+
+    def wait(self, seconds: float = 20.0) -> int:
+        end = time.monotonic() + seconds
+        while self.process.poll() is None:
+            assert time.monotonic() < end
+            self.read()
+        self.read()
+        return self.process.returncode
+
+    def type(self, text: str) -> None:
+        os.write(self.descriptor, text.encode())
+
+
+@contextlib.contextmanager
+def terminal(tmp_path: Path, *arguments: str, python: str | None = None, **variables: str) -> Iterator[Terminal]:
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = os.environ | {
+        "TERM": "xterm-256color",
+        "NANOCHAT_DATA_DIR": str(tmp_path / "data"),
+        "NANOCHAT_STATE_DIR": str(tmp_path / "state"),
+        "NANOCHAT_CONFIG_DIR": str(tmp_path / "config"),
+        **variables,
+    }
+    command = [sys.executable, *(["-c", python] if python else ["-m", "nanochat_tui"]), *arguments]
+    process = subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True, close_fds=True
+    )
+    os.close(slave)
+    made = Terminal(process, master)
+    try:
+        yield made
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)
+        os.close(master)
+
+
+def test_killed_in_mid_reply_it_comes_back_with_what_was_said(tmp_path: Path) -> None:
+    with serving(words=[f"word{i} " for i in range(400)], owner="vllm") as server:
+        with terminal(tmp_path, "--attach", server.url) as screen:
+            screen.until(lambda: b"Message" in screen.seen)
+            screen.type("what is the question\r")
+            screen.until(lambda: b"word150" in screen.seen)
+            shown = time.monotonic()
+            while time.monotonic() - shown < 1.0 and b"word390" not in screen.seen:
+                screen.read()
+            os.kill(screen.process.pid, signal.SIGKILL)
+            screen.process.wait(10)
+        store = Store(tmp_path / "data" / "sessions.db")
+        (info,) = store.sessions().result(5)
+        (turn,) = store.load(info.id).result(5).turns
+        store.close()
+        assert turn.prompt == "what is the question"
+        assert "word150 " in turn.reply, "a second later it is on the disk"
+        with terminal(tmp_path, "--attach", server.url) as screen:
+            last = turn.reply.split()[-2].encode()
+            screen.until(lambda: last in screen.seen)
+            screen.type("\x11")
+            assert screen.wait() == 0
+
+
+def test_a_crash_leaves_a_clean_terminal_and_a_report(tmp_path: Path) -> None:
+    program = """
+import sys
+from nanochat_tui.cli.entry import main
+from nanochat_tui.tui.chat.screen import ChatScreen
+def broken(self): raise KeyError("broken on purpose")
+ChatScreen.action_toggle_live = broken
+sys.argv = ["nanochat-tui", *sys.argv[1:]]
+main()
+"""
+    with serving() as server, terminal(tmp_path, "--attach", server.url, python=program) as screen:
+        screen.until(lambda: b"Message" in screen.seen)
+        screen.type("\x0c")
+        assert screen.wait() == 1
+        end = screen.seen[-2000:].decode("utf-8", "replace")
+        assert "the application crashed; a report is at" in end
+        assert "Traceback" not in end
+        assert "\x1b[?1049l" in end, "the other screen was left"
+        assert "\x1b[?25h" in end, "the cursor is back"
+    (report,) = (tmp_path / "state").glob("crash-*.txt")
+    assert "broken on purpose" in report.read_text()
+
+
+def test_a_home_that_is_no_folder_gives_a_message_and_the_chat_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = str(tmp_path / "file" / "x")
+    variables = {"NANOCHAT_DATA_DIR": nowhere, "NANOCHAT_STATE_DIR": nowhere, "NANOCHAT_CONFIG_DIR": nowhere}
+    with serving() as server, terminal(tmp_path, "--attach", server.url, **variables) as screen:
+        screen.until(lambda: b"unsaved" in screen.seen)
+        screen.type("hi\r")
+        screen.until(lambda: b"reader" in screen.seen)
+        screen.type("\x11")
+        assert screen.wait() == 0
+
+
+def test_no_color_draws_without_colours(tmp_path: Path) -> None:
+    with serving() as server, terminal(tmp_path, "--attach", server.url, NO_COLOR="1") as screen:
+        screen.until(lambda: b"Message" in screen.seen)
+        screen.type("hi\r")
+        screen.until(lambda: b"reader" in screen.seen)
+        greys = {
+            part
+            for part in screen.seen.decode("utf-8", "replace").split("\x1b[")
+            if part.startswith(("38;2;", "48;2;"))
+        }
+        for part in greys:
+            red, green, blue = part.split("m")[0].split(";")[2:5]
+            assert red == green == blue, part
+
+
+@pytest.mark.slow
+def test_the_web_serves_a_page(tmp_path: Path) -> None:
+    pytest.importorskip("textual_serve")
+    model = write_model(tmp_path / "m.gguf", TINY)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "nanochat_tui", "web", str(model), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 30
+        while True:
+            assert time.monotonic() < end
+            assert process.poll() is None
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=2) as page:
+                    assert b"nanochat-tui" in page.read()
+                    break
+            except OSError:
+                time.sleep(0.2)
+    finally:
+        process.terminate()
+        process.wait(10)
