@@ -365,7 +365,8 @@ async def test_export_for_good_is_verified(tmp_path: Path) -> None:
         target = tmp_path / "out" / "mine.gguf"
         app.screen.query_one(Input).value = str(target)
         await pilot.press("enter")
-        await until(pilot, lambda: any("equal bit for bit" in said for said in app.said), 180)
+        await until(pilot, lambda: len(app.said) == 2, 180)  # that it began, and how it ended
+        assert "equal bit for bit" in app.said[1] and "same top" in app.said[1]
         assert target.is_file() and target.with_suffix(".mhc").is_file()
 
 
