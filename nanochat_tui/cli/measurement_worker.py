@@ -10,6 +10,7 @@ stops the process between runs, so that threads that wait by spinning cost the o
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -98,6 +99,7 @@ def random_ids(seed: int, count: int, vocabulary: int) -> list[int]:
 
 def serve(engine: str, path: Path, threads: int, positions: int, kernel: str | None) -> None:
     """Load with room for so many positions, say so, then answer commands until stdin ends."""
+    _die_with_parent()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
 
@@ -135,6 +137,13 @@ def serve(engine: str, path: Path, threads: int, positions: int, kernel: str | N
             answer(found | memory())
         except UserError as error:
             answer({"error": str(error)})
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process with its parent: a process that is stopped cannot see its stdin close."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, signal.SIGKILL)
 
 
 class Worker:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from support import TINY, write_model
 
@@ -107,3 +112,20 @@ def test_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert dispatch(words) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["engine"] for row in rows] == ["nanochat-tui", "llama-cpp-python"] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a stopped process with its parent")
+def test_a_stopped_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", TINY)
+    script = (
+        "import sys, os; from pathlib import Path; from nanochat_tui.cli.measurement_worker import Worker;"
+        "w = Worker('nanochat-tui', Path(sys.argv[1]), 1); print(w._process.pid, flush=True); os._exit(0)"
+    )
+    found = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    process = int(found.stdout)
+    for _ in range(100):
+        if not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    os.kill(process, signal.SIGKILL)
+    pytest.fail("the worker outlived its parent")
