@@ -13,6 +13,7 @@ from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile, metadata_int
 from nanochat_tui.formats.mhc import read_mhc
 from nanochat_tui.model.architectures import nanochat
+from nanochat_tui.model.architectures.keys import MAX_LAYERS
 from nanochat_tui.model.config import MHC_RECORD_FLOATS
 from nanochat_tui.model.mhc import CURRENT_VERSION, MhcError, check_sidecar, record_names
 from nanochat_tui.model.mhc_verify import MhcReport, verify
@@ -106,7 +107,7 @@ def inspect_mhc(file: GGUFFile, sidecar: Path | None = None) -> MhcInspection | 
     try:
         streams = metadata_int(file.metadata, f"{nanochat.NAME}.mhc.stream_count", 1)
         version = metadata_int(file.metadata, f"{nanochat.NAME}.mhc.version", CURRENT_VERSION)
-        blocks = metadata_int(file.metadata, f"{nanochat.NAME}.block_count", 0, maximum=nanochat.MAX_LAYERS)
+        blocks = metadata_int(file.metadata, f"{nanochat.NAME}.block_count", 0, maximum=MAX_LAYERS)
     except UserError as error:
         return MhcInspection(0, 0, 0, str(error), None) if is_nanochat or sidecar else None
     if streams == 1 or not is_nanochat:

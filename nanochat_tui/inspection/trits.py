@@ -154,7 +154,8 @@ def _count_pairs(packed: NDArray[np.uint8], group: int) -> Counts:
     low, high = words & _LOW, (words >> np.uint64(1)) & _LOW
 
     def ones(bits: NDArray[np.uint64]) -> NDArray[np.int32]:
-        return np.bitwise_count(bits).sum(axis=1, dtype=np.int32)
+        found: NDArray[np.int32] = np.bitwise_count(bits).sum(axis=1, dtype=np.int32)
+        return found
 
     three, odd, upper = ones(low & high), ones(low), ones(high)
     return np.stack([group - odd - upper + three, odd - three, upper - three, three], axis=1)

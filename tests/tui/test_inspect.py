@@ -151,7 +151,7 @@ async def test_tensors_are_found_and_described(model: Path, size: tuple[int, int
         await opened(pilot, app)
         pane = await tab(pilot, app, "tensors")
         assert isinstance(pane, TensorsPane)
-        assert [str(node.label).split()[0] for node in pane.tree.root.children[2:]] == ["blk.0", "blk.1"]
+        assert [str(node.label).split()[0] for node in pane.names.root.children[2:]] == ["blk.0", "blk.1"]
         await pilot.press("slash", *"b1fd")
         await until(pilot, lambda: pane.chosen is not None and pane.chosen.name == "blk.1.ffn_down.weight")
         await until(pilot, lambda: "blk.1.ffn_down.weight" in app.inspector.opened.values)  # type: ignore[union-attr]
@@ -510,3 +510,42 @@ async def test_in_the_application_the_chat_is_rendered_and_files_are_opened_by_m
         await until(pilot, lambda: app.screen is app.chat)
         await pilot.press("f3")
         await until(pilot, lambda: app.screen is screen)
+
+
+async def test_the_palette_has_the_keys_of_the_pane(model: Path) -> None:
+    app = Host(model)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, app)
+        pane = await tab(pilot, app, "trits")
+        assert isinstance(pane, MicroscopePane)
+        offers = {title: call for title, _, call in app.inspector.palette_commands()}
+        await offers["Trits: Symbols"]()  # type: ignore[misc]
+        assert pane.view.view.zoom == 0
+        offers["Inspect: Weights"]()
+        await until(pilot, lambda: app.inspector.pane.id == "pane-weights")
+        weights = app.inspector.pane
+        assert isinstance(weights, WeightsPane)
+        offers = {title: call for title, _, call in app.inspector.palette_commands()}
+        await offers["Weights: Measure"]()  # type: ignore[misc]
+        assert weights.metric == 1
+
+
+@pytest.mark.slow
+async def test_a_file_of_absurdly_many_tensors_is_shown(tmp_path: Path) -> None:
+    from nanochat_tui.formats.gguf import TensorData, write_gguf
+    from nanochat_tui.formats.tensor_types import TENSOR_TYPES
+
+    kind = TENSOR_TYPES["Q2_0"]
+    block = np.full((1, 18), 0x55, np.uint8)
+    many = [TensorData(f"blk.{i}.w{i % 7}.weight", (1, 64), kind, block) for i in range(20_000)]
+    write_gguf(tmp_path / "many.gguf", {}, many)
+    app = Host(tmp_path / "many.gguf")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, app)
+        for name in ("tensors", "trits", "metadata"):
+            app.inspector.go_to(name)
+            await pilot.pause()
+        app.inspector.go_to("weights")
+        await pilot.pause()
+        await pilot.press("G", "escape")
+        assert app.is_running

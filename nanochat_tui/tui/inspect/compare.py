@@ -137,9 +137,12 @@ key and tensor that changed. **Tab** goes there. **w** exchanges the two files.
         self.app.push_screen(OpenDialog("Compare with", self.opened.path), chosen)
 
     def compare_with(self, path: Path) -> None:
-        """Compare the open file with another."""
+        """Compare the open file with another, as soon as there is one."""
         opened = self.opened
-        if opened is None or opened.file is None:
+        if opened is None:
+            self.other = path
+            return
+        if opened.file is None:
             self.complain("Files of the original nanochat-rs-ternary can be compared after converting them.")
             return
         self.other, self.found = path, None

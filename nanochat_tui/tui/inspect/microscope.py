@@ -15,7 +15,6 @@ from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane
 from nanochat_tui.tui.inspect.trit_view import TritView, View
 
-
 MOST = 5000
 """Tensors that can be chosen, of a file that claims absurdly many."""
 

@@ -81,7 +81,9 @@ class OpenDialog(ModalScreen[Path | None]):
         width: 90%; max-width: 100; height: auto; max-height: 80%;
         border: round $primary; background: $surface; padding: 0 1;
     }
-    OpenDialog Input { border: none; height: 1; background: $surface-lighten-1; padding: 0 1; margin: 0 0 1 0; }
+    OpenDialog Input, OpenDialog Input:focus {
+        border: none; height: 1; background: $surface-lighten-1; padding: 0 1; margin: 0 0 1 0;
+    }
     OpenDialog OptionList { height: auto; max-height: 14; border: none; background: $surface; padding: 0; }
     OpenDialog #problem { color: $text-error; height: auto; }
     """

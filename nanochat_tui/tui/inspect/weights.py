@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -21,6 +22,8 @@ from nanochat_tui.tui.inspect.jobs import Job
 from nanochat_tui.tui.inspect.layer_grid import Cell, LayerGrid
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane
+
+DRAW_SECONDS = 0.2
 
 Metric = Callable[[TernaryStatistics], float | None]
 
@@ -147,6 +150,7 @@ group scales and of the zeros in its groups. **Enter** looks at it through the m
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.metric = 0
+        self._drawn = 0.0
 
     def compose(self) -> ComposeResult:
         """Heading, grid, detail."""
@@ -199,17 +203,20 @@ group scales and of the zeros in its groups. **Enter** looks at it through the m
     def _counted(self, found: TernaryStatistics) -> None:
         if self.opened is not None:
             self.opened.ternary[found.name] = found
-            self.grid.set_cells(cells_of(self.opened.ternary, self.metric))
             if found.name == self.grid.name_at_cursor:
                 self._detail()
 
     def progressed(self, job: Job) -> None:
-        """See `Pane`."""
-        self._head()
+        """See `Pane`; drawn a few times per second, however many tensors there are."""
+        now = time.monotonic()
+        if self.opened is not None and now - self._drawn >= DRAW_SECONDS:
+            self._drawn = now
+            self.grid.set_cells(cells_of(self.opened.ternary, self.metric))
+            self._head()
 
     def stopped_by_hand(self) -> None:
         """See `Pane`."""
-        self._head()
+        self._draw()
 
     def action_metric(self, step: int) -> None:
         """Show something else in the cells."""
