@@ -5,12 +5,15 @@ from __future__ import annotations
 import json as json_module
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from nanochat_tui.cli.options import JsonOption, MhcOption, TokenizerOption, check_file, find_model
 from nanochat_tui.errors import UserError, display_safe
+
+if TYPE_CHECKING:
+    from nanochat_tui.formats.i2_s_layouts import Layout
 
 Target = Literal["Q2_0", "PQ2_0", "PTQ1_0", "TQ1_0", "TQ2_0", "Q1_0", "I2_S", "STQ1_0"]
 
@@ -22,6 +25,10 @@ def convert(
     round_scales: Annotated[
         bool, typer.Option("--round-scales", help="Let float32 scales of I2_S be rounded to float16.")
     ] = False,
+    i2s_layout: Annotated[
+        Literal["x86", "arm", "1x4"],
+        typer.Option(help="Order of codes in IN's I2_S tensors: arm if it was quantised on an ARM machine."),
+    ] = "x86",
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
     json: JsonOption = False,
@@ -40,7 +47,7 @@ def convert(
     elif mhc is not None or tokenizer is not None:
         raise UserError("--mhc and --tokenizer are for files of the original (GUGF), which lack them; leave them out.")
     else:
-        found, lines, notes = _repack(path, target, kind, round_scales)
+        found, lines, notes = _repack(path, target, kind, round_scales, i2s_layout)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     if json:
@@ -50,11 +57,11 @@ def convert(
 
 
 def _repack(
-    path: Path, target: Path, kind: Target, round_scales: bool
+    path: Path, target: Path, kind: Target, round_scales: bool, i2s_layout: Layout
 ) -> tuple[dict[str, object], list[str], tuple[str, ...]]:
     from nanochat_tui.export.repack import convert as repack
 
-    done = repack(path, target, kind, round_scales=round_scales)
+    done = repack(path, target, kind, round_scales=round_scales, i2_s=i2s_layout)
     types = ", ".join(f"{count} {name}" for name, count in done.types.items())
     compared = "every weight compared and equal" if not done.scale_error else "scales rounded, trits equal"
     lines = [

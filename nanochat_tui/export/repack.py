@@ -30,6 +30,7 @@ from nanochat_tui.formats.gguf import (
     u32,
     write_gguf,
 )
+from nanochat_tui.formats.i2_s_layouts import Layout, to_x86
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES, TensorType, encode_ternary, ternary_codes
 from nanochat_tui.formats.ternary_blocks import I2_S_TAIL, join_i2_s, split_i2_s
 from nanochat_tui.model.shards import open_model
@@ -69,11 +70,14 @@ class Conversion:
     """What a person should know about the file, a sentence each."""
 
 
-def convert(source: Path, target: Path, kind: str = "Q2_0", *, round_scales: bool = False) -> Conversion:
+def convert(
+    source: Path, target: Path, kind: str = "Q2_0", *, round_scales: bool = False, i2_s: Layout = "x86"
+) -> Conversion:
     """Write a GGUF model with all its ternary tensors in another type; files of a split model become one.
 
     Parameters: the paths; the type, one of TARGETS; whether an I2_S tensor's float32 scale may be rounded to the
-    float16 that other types have. Weights are otherwise equal, which is checked after writing.
+    float16 that other types have; the order of codes in the source's I2_S tensors. Weights are otherwise equal, which
+    is checked after writing.
     Raises LossError if a tensor does not fit, FormatError if a file is damaged or has nothing to convert, ExportError
     if what was written differs.
     """
@@ -84,13 +88,15 @@ def convert(source: Path, target: Path, kind: str = "Q2_0", *, round_scales: boo
         chosen = [info for info in file.tensors.values() if _is_ternary(info.type)]
         if not chosen:
             raise FormatError(f"{display_safe(source.name)} has no ternary tensors, so there is nothing to convert")
-        if all(info.type.name == kind for info in chosen):
+        if i2_s != "x86" and not any(info.type.name == "I2_S" for info in chosen):
+            raise FormatError(f"{display_safe(source.name)} has no I2_S tensors, so their layout has no place here")
+        if all(_stays(info, wanted, i2_s) for info in chosen):
             raise FormatError(f"all ternary tensors of {display_safe(source.name)} are {kind} already")
         error = max((_rounding(file, info, wanted, allowed=round_scales) for info in chosen), default=0.0)
-        tensors = [_tensor(file, info, wanted) for info in file.tensors.values()]
+        tensors = [_tensor(file, info, wanted, i2_s) for info in file.tensors.values()]
         write_gguf(target, _metadata(file, kind), tensors)
         if not error:
-            _verify(file, target, chosen)
+            _verify(file, target, chosen, i2_s)
         types: dict[str, int] = {}
         for info in chosen:
             types[info.type.name] = types.get(info.type.name, 0) + 1
@@ -106,6 +112,17 @@ def convert(source: Path, target: Path, kind: str = "Q2_0", *, round_scales: boo
         )
 
 
+def _stays(info: TensorInfo, wanted: TensorType, i2_s: Layout) -> bool:
+    """Whether a tensor's bytes are those that are wanted already."""
+    return info.type == wanted and (info.type.name != "I2_S" or i2_s == "x86")
+
+
+def _blocks(file: GGUFFile, info: TensorInfo, i2_s: Layout) -> Bytes:
+    """Return a tensor's blocks; of I2_S, in the order that the decoder expects."""
+    blocks = file.blocks(info.name)
+    return to_x86(blocks, i2_s, info.shape[-1]) if info.type.name == "I2_S" else blocks
+
+
 def _is_ternary(kind: TensorType) -> bool:
     return kind.is_ternary or kind.name == "I2_S"
 
@@ -118,8 +135,8 @@ def _metadata(file: GGUFFile, kind: str) -> dict[str, GGUFValue]:
     return metadata
 
 
-def _tensor(file: GGUFFile, info: TensorInfo, wanted: TensorType) -> TensorData | TensorSource:
-    if not _is_ternary(info.type) or info.type == wanted:
+def _tensor(file: GGUFFile, info: TensorInfo, wanted: TensorType, i2_s: Layout) -> TensorData | TensorSource:
+    if not _is_ternary(info.type) or _stays(info, wanted, i2_s):
         return TensorData(info.name, info.shape, info.type, file.raw(info.name)[: info.nbytes])
     block = wanted.block_elements
     if info.shape[-1] % block:
@@ -127,30 +144,34 @@ def _tensor(file: GGUFFile, info: TensorInfo, wanted: TensorType) -> TensorData 
             f"tensor {display_safe(info.name)} has rows of {info.shape[-1]} weights, and {wanted.name} needs a "
             f"multiple of {block}; choose a type with smaller blocks, such as Q2_0"
         )
-    chunks: Callable[[], Iterator[Bytes]] = partial(_chunks, file, info, wanted)
+    chunks: Callable[[], Iterator[Bytes]] = partial(_chunks, file, info, wanted, i2_s)
     return TensorSource(info.name, info.shape, wanted, chunks)
 
 
-def _chunks(file: GGUFFile, info: TensorInfo, wanted: TensorType) -> Iterator[Bytes]:
+def _chunks(file: GGUFFile, info: TensorInfo, wanted: TensorType, i2_s: Layout) -> Iterator[Bytes]:
     name = display_safe(info.name)
+    if wanted == info.type:  # I2_S in another order
+        yield _blocks(file, info, i2_s)
+        yield file.tail(info.name)
+        return
     if wanted.name == "I2_S":
         scale = _one_scale(file, info)
-        for codes, _ in _split(file, info):
+        for codes, _ in _split(file, info, i2_s):
             if codes.size and int(codes.max()) > 2:
                 raise LossError(f"tensor {name} holds +2, which I2_S has no code for; choose Q2_0 or TQ2_0")
             yield join_i2_s(codes.reshape(-1, 128), scale)[:-I2_S_TAIL]
         yield join_i2_s(np.zeros((0, 128), np.uint8), scale)
         return
-    for codes, scales in _split(file, info):
+    for codes, scales in _split(file, info, i2_s):
         try:
             yield encode_ternary(wanted, *_regroup(codes, scales, wanted))
         except FormatError as error:
             raise LossError(f"tensor {name} cannot become {wanted.name} without loss: {error}") from None
 
 
-def _split(file: GGUFFile, info: TensorInfo) -> Iterator[tuple[Bytes, NDArray[np.float16]]]:
+def _split(file: GGUFFile, info: TensorInfo, i2_s: Layout) -> Iterator[tuple[Bytes, NDArray[np.float16]]]:
     """Yield codes [blocks, elements] and a float16 scale per block, a chunk at a time."""
-    kind, blocks = info.type, file.blocks(info.name)
+    kind, blocks = info.type, _blocks(file, info, i2_s)
     step = CHUNK // kind.block_elements
     for start in range(0, len(blocks), step):
         part = blocks[start : start + step]
@@ -182,7 +203,7 @@ def _regroup(codes: Bytes, scales: NDArray[np.float16], wanted: TensorType) -> t
 def _one_scale(file: GGUFFile, info: TensorInfo) -> np.float32:
     """Return the scale that all groups of a tensor share, those of zeros apart. Raises LossError."""
     found: set[float] = set()
-    for codes, scales in _split(file, info):
+    for codes, scales in _split(file, info, "x86"):
         live = (codes != 1).any(axis=1)
         found.update(np.unique(scales[live]).tolist())
         if len(found) > 1:
@@ -213,12 +234,12 @@ def _rounding(file: GGUFFile, info: TensorInfo, wanted: TensorType, *, allowed: 
     raise LossError(f"tensor {display_safe(info.name)} has the scale {exact:.3g}, which no float16 is near")
 
 
-def _verify(file: GGUFFile, target: Path, chosen: list[TensorInfo]) -> None:
+def _verify(file: GGUFFile, target: Path, chosen: list[TensorInfo], i2_s: Layout) -> None:
     """Raise ExportError unless every converted weight is what it was."""
     with read_gguf(target) as written:
         for info in chosen:
             other = written.tensor(info.name)
-            pairs = zip(_values(file, info), _values(written, other), strict=True)
+            pairs = zip(_values(file, info, i2_s), _values(written, other, "x86"), strict=True)
             if info.shape != other.shape or not all(np.array_equal(before, after) for before, after in pairs):
                 raise ExportError(
                     f"tensor {display_safe(info.name)} differs from its source after writing; {target.name} must not "
@@ -226,8 +247,8 @@ def _verify(file: GGUFFile, target: Path, chosen: list[TensorInfo]) -> None:
                 )
 
 
-def _values(file: GGUFFile, info: TensorInfo) -> Iterator[NDArray[np.float32]]:
-    blocks, tail = file.blocks(info.name), file.tail(info.name)
+def _values(file: GGUFFile, info: TensorInfo, i2_s: Layout) -> Iterator[NDArray[np.float32]]:
+    blocks, tail = _blocks(file, info, i2_s), file.tail(info.name)
     step = CHUNK // info.type.block_elements
     for start in range(0, len(blocks), step):
         yield info.type.decode(blocks[start : start + step], tail).reshape(-1)
