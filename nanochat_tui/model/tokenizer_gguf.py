@@ -140,11 +140,13 @@ def read_tokenizer(metadata: Mapping[str, GGUFValue]) -> FileTokenizer:
             "are supported; give the model's tokenizer.json with --tokenizer"
         )
     tokens = metadata_strings(metadata, "tokenizer.ggml.tokens")
-    if len(set(tokens)) != len(tokens):
+    ids = {token: index for index, token in enumerate(tokens)}
+    if len(ids) != len(tokens):
         raise TokenizerError("the file's vocabulary holds the same token twice; it is damaged")
-    types = _types(metadata, tokens)
-    read = _byte_level if kind == "gpt2" else _sentencepiece
-    return read(metadata, tokens, types)
+    types = _types(metadata, ids)
+    if kind == "gpt2":
+        return _byte_level(metadata, tokens, ids, types)
+    return _sentencepiece(metadata, tokens, types)
 
 
 def from_gguf_metadata(metadata: Mapping[str, GGUFValue]) -> Tokenizer:
@@ -152,15 +154,14 @@ def from_gguf_metadata(metadata: Mapping[str, GGUFValue]) -> Tokenizer:
     return read_tokenizer(metadata).tokenizer
 
 
-def _types(metadata: Mapping[str, GGUFValue], tokens: Sequence[str]) -> NDArray[np.int64]:
+def _types(metadata: Mapping[str, GGUFValue], ids: Mapping[str, int]) -> NDArray[np.int64]:
     """Return the type of every token, with two corrections that other programs make too."""
     if "tokenizer.ggml.token_type" in metadata:
         types = metadata_integers(metadata, "tokenizer.ggml.token_type").astype(np.int64)
     else:
-        types = np.full(len(tokens), NORMAL, np.int64)
-    if len(types) != len(tokens):
-        raise TokenizerError(f"the file has {len(tokens)} tokens but {len(types)} token types; it is damaged")
-    ids = {token: index for index, token in enumerate(tokens)}
+        types = np.full(len(ids), NORMAL, np.int64)
+    if len(types) != len(ids):
+        raise TokenizerError(f"the file has {len(ids)} tokens but {len(types)} token types; it is damaged")
     for name in END_NAMES:  # some converters write marks as text
         if name in ids and name.startswith("<|") and types[ids[name]] == NORMAL:
             types[ids[name]] = CONTROL
@@ -178,7 +179,9 @@ def _unused(types: NDArray[np.int64]) -> tuple[int, ...]:
     return tuple(int(index) for index in np.flatnonzero(types == UNUSED))
 
 
-def _byte_level(metadata: Mapping[str, GGUFValue], tokens: Sequence[str], types: NDArray[np.int64]) -> FileTokenizer:
+def _byte_level(
+    metadata: Mapping[str, GGUFValue], tokens: Sequence[str], ids: Mapping[str, int], types: NDArray[np.int64]
+) -> FileTokenizer:
     rules, note = word_rules(metadata_string(metadata, "tokenizer.ggml.pre", ""), tokens)
     merges: list[tuple[str, str]] = []
     for merge in metadata_strings(metadata, "tokenizer.ggml.merges"):
@@ -187,7 +190,7 @@ def _byte_level(metadata: Mapping[str, GGUFValue], tokens: Sequence[str], types:
             raise TokenizerError(f"the file's tokenizer holds the impossible merge {display_safe(merge)!r}")
         merges.append((left, right))
     tokenizer = byte_level_bpe(
-        {token: index for index, token in enumerate(tokens)},
+        ids,
         merges,
         _named(tokens, types, CONTROL),
         _named(tokens, types, USER_DEFINED),
