@@ -52,17 +52,21 @@ class EngineRunner:
     def __init__(self, path: Path, threads: int, kernel: str | None) -> None:
         from nanochat_tui.engine.model import load
         from nanochat_tui.engine.session import Session
+        from nanochat_tui.model.tokenizer import TextCodec
 
         said: list[str] = []
         self._model = load(path, threads=threads, kernel=kernel, speculation="off", progress=said.append)
         self.compiled = any("compiling" in line for line in said)
+        # a run is as long as it is asked to be: no token ends it
+        tokenizer = self._model.codec.tokenizer
+        self._model.codec = TextCodec(tokenizer, bos=None, eos=None, add_bos=False, ends=frozenset())
         self._session = Session(self._model)
         self.kernel = self._model.kernel
         self.bytes_per_token = self._model.bytes_per_token
         config: Any = self._model.config
         layers = getattr(config, "n_cached_layers", config.n_layers)
         self.kv_bytes = 2 * 2 * layers * config.n_kv_heads * config.head_dim
-        self.vocabulary = self._model.codec.tokenizer.get_vocab_size()
+        self.vocabulary = tokenizer.get_vocab_size()
 
     def prompt(self, ids: list[int]) -> float:
         """See `Runner`."""
@@ -72,7 +76,7 @@ class EngineRunner:
         return time.perf_counter() - began
 
     def decode(self, ids: list[int], tokens: int) -> tuple[int, float]:
-        """See `Runner`; an end token ends a run early."""
+        """See `Runner`."""
         first = last = 0.0
         count = -1
         for _ in self._session.generate(ids, max_tokens=tokens + 1, temperature=0.0):
