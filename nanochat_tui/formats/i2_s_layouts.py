@@ -37,6 +37,6 @@ def to_x86(blocks: Blocks, layout: Layout, columns: int) -> Blocks:
         raise FormatError(f"a matrix of {rows} rows cannot be I2_S in the layout 1x4, which puts four into a byte")
     else:
         codes = (blocks.reshape(rows // 4, 1, columns) >> _SHIFTS[:, None]) & 3
-    flat = codes.reshape(-1, 128)
+    flat = codes.reshape(-1, 128).astype(np.uint8)
     flat[flat == 3] = 1
     return join_i2_s(flat, np.float32(0))[:-I2_S_TAIL].reshape(-1, 32)
