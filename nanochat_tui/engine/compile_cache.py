@@ -9,16 +9,15 @@ proves that it compiled these.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 import threading
+import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,10 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 Entry = Callable[..., int]
 ENVIRONMENT = "NANOCHAT_CACHE_DIR"
+KEPT = 12
+"""Files of compiled code that are kept, the last used ones: several models, kernels and versions of the sources."""
+STALE_SECONDS = 3600
+"""Age at which a temporary file is taken to be left over from a process that ended while writing."""
 _DIGEST = 32
 _loaded: dict[tuple[str, int, frozenset[int]], Entry] = {}
 _lock = threading.Lock()
@@ -54,12 +57,22 @@ def _require_same_sources() -> None:
         raise UserError("the program's files have changed since it was started, as in an update; start it again")
 
 
+def _version(package: str) -> str:
+    """Return an installed package's version by its folder's name: `importlib.metadata` takes 14 ms to import."""
+    for folder in sys.path:
+        for found in sorted(Path(folder or ".").glob(f"{package}-*.dist-info")):
+            return found.name
+    from importlib.metadata import version
+
+    return version(package)
+
+
 def _file_name(target: Target) -> str:
     parts = (
         SOURCES,
         str(sorted(target.kinds)),
-        version("numba"),
-        version("llvmlite"),
+        _version("numba"),
+        _version("llvmlite"),
         platform.python_version(),
         platform.machine(),
         cpu_name(),
@@ -91,6 +104,8 @@ def cache_directory() -> Path | None:
     if chosen:
         candidates = [Path(chosen)]
     else:
+        import tempfile
+
         import platformdirs
 
         owner = os.geteuid() if os.name == "posix" else "user"
@@ -104,9 +119,12 @@ def cache_directory() -> Path | None:
 def _read(path: Path) -> bytes | None:
     """Return the object code in a cache file, or None if it is absent or damaged."""
     try:
-        return _unsealed(path.read_bytes())
+        code = _unsealed(path.read_bytes())
     except OSError:
         return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # the age of a file is that of its last use
+    return code
 
 
 def _sealed(code: bytes) -> bytes:
@@ -119,13 +137,36 @@ def _unsealed(data: bytes) -> bytes | None:
 
 
 def _write(path: Path, code: bytes) -> None:
+    import tempfile
+
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(_sealed(code))
         Path(temporary).replace(path)
+        _tidy(path.parent)
     except OSError:
         pass  # a full disk costs the next start a few seconds, nothing else
+
+
+def _age(path: Path) -> float:
+    """Return seconds since a file was last used; 0 if another process has just removed it."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the compiled code that was not used for longest, and what interrupted processes left behind.
+
+    Another process that wants a removed file compiles again; one that has read it needs it no more.
+    """
+    unused = sorted(folder.glob("*.o"), key=_age)[KEPT:]
+    unused += [path for path in folder.glob("*.tmp") if _age(path) > STALE_SECONDS]
+    for path in unused:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _compile(kernel: KernelInfo, group: int, target: Target) -> bytes:
@@ -133,6 +174,8 @@ def _compile(kernel: KernelInfo, group: int, target: Target) -> bytes:
 
     Raises UserError if the sources on disk are no longer those of this process.
     """
+    import subprocess
+
     _require_same_sources()
     if sys.executable:
         # -P: the working directory may be a checkout of another version, and must not be imported from

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,3 +133,28 @@ def test_importing_the_library_imports_no_compiler() -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
+    now = time.time()
+    for number in range(compile_cache.KEPT + 3):
+        path = tmp_path / f"avx2-128-{number}.o"
+        compile_cache._write(path, b"code")
+        os.utime(path, (now - 1000 + number, now - 1000 + number))
+    left, fresh = tmp_path / "old.tmp", tmp_path / "new.tmp"
+    for path in (left, fresh):
+        path.write_bytes(b"half")
+    os.utime(left, (now - 7200, now - 7200))
+    oldest = min(tmp_path.glob("*.o"), key=lambda path: path.stat().st_mtime)
+    assert compile_cache._read(oldest) == b"code"
+    compile_cache._write(tmp_path / "avx2-128-last.o", b"code")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert len([name for name in names if name.endswith(".o")]) == compile_cache.KEPT
+    assert {oldest.name, "avx2-128-last.o", "new.tmp"} <= names
+    assert "old.tmp" not in names
+
+
+def test_versions_without_importing_metadata() -> None:
+    from importlib.metadata import version
+
+    assert compile_cache._version("numba") == f"numba-{version('numba')}.dist-info"
