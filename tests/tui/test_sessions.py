@@ -45,6 +45,9 @@ async def test_the_list_opens_searches_renames_forks_and_deletes(tmp_path: Path)
         await pilot.press("ctrl+o")
         options = app.chat.sessions.options
         await until(pilot, lambda: options.option_count == 2)
+        options.clear_options()
+        await app.chat.list_changed()  # what the end of a reply does
+        await until(pilot, lambda: options.option_count == 2)
         assert app.focused is options
 
         await pilot.press("slash", *"hashm")

@@ -48,6 +48,7 @@ class ChatBase(Screen[None]):
         self.editing: int | None = None
         """The turn whose message stands in the input to be changed."""
         self._runs = 0
+        self._offered: tuple[bool, ...] = ()
 
     # Sampling, as two values that may be set
 
@@ -90,7 +91,11 @@ class ChatBase(Screen[None]):
         """Change the status line, and with the state the keys that make sense."""
         self.status = replace(status, unsaved=not self.store.saves and self.store.path is not None)
         self.query_one("#status", StatusLine).status = self.status
-        self.refresh_bindings()
+        # the footer is made anew for it, which takes as long as a hundred tokens: only when other keys make sense
+        offered = (self.generation is None, self.ready, bool(self.conversation.turns), self.info is None)
+        if offered != self._offered:
+            self._offered = offered
+            self.refresh_bindings()
 
     def show_widget(self, selector: str, shown: bool) -> Widget:
         """Show or hide a widget and return it."""

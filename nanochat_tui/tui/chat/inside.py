@@ -87,7 +87,6 @@ def stream_rows(inside: Inside) -> list[Content]:
         Content.assemble(
             ("decided ", "$text 60%"),
             (f"first at {sublayer(trace.depth)}, for good at {sublayer(trace.settled)}", "$text-primary"),
-            (f" of {len(trace.tops)}", "$text 60%"),
         )
     )
     return rows

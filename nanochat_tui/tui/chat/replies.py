@@ -179,3 +179,7 @@ class ReplyPart(LoadingPart):
         self.set_status(replace(self.status, state="ready"))
         self.reply_grew()
         self.side.live.look_inside(at_once=True)
+        await self.list_changed()
+
+    async def list_changed(self) -> None:
+        """A session of the list is not what it was; the list wants to know."""

@@ -172,7 +172,7 @@ class SessionPart(ReplyPart):
             self.keep_info(title=renamed.title, titled=True)
         else:
             self.store.save_session(renamed)
-        await self._list_changed()
+        await self.list_changed()
 
     def _ask_delete(self, stored: StoredSession) -> None:
         async def answered(sure: bool | None) -> None:
@@ -184,7 +184,7 @@ class SessionPart(ReplyPart):
                 self.info = None
                 self.prompt.fill("")
                 await self.new_session()
-            await self._list_changed()
+            await self.list_changed()
 
         text = f"“{stored.info.title}” with {stored.info.turns} turns will be gone for good."
         self.app.push_screen(Confirm("Delete this session?", text), answered)
@@ -217,13 +217,13 @@ class SessionPart(ReplyPart):
         for position, turn in enumerate(stored.turns):
             self.store.save_turn(stored.info.id, position, turn)
         await self.show_stored(stored)
-        await self._list_changed()
+        await self.list_changed()
 
     async def _fork(self, session: str, keep: int | None) -> None:
         stored = await answer_of(self, self.store.fork(session, keep))
         if stored is not None:
             await self.show_stored(stored)
-            await self._list_changed()
+            await self.list_changed()
             self.notify("This is a fork; the other session stays as it was.", timeout=4)
 
     async def action_fork_turn(self) -> None:
@@ -234,7 +234,8 @@ class SessionPart(ReplyPart):
             return
         await self._fork(self.info.id, index + 1)
 
-    async def _list_changed(self) -> None:
+    async def list_changed(self) -> None:
+        """See `ReplyPart`."""
         if self.sessions.display:
             self.sessions.current = self.info.id if self.info else None
             await self.sessions.refresh_list()
