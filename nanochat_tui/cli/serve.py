@@ -24,10 +24,11 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
     threads: ThreadsOption = None,
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Replies computed together.")] = 8,
+    parallel: Annotated[int, typer.Option(min=1, max=16, help="Replies computed together.")] = 8,
     queue: Annotated[int, typer.Option(min=0, max=10_000, help="Requests that may wait; more are told 429.")] = 64,
     kv_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Size of the key-value cache of all replies; left out, all they can use.")
+        int | None,
+        typer.Option(min=1, help="Size of the key-value cache of all replies together; left out, as memory allows."),
     ] = None,
     alias: Annotated[list[str] | None, typer.Option(help="A further name of the model; may be repeated.")] = None,
     api_key: Annotated[

@@ -14,7 +14,7 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nanochat_tui.engine.session import Stats, Token
+from nanochat_tui.engine.replies import Stats, Token
 from nanochat_tui.serve.errors import ApiError
 from nanochat_tui.serve.generation import Ended, Item, Replies, watch
 from nanochat_tui.serve.replies import ChatCompletion, Completion, FinishReason, PromptDetails, Timings, Usage

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from starlette.types import Receive
 
 from nanochat_tui.engine.batching import Stream
-from nanochat_tui.engine.session import Stats, Token
+from nanochat_tui.engine.replies import Stats, Token
 from nanochat_tui.errors import UserError
 from nanochat_tui.serve.errors import ApiError, from_user_error, internal_error, unavailable
 from nanochat_tui.serve.service import Service

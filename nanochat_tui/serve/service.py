@@ -59,7 +59,8 @@ class Service:
     @property
     def context(self) -> int:
         """Tokens that a prompt and its reply may have together. Raises ApiError (503) unless a model is there."""
-        return min(self.model.config.context_length, self._batchers[0].snapshot().kv_total_tokens)
+        self._demand_ready()
+        return self._batchers[0].context
 
     def start(self) -> None:
         """Begin to load; returns at once."""

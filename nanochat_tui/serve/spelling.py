@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nanochat_tui.engine.session import Token
+from nanochat_tui.engine.replies import Token
 from nanochat_tui.model.text import TabExpander
 from nanochat_tui.model.tokenizer import TextCodec
 from nanochat_tui.serve.replies import TokenLogprob, TopLogprob

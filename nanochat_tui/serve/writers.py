@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from nanochat_tui.chat.backend import Token as ChatToken
 from nanochat_tui.chat.thinking import ThinkingSplitter
-from nanochat_tui.engine.session import Token
+from nanochat_tui.engine.replies import Token
 from nanochat_tui.serve.replies import (
     AssistantMessage,
     ChatChoice,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +33,10 @@ def base(base_file: Path) -> Iterator[Running]:
 def chat(chat_file: Path) -> Iterator[Running]:
     with serving(files(chat_file), Settings("tiny", aliases=("gpt-4o",))) as running:
         yield running
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from servers import PROMPT, Running, files, serving, wait_for
+from servers import Running, files, serving, wait_for
 from support import tiny_tokenizer
 
 from nanochat_tui.engine.batching import Batcher
@@ -56,7 +56,8 @@ def test_tokens_there_and_back(base: Running) -> None:
 
 def test_metrics_count_what_happened(base: Running) -> None:
     before = _samples(base)
-    body = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+    text = "let counted = [1, 2, 3];\n" * 8  # caches are shared by whole pages, so it must be longer than one
+    body = {"prompt": text, "max_tokens": 12, "temperature": 0}
     assert base.post("/v1/completions", **body).status_code == 200
     with base.client() as client, client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
         answer.read()
@@ -71,9 +72,9 @@ def test_metrics_count_what_happened(base: Running) -> None:
     assert grew("nanochat_http_requests_total{method=POST,route=/v1/completions,status=400}") == 1
     assert grew("nanochat_request_success_total{finished_reason=length}") == 2
     assert grew("nanochat_generation_tokens_total") == 24
-    prompt = len(base.service.model.encode(PROMPT))
+    prompt = len(base.service.model.encode(text))
     assert grew("nanochat_prompt_tokens_total") == grew("nanochat_prefix_cache_queries_total") == 2 * prompt
-    assert grew("nanochat_prefix_cache_hits_total") >= prompt - 1  # the second prompt is the first one
+    assert grew("nanochat_prefix_cache_hits_total") >= prompt // 2  # the second prompt is the first one
     for name, count in (("time_to_first_token", 2), ("inter_token_latency", 22), ("e2e_request_latency", 2)):
         assert grew(f"nanochat_{name}_seconds_count") == count
         assert after[f"nanochat_{name}_seconds_bucket{{le=+Inf}}"] == after[f"nanochat_{name}_seconds_count"]

@@ -1,0 +1,156 @@
+"""Load on the server: tokens per second and time to first token with 1, 4, 8, ... streams at once.
+
+    python benchmarks/server.py [--model M.gguf] [--clients 1 4 8] [--seconds 10] [--json]
+    python benchmarks/server.py --url http://127.0.0.1:8000 --name llama-cpp-python    # a server that runs already
+
+Every client sends one streamed completion after the other, with a prompt of its own, and measures on the wire. A row
+holds aggregate and per-stream tokens per second, the first token's p50 and p99, and what was lost (0, or it is a bug).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+
+import httpx
+
+MAX_TOKENS = 128
+
+
+@dataclass
+class Row:
+    server: str
+    clients: int
+    seconds: float
+    requests: int
+    lost: int
+    tokens: int
+    tokens_per_second: float
+    per_stream: float
+    first_p50: float
+    first_p99: float
+
+
+@dataclass
+class Seen:
+    first: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    tokens: int = 0
+    requests: int = 0
+    lost: int = 0
+
+
+def client(url: str, number: int, end: float, seen: Seen) -> None:
+    with httpx.Client(base_url=url, timeout=120) as http:
+        turn = 0
+        while time.monotonic() < end:
+            turn += 1
+            body = {
+                "prompt": f"// program {number}, version {turn}\nfn main() {{\n    let values = vec![",
+                "max_tokens": MAX_TOKENS,
+                "temperature": 0.8,
+                "seed": 1000 * number + turn,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+            began = time.monotonic()
+            first, last, count, done = None, began, 0, False
+            try:
+                with http.stream("POST", "/v1/completions", json=body) as answer:
+                    answer.raise_for_status()
+                    for line in answer.iter_lines():
+                        if line == "data: [DONE]":
+                            done = True
+                        elif line.startswith("data: "):
+                            row = json.loads(line[6:])
+                            if row.get("choices") and row["choices"][0].get("text"):
+                                last = time.monotonic()
+                                first = first or last
+                                count += 1
+                            count = (row.get("usage") or {}).get("completion_tokens", count)
+            except httpx.HTTPError:
+                done = False
+            seen.requests += 1
+            seen.lost += not done
+            seen.tokens += count
+            if first is not None:
+                seen.first.append(first - began)
+                if count > 1 and last > first:
+                    seen.rates.append((count - 1) / (last - first))
+
+
+def measure(url: str, name: str, clients: int, seconds: float) -> Row:
+    seen = [Seen() for _ in range(clients)]
+    began = time.monotonic()
+    threads = [threading.Thread(target=client, args=(url, i, began + seconds, one)) for i, one in enumerate(seen)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = time.monotonic() - began
+    first = sorted(value for one in seen for value in one.first)
+    rates = [value for one in seen for value in one.rates]
+    tokens = sum(one.tokens for one in seen)
+    return Row(
+        server=name,
+        clients=clients,
+        seconds=took,
+        requests=sum(one.requests for one in seen),
+        lost=sum(one.lost for one in seen),
+        tokens=tokens,
+        tokens_per_second=tokens / took,
+        per_stream=statistics.mean(rates) if rates else 0.0,
+        first_p50=first[len(first) // 2] if first else float("nan"),
+        first_p99=first[min(len(first) - 1, int(len(first) * 0.99))] if first else float("nan"),
+    )
+
+
+def start(model: str | None, parallel: int) -> tuple[subprocess.Popen[str], str]:
+    command = [sys.executable, "-m", "nanochat_tui.cli.serve_entry", "--port", "0", "-q", "--parallel", str(parallel)]
+    process = subprocess.Popen([*command, *(["--model", model] if model else [])], stderr=subprocess.PIPE, text=True)
+    url = ""
+    for line in process.stderr or ():
+        if "listening on " in line:
+            url = line.split("listening on ")[1].split(": the chat")[0]
+        if "is ready" in line:
+            return process, url
+    raise SystemExit("the server did not start")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--url", help="measure this server; left out, ours is started")
+    parser.add_argument("--name", default="nanochat-serve")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--parallel", type=int, default=16)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    process, url = (None, options.url) if options.url else start(options.model, options.parallel)
+    try:
+        measure(url, options.name, 1, 0.5)  # nobody's first request pays for what is made once
+        rows = [measure(url, options.name, count, options.seconds) for count in options.clients]
+    finally:
+        if process is not None:
+            process.terminate()
+            process.wait(60)
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    print(f"{'server':<18} clients requests lost   tok/s  per stream  first p50  first p99")
+    for row in rows:
+        print(
+            f"{row.server:<18} {row.clients:>7} {row.requests:>8} {row.lost:>4} {row.tokens_per_second:>7.0f} "
+            f"{row.per_stream:>11.0f} {row.first_p50 * 1e3:>7.1f} ms {row.first_p99 * 1e3:>7.1f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()

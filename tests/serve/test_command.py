@@ -1,0 +1,134 @@
+"""`nanochat-serve` as a process: its flags, its exit codes, its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from servers import PROMPT, wait_for
+from support import TINY, write_model
+
+from nanochat_tui.cli.entry import run
+from nanochat_tui.cli.serve_entry import _dispatch
+from nanochat_tui.model.shipped import shipped_mhc, shipped_model, shipped_tokenizer
+
+COMMAND = [sys.executable, "-m", "nanochat_tui.cli.serve_entry"]
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+@contextmanager
+def _serving(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0", "--threads", "1", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | environment,
+    )
+    lines: list[str] = []
+
+    def read() -> None:
+        for line in process.stderr or ():
+            lines.append(line)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        wait_for(lambda: any("listening on" in line for line in lines) or process.poll() is not None, 60)
+        assert process.poll() is None, lines
+        url = next(line for line in lines if "listening on" in line).split("listening on ")[1].split(": the chat")[0]
+        wait_for(lambda: httpx.get(url + "/health").status_code == 200, 120)
+        yield process, url, lines
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+
+
+@pytest.mark.slow
+def test_the_seeds_command_serves_the_shipped_model() -> None:
+    model, mhc, tokenizer = shipped_model(), shipped_mhc(), shipped_tokenizer()
+    assert model and mhc and tokenizer
+    arguments = ["--model", str(model), "--mhc", str(mhc), "--tokenizer", str(tokenizer)]
+    with _serving(*arguments, NANOCHAT_API_KEY="from-the-environment") as (process, url, lines):
+        assert httpx.post(url + "/v1/completions", json={"prompt": "x"}).status_code == 401
+        key = {"authorization": "Bearer from-the-environment"}
+        body = {"prompt": "fn main() {", "max_tokens": 20, "temperature": 0}
+        answer = httpx.post(url + "/v1/completions", json=body, headers=key, timeout=60).json()
+        assert answer["model"] == "d20-rust" and "    " in answer["choices"][0]["text"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert any("POST /v1/completions 200" in line for line in lines)
+    assert not any("from-the-environment" in line for line in lines)
+
+
+def test_sigterm_under_load_ends_streams_in_order(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", TINY.with_(context_length=32_768))
+    with _serving("--model", str(path), "--drain-seconds", "0.5") as (process, url, lines):
+        texts: list[str] = []
+
+        def stream() -> None:
+            body = {"prompt": PROMPT, "max_tokens": 32_000, "temperature": 0, "stream": True}
+            with httpx.stream("POST", url + "/v1/completions", json=body, timeout=60) as answer:
+                texts.append(answer.read().decode())
+
+        threads = [threading.Thread(target=stream) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: 'num_requests_running{model_name="m"} 0.0' not in httpx.get(url + "/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        for thread in threads:
+            thread.join(10)
+        assert len(texts) == 4
+        for text in texts:
+            assert text.endswith("data: [DONE]\n\n")
+            assert '"code":"stopping"' in text or '"finish_reason":"length"' in text
+    assert not any("Traceback" in line for line in lines), lines
+
+
+def test_interrupt_is_130(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", TINY)
+    with _serving("--model", str(path)) as (process, _, _):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+
+def test_what_cannot_be_served_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = tmp_path / "wrong.gguf"
+    wrong.write_bytes(b"not a model at all" * 100)
+    good = write_model(tmp_path / "m.gguf", TINY)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for arguments, words in (
+            (["--model", str(tmp_path / "none.gguf")], "no file"),
+            (["--model", str(wrong), "--port", "0"], "GGUF"),
+            (["--model", str(good), "--port", "many"], "--port"),
+            (["--model", str(good), "--port", str(taken.getsockname()[1])], "cannot listen"),
+            (["--model", str(good), "--host", "no such host", "--port", "0"], "cannot listen"),
+            (["--model", str(good), "--threads", "0"], "--threads"),
+        ):
+            code = run(_dispatch, arguments)
+            said = capsys.readouterr()
+            last = said.err.strip().split("\n")[-1]
+            assert code == 2 and last.startswith("error: ") and words in last, (arguments, said.err)
+            assert said.out == "" and "Traceback" not in said.err
+
+
+def test_version_and_help() -> None:
+    assert _run("--version").stdout.startswith("nanochat-serve ")
+    text = _run("--help").stdout
+    assert all(flag in text for flag in ("--model", "--mhc", "--tokenizer", "--host", "--port", "--api-key", "--numa"))
