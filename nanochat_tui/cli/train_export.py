@@ -59,7 +59,11 @@ def export(
         raise UserError(f"there is no tokenizer at {vocabulary}; give one with --tokenizer")
     gguf.parent.mkdir(parents=True, exist_ok=True)
     if arch == "llama":
-        _export_llama(checkpoint, gguf, vocabulary, embedding, ternary, mhc, as_json=as_json)
+        if mhc is not None:
+            raise UserError("the architecture llama has no mHC, so --mhc has no place here; leave it out")
+        if ternary != "Q2_0":
+            raise UserError(f"llama.cpp does not know {ternary}; leave --ternary out")
+        _export_llama(checkpoint, gguf, vocabulary, embedding, compare=compare, as_json=as_json)
         return
     report = export_model(checkpoint, gguf, mhc or gguf.with_suffix(".mhc"), vocabulary, embedding, ternary)
     if compare:
@@ -71,27 +75,30 @@ def export(
 
 
 def _export_llama(
-    checkpoint: Path,
-    gguf: Path,
-    vocabulary: Path,
-    embedding: Literal["Q8_0", "F16"],
-    ternary: Literal["Q2_0", "PQ2_0"],
-    mhc: Path | None,
-    *,
-    as_json: bool,
+    checkpoint: Path, gguf: Path, vocabulary: Path, embedding: Literal["Q8_0", "F16"], *, compare: bool, as_json: bool
 ) -> None:
-    from nanochat_tui.export import export_llama
+    from nanochat_tui.export import ExportError, export_llama
+    from nanochat_tui.export.verify import MAX_DIFFERENCE
 
-    if mhc is not None:
-        raise UserError("the architecture llama has no mHC, so --mhc has no place here; leave it out")
-    if ternary != "Q2_0":
-        raise UserError(f"llama.cpp does not know {ternary}; leave --ternary out")
-    found = export_llama(checkpoint, gguf, vocabulary, embedding, ternary)
+    found = export_llama(checkpoint, gguf, vocabulary, embedding)
+    if compare:
+        exact, _ = _compare(checkpoint, gguf, embedding)
+        if exact.max_difference > MAX_DIFFERENCE:
+            raise ExportError(
+                f"{gguf.name} does not compute what the checkpoint computes: logits differ by up to "
+                f"{exact.max_difference:.2g} ({MAX_DIFFERENCE:.0e} is allowed)"
+            )
+        found |= {"logits_max_difference": exact.max_difference, "logits_tokens": exact.tokens}
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
     typer.echo(f"{gguf}  {found['gguf_bytes']:,} bytes, {found['parameters']:,} parameters, architecture llama")
     typer.echo(f"{found['ternary_weights']:,} ternary weights equal bit for bit, rows of queries and keys in its order")
+    if compare:
+        typer.echo(
+            f"logits of {found['logits_tokens']} tokens against the checkpoint: largest difference "
+            f"{found['logits_max_difference']:.1e} with float activations"
+        )
 
 
 def _compare(checkpoint: Path, gguf: Path, embedding: str) -> tuple[LogitsAgreement, LogitsAgreement]:

@@ -71,7 +71,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app(words, standalone_mode=False)
     assert "architecture llama" in capsys.readouterr().out
     app([*words, "--json"], standalone_mode=False)
-    assert json.loads(capsys.readouterr().out)["architecture"] == "llama"
+    found = json.loads(capsys.readouterr().out)
+    assert found["architecture"] == "llama"
+    assert 0 < found["logits_max_difference"] < 1e-3
     for more, message in [(["--mhc", "x.mhc"], "no mHC"), (["--ternary", "PQ2_0"], "does not know PQ2_0")]:
         with pytest.raises(UserError, match=message):
             app([*words, *more], standalone_mode=False)
