@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import select
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -110,9 +113,22 @@ class NanochatApp(App[None]):
         return self.chat.is_working
 
     def on_mount(self) -> None:
-        """Say what there is to say."""
+        """Say what there is to say, and watch for the terminal going away."""
         if self.greeting:
             self.notify(self.greeting, severity="warning", timeout=15, markup=False)
+        if not self.is_headless:
+            self.set_interval(10.0, self._leave_with_the_terminal)
+
+    def _leave_with_the_terminal(self) -> None:
+        """End when the terminal was closed without a signal, instead of reading its end for ever."""
+        if not hasattr(select, "poll") or self.is_web:
+            return
+        poll = select.poll()
+        poll.register(sys.__stdin__ or 0, select.POLLIN)
+        if any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0)):
+            logger.warning("the terminal is gone")
+            self.chat.close()  # what was said is kept; there is nothing left to restore or to draw on
+            os._exit(128 + 1)  # as SIGHUP would have ended it
 
     def on_unmount(self) -> None:
         """Stop what runs in the background."""
@@ -211,7 +227,6 @@ class NanochatApp(App[None]):
             super()._handle_exception(error)
             return
         self._return_code = 1
-        self._exception_event.set()
         self._close_messages_no_wait()
 
     # Help and palette

@@ -159,6 +159,16 @@ def test_no_color_draws_without_colours(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_it_ends_when_its_terminal_is_gone(tmp_path: Path) -> None:
+    with serving() as server, terminal(tmp_path, "--attach", server.url) as screen:
+        screen.until(lambda: b"Message" in screen.seen)
+        spare = os.open(os.devnull, os.O_RDWR)
+        os.dup2(spare, screen.descriptor)  # the other end is closed, and nobody sends a signal
+        os.close(spare)
+        assert screen.process.wait(40) == 129
+
+
+@pytest.mark.slow
 def test_the_web_serves_a_page(tmp_path: Path) -> None:
     pytest.importorskip("textual_serve")
     model = write_model(tmp_path / "m.gguf", TINY)
