@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.executor import CHUNK, Piece
+from nanochat_tui.engine.executor import Piece
 from nanochat_tui.engine.kernels.slots import HEAD_ROWS
 from nanochat_tui.engine.paging import PAGE, PagePool, pages_for
+from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.replies import FinishReason, Reply, Stats, Token, checked_prompt, reply_room
 from nanochat_tui.engine.sampling import Drawn, Sampling
 from nanochat_tui.engine.speculation import History, Speculator
@@ -378,6 +379,7 @@ class Batcher:
 
     def _note_read(self, request: _Running, part: list[int], seconds: float) -> None:
         request.held.extend(part)
+        request.held.keep_state()
         request.stream.stats.prompt_tokens += len(part)
         request.stream.stats.prompt_seconds += seconds
         with self._changed:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nanochat_tui.engine.cache import CacheType, KVCache
-from nanochat_tui.engine.executor import CHUNK, Piece
+from nanochat_tui.engine.executor import Piece
 from nanochat_tui.engine.paging import pages_for
+from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.replies import FinishReason, Reply, Stats, Token, checked_prompt, reply_room
 from nanochat_tui.engine.sampling import Sampling
 from nanochat_tui.engine.speculation import History, Mode, Speculator
@@ -128,6 +129,7 @@ class Session:
             start += CHUNK
             self.stats.prompt_tokens += CHUNK
             self.stats.prompt_seconds += time.perf_counter() - began
+        self._cache.keep_state()
         return tokens[start:]
 
     def _run(self, tokens: list[int], reply: Reply, cancel: threading.Event) -> Iterator[Token]:
@@ -166,6 +168,8 @@ class Session:
                 if not first:
                     speculator.learn(seconds, history.passes, history.drafted_passes, history.accepted)
             cache.extend(pending)
+            if first:
+                cache.keep_state()
             for index, token in enumerate(drawn.ids):
                 if cancel.is_set():
                     self.finish_reason = "cancelled"
