@@ -218,3 +218,18 @@ async def test_a_files_beginning_is_completed(tmp_path: Path) -> None:
         await pilot.press("enter")
         await pilot.pause()
         assert len(backend.requests) == 1
+
+
+async def test_loading_can_be_given_up_and_its_late_end_changes_nothing() -> None:
+    backend = ScriptedBackend("x")
+    backend.load_gate.clear()
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "compiling the paper kernel" in shown(app))
+        await pilot.press("escape")
+        await until(pilot, lambda: state(app) == "failed")
+        assert "Loading was given up" in shown(app)
+        backend.load_gate.set()
+        await until(pilot, lambda: not app.chat.loader.is_working)
+        assert state(app) == "failed"
+        assert not app.chat.ready
