@@ -77,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What loading cost one engine; seconds include starting kernels and ten tokens, bytes are of its process."""
+    """What loading cost one engine; seconds include starting kernels and four tokens, bytes are of its process."""
 
     engine: str
     model: str
@@ -166,10 +166,10 @@ def _case(result: Result, workers: Sequence[Any], plan: Plan, kind: Kind, size: 
     vocabulary = min(worker.ready["vocabulary"] for worker in workers)
     amounts: dict[Any, int] = {}
     for worker in workers:
-        probe = _probe(worker, kind, vocabulary, min(size, 16))
+        probe = 1.0 if kind == "prompt" else _probe(worker, kind, vocabulary, min(size, 4))
         wanted = size if kind == "prompt" else plan.tokens
         # to decode behind a context, the context must be read first, and a prompt's speed tells how long that takes
-        preparing = size / (probe if kind == "prompt" else _probe(worker, "prompt", vocabulary, min(size, 16)))
+        preparing = size / _reading(worker, vocabulary, size, plan.limit)
         if preparing > plan.limit:
             result.skipped.append(
                 f"{worker.engine}, {kind} {size} with {_threads(worker.threads)}: reading {size} tokens would take "
@@ -194,6 +194,14 @@ def _case(result: Result, workers: Sequence[Any], plan: Plan, kind: Kind, size: 
         if not found_rates:
             raise UserError(f"{worker.engine} wrote nothing behind {size} tokens; try another --context")
         result.rows.append(_row(worker, kind, size, counts[worker], found_rates, bandwidth))
+
+
+def _reading(worker: Any, vocabulary: int, size: int, limit: float) -> float:
+    """Return a first estimate of the tokens that are read per second, from few of them where that is slow."""
+    rate = _probe(worker, "prompt", vocabulary, min(size, 4))
+    if size / rate > limit > 32 / rate:  # few tokens make poor use of an engine that reads many together
+        rate = _probe(worker, "prompt", vocabulary, min(size, 32))
+    return rate
 
 
 def _probe(worker: Any, kind: Kind, vocabulary: int, size: int) -> float:

@@ -113,7 +113,7 @@ def serve(engine: str, path: Path, threads: int, positions: int, kernel: str | N
     try:
         began = time.perf_counter()
         runner: Runner = PeerRunner(path, threads, positions) if engine == PEER else EngineRunner(path, threads, kernel)
-        runner.decode(random_ids(0, 8, runner.vocabulary), 2)
+        runner.decode(random_ids(0, 2, runner.vocabulary), 2)
         loaded = time.perf_counter() - began
     except UserError as error:
         answer({"error": str(error)})
