@@ -143,7 +143,7 @@ def test_an_engine_that_breaks_is_found_out(base_file: Path, monkeypatch: pytest
         def broken(*_: object, **__: object) -> None:
             raise RuntimeError("/secret/path broke")
 
-        for name in ("generate", "run", "step", "batch"):
+        for name in ("execute", "generate", "run"):
             if hasattr(model.executor, name):
                 monkeypatch.setattr(model.executor, name, broken)
         answer = running.post("/v1/completions", prompt="x")
