@@ -15,6 +15,10 @@ from nanochat_tui.model.support import ModelShape
 __all__ = ["CacheType", "KVCache", "PoolFull"]
 
 
+KEPT_STATES = 2
+"""Recurrent states that a sequence can come back to: the ends of its prompt and of the part before the last one."""
+
+
 class KVCache:
     """Room for `positions` tokens, in pages of a pool of its own or of one shared with others.
 
@@ -37,7 +41,7 @@ class KVCache:
         if config.state_floats:
             self._state = aligned(config.state_floats, np.float32, 0.0)
         self._state_at = 0
-        self._kept: tuple[int, NDArray[np.float32]] | None = None
+        self._kept: list[tuple[int, NDArray[np.float32]]] = []
 
     @property
     def state_address(self) -> int:
@@ -61,15 +65,17 @@ class KVCache:
 
     def keep_state(self) -> None:
         """Remember the recurrent state as it is now, to come back to: what follows may be said otherwise later."""
-        if self._state is not None and self._state_at == len(self.ids):
-            self._kept = (len(self.ids), self._state.copy())
+        known = self._kept[-1][0] if self._kept else -1
+        if self._state is not None and self._state_at == len(self.ids) != known:
+            self._kept = [*self._kept[1 - KEPT_STATES :], (len(self.ids), self._state.copy())]
 
     def _rewind(self, count: int) -> int:
         """Bring the recurrent state to at most `count` tokens; return how many it is then."""
         if self._state is None or self._state_at == count:
             return count
-        if self._kept is not None and self._kept[0] <= count:
-            self._state_at, kept = self._kept
+        self._kept = [kept for kept in self._kept if kept[0] <= count]
+        if self._kept:
+            self._state_at, kept = self._kept[-1]
             self._state[...] = kept
         else:
             self._state_at = 0
@@ -146,7 +152,7 @@ class KVCache:
         other.ids = list(self.ids)
         if self._state is not None and other._state is not None:
             other._state[...] = self._state
-            other._state_at, other._kept = self._state_at, self._kept
+            other._state_at, other._kept = self._state_at, list(self._kept)
         for page in self._pages[: pages_for(len(self.ids))]:
             other._set(len(other._pages), self.pool.share(page))
         return other

@@ -17,6 +17,7 @@ from nanochat_tui.engine.dispatch import choose_kernel
 from nanochat_tui.engine.executor import CHUNK, Executor
 from nanochat_tui.engine.kernels.kinds import COMMON
 from nanochat_tui.engine.paging import KINDS
+from nanochat_tui.engine.plan_memory import forecast, require_memory
 from nanochat_tui.engine.session import FinishReason, Session, Stats, Token
 from nanochat_tui.engine.speculation import Mode
 from nanochat_tui.engine.weights import Weights, load_weights
@@ -34,6 +35,8 @@ __all__ = ["Generation", "Model", "Token", "load"]
 
 Activations = Literal["int8", "float"]
 MAX_THREADS = 256
+WORTH_TELLING = 1 << 30
+"""Bytes from which on a forecast of memory is shown before loading."""
 
 
 class Generation(Iterator[Token]):
@@ -185,15 +188,17 @@ def load(
     activations: Activations = "int8",
     kv: CacheType = "f16",
     speculation: Mode = "auto",
+    context: int | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Load a GGUF model.
+    """Load a GGUF model, of several files if it is split.
 
     mhc: sidecar that must agree with the file. tokenizer: a tokenizer.json used in place of the one inside.
     threads: None uses every core. kernel: see `dispatch.KERNELS`; None is the fastest. activations: "float" never
     rounds them, for comparisons (slower). kv: type of the key-value cache. speculation: guess tokens ahead where that
-    is faster ("auto"), always or never; the reply is the same. progress: called with one line
-    before anything that takes seconds, such as compiling kernels on the first start.
+    is faster ("auto"), always or never; the reply is the same. context: tokens that memory has to be there for, or the
+    model is refused; None asks for room for a short one only, as memory is taken when it is used. progress: called
+    with one line before anything that takes seconds, such as compiling kernels on the first start.
     Raises UserError if the file cannot be run, saying why.
     """
     if activations not in ("int8", "float") or kv not in KINDS:
@@ -219,6 +224,10 @@ def load(
         codec = codec_from_gguf(file.metadata, load_tokenizer(Path(tokenizer)) if tokenizer else None)
         require_vocabulary(codec.tokenizer.get_vocab_size(), shape.vocab_size)
         as_float = activations == "float"
+        memory = forecast(file, shape, context, kv, as_float=as_float)
+        if progress and memory.total >= WORTH_TELLING:
+            progress(str(memory))
+        require_memory(memory, asked=context is not None)
         sidecar = Path(mhc) if mhc else None
         weights: Weights = load_weights(file, shape, as_float=as_float, bias=isa.q8_bias, mhc=sidecar)
         name = metadata_string(file.metadata, "general.name", file_path.stem)

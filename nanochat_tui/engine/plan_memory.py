@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat_tui.engine.cache import KEPT_STATES
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.packing import round_up
 from nanochat_tui.engine.packing_tables import KIND_OF_TYPE
@@ -69,13 +70,16 @@ def available_memory() -> int:
 
 def _part_bytes(file: GGUFFile, part: Part, as_float: bool) -> int:
     info = file.tensor(part.name)
-    if part.role not in ("table", "ternary") or as_float:
+    exact = any(name in part.name for name in ("ssm_alpha", "ssm_beta", "ffn_gate_inp"))
+    if part.role not in ("table", "ternary") or exact or as_float:
         return 4 * info.elements
     columns = info.shape[-1]
     rows = round_up(info.elements // columns, s.STATISTICS_BLOCK if part.role == "table" else s.ROW_BLOCK)
     if is_ternary(file, part.name):
-        group = min(128, max(64, info.type.block_elements))
-        return rows * round_up(columns, group) // 4 + 2 * rows * (columns // group + 1)
+        group = 128 if info.type.name == "I2_S" else min(128, max(64, info.type.block_elements))
+        padded = round_up(columns, group)
+        scales = 4 * rows if info.type.name == "I2_S" else 2 * rows * (padded // group)
+        return rows * padded // 4 + scales
     if info.type.name in KIND_OF_TYPE:
         return info.nbytes * rows // max(1, info.elements // columns)
     return rows * columns * (4 if info.type.name == "F32" else 2)
@@ -99,7 +103,7 @@ def forecast(
     """Return what loading a described file takes; context: None is the model's own. available: None asks the system."""
     weights = sum(_part_bytes(file, part, as_float) for part in shape.parts())
     page = PagePool(shape, 0, kv).page_bytes
-    fixed = 8 * shape.state_floats  # the state, and one to come back to
+    fixed = 4 * (1 + KEPT_STATES) * shape.state_floats
     work = _work_bytes(shape)
     free = available_memory() if available is None else available
     asked = shape.context_length if context is None else context

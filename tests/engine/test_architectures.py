@@ -14,12 +14,22 @@ from references.maple import maple
 from references.qwen35 import qwen35
 from support_architectures import VOCAB, WRITERS, add_rotation, draft, finish
 
+from nanochat_tui.engine import model as engine_model
+from nanochat_tui.engine.batching import Batcher
 from nanochat_tui.engine.cache import KVCache
+from nanochat_tui.engine.kernels import kinds
 from nanochat_tui.engine.model import Model, load
+from nanochat_tui.engine.session import Session
 from nanochat_tui.formats.gguf import read_gguf
 
 REFERENCES: dict[str, Callable[..., F64]] = {"qwen35": qwen35, "maple": maple}
 IDS = [int(i) for i in np.random.default_rng(1).integers(0, VOCAB, 45)]
+
+
+@pytest.fixture(autouse=True)
+def _one_program_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile for all kinds of matrices at once, not for every model's own."""
+    monkeypatch.setattr(engine_model, "COMMON", kinds.ALL)
 
 
 def reference(path: Path, ids: list[int], **options: bool) -> F64:
@@ -100,3 +110,50 @@ def test_decode_equals_prefill_with_any_threads(name: str, options: dict[str, An
         for sizes in ([len(IDS)], [1, 2, 3, 5, 8, 13, 13], [17, 28]):
             np.testing.assert_array_equal(in_chunks(model, IDS, sizes), wanted, err_msg=f"{threads} {sizes}")
         model.close()
+
+
+FAMILIES = ["qwen35", "maple", "bitnet-b1.58"]
+"""One with a recurrent state, one with windows and experts, one with neither."""
+
+
+def reply(session: Session, ids: list[int], tokens: int = 12) -> list[int]:
+    return [t.id for t in session.generate(ids, max_tokens=tokens, temperature=0.0)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_session_comes_back_to_what_it_knows(name: str, make: Any) -> None:
+    """Going on, the same again, another ending, a fork: always what a session that knows nothing says."""
+    model = load(make(name), threads=2)
+    session, prompt = Session(model), IDS[:20]
+    first = reply(session, prompt)
+    assert first == reply(Session(model), prompt)
+    longer = prompt + first[:6] + [7, 8]
+    assert reply(session, longer) == reply(Session(model), longer)
+    assert session.stats.reused_tokens == len(prompt) + 6 - (name == "qwen35") * 6
+    assert reply(session, longer) == reply(Session(model), longer)
+    other = [*prompt[:15], 9, 9, 9]
+    fork = session.fork()
+    assert reply(session, other) == reply(Session(model), other)
+    assert reply(fork, [*longer, 3]) == reply(Session(model), [*longer, 3])
+    assert fork.stats.reused_tokens > 0
+    model.close()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_batch_says_what_each_sequence_says_alone(name: str, make: Any) -> None:
+    model = load(make(name), threads=2)
+    prompts = [IDS[i : i + 5 + 4 * i] for i in range(4)]
+    alone = [reply(Session(model), prompt) for prompt in prompts]
+    batcher = Batcher(model, max_sequences=4)
+    streams = [batcher.submit(prompt, max_tokens=12, temperature=0.0) for prompt in prompts]
+    assert [[t.id for t in stream] for stream in streams] == alone
+    batcher.close()
+    model.close()
+
+
+def test_a_recurrent_state_is_not_run_from_where_it_is_not(make: Any) -> None:
+    model = load(make("qwen35"), threads=1)
+    cache = KVCache(model.config, 20)
+    model.executor.run(cache, np.array([1, 2, 3]), 0)
+    with pytest.raises(ValueError, match="cannot go back"):
+        model.executor.run(cache, np.array([1, 2, 3]), 0)

@@ -24,10 +24,10 @@ def test_weights_are_foretold(name: str, kind: str, table: str, tmp_path: Path) 
         weights = load_weights(file, shape, as_float=False, bias=0, mhc=None)
         exact = forecast(file, shape, 100, as_float=True)
         floats = load_weights(file, shape, as_float=True, bias=0, mhc=None)
-    assert weights.nbytes == pytest.approx(found.weights, rel=0.03)
-    assert floats.nbytes == pytest.approx(exact.weights, rel=0.03)
+    assert weights.nbytes == pytest.approx(found.weights, rel=0.05)
+    assert floats.nbytes == pytest.approx(exact.weights, rel=0.05)
     pages = PagePool(shape, 0).page_bytes * 3  # 100 tokens are two pages, and one more is kept
-    assert found.cache == pages + 8 * shape.state_floats
+    assert found.cache == pages + 4 * 3 * shape.state_floats  # the state and two to come back to
     assert (shape.state_floats > 0) == (name == "qwen35")
 
 

@@ -18,13 +18,14 @@ from support import TINY, random_tensors, tiny_tokenizer, write_model
 
 from nanochat_tui.engine import compile_cache, dispatch
 from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.model import MAX_CONTEXT, Model, load
+from nanochat_tui.engine.model import Model, load
 from nanochat_tui.engine.sampling import Draw, Sampling
 from nanochat_tui.engine.session import Session
 from nanochat_tui.engine.simd.library import Target
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import write_gguf
 from nanochat_tui.model.architectures import nanochat
+from nanochat_tui.model.support import MAX_CONTEXT
 from nanochat_tui.model.tokenizer import to_gguf_metadata
 
 MakeModel = Callable[..., Model]
@@ -206,12 +207,13 @@ def test_a_reply_left_unfinished_ends_when_the_next_begins(make_model: MakeModel
 def test_buffers_that_grow_replace_the_old_ones(make_model: MakeModel) -> None:
     executor = make_model(TINY.with_(context_length=4096), threads=2).executor
     token = np.array([1], np.int64)
-    executor.run(KVCache(executor.config, 16), token, 0)
-    number, size = len(executor._buffers), sum(a.nbytes for a in executor._buffers.values())
+    tables = executor._tables
+    executor.run(KVCache(executor.shape, 16), token, 0)
+    number, size = len(tables.buffers), sum(a.nbytes for a in tables.buffers.values())
     for positions in range(32, 4097, 32):
-        executor.run(KVCache(executor.config, positions), token, positions - 1)
-    assert len(executor._buffers) == number
-    grown = sum(a.nbytes for a in executor._buffers.values()) - size
+        executor.run(KVCache(executor.shape, positions), token, positions - 1)
+    assert len(tables.buffers) == number
+    grown = sum(a.nbytes for a in tables.buffers.values()) - size
     rows = 4096 * 4
     assert grown < rows * (TINY.head_dim + 1)
 
@@ -340,7 +342,7 @@ def test_a_context_larger_than_memory_is_refused() -> None:
 def test_a_long_context_costs_what_is_used_of_it(make_model: MakeModel) -> None:
     model = make_model(TINY.with_(context_length=MAX_CONTEXT), threads=1)
     assert ids_of(model) == ids_of(make_model(TINY, threads=1))
-    assert model.executor._rope_rows < 5000
+    assert model.executor._tables._rope_rows < 5000
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
