@@ -44,7 +44,7 @@ class Packed:
     """A packed matrix: `weights` and `scales` as described in this module (no scales if dense)."""
 
     weights: NDArray[Any]
-    scales: NDArray[np.float16]
+    scales: NDArray[Any]
     rows: int
     columns: int
 

@@ -44,6 +44,8 @@ IGNORED = ("mm.", "v.", "a.")
 WIDTH_STEP = 32
 """The kernels work on whole vectors: widths are multiples of this."""
 MAX_HEAD_DIM = 1024
+LEAST_ROTATION = 16
+"""The Walsh-Hadamard kernel works on whole vectors."""
 
 
 ModelShape = ModelConfig | Architecture
@@ -145,6 +147,10 @@ def _require_widths(found: Architecture) -> None:
             raise UnsupportedModelError(
                 f"the width of {what} is {width}, and this version runs multiples of {step} only"
             )
+    if found.rotation is not None and found.rotation.block < LEAST_ROTATION:
+        raise UnsupportedModelError(
+            f"the weights are rotated in blocks of {found.rotation.block}, and this version runs {LEAST_ROTATION} and more"
+        )
     scales = (found.embedding_scale, found.residual_scale, found.logit_scale)
     if any(scale != 1.0 for scale in scales):
         raise UnsupportedModelError("models that scale their embedding, residual or logits cannot be run")
