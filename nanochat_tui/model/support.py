@@ -149,7 +149,7 @@ def _require_widths(found: Architecture) -> None:
             )
     if found.rotation is not None and found.rotation.block < LEAST_ROTATION:
         raise UnsupportedModelError(
-            f"the weights are rotated in blocks of {found.rotation.block}, and this version runs {LEAST_ROTATION} and more"
+            f"the weights are rotated in blocks of {found.rotation.block}; this version runs {LEAST_ROTATION} and more"
         )
     scales = (found.embedding_scale, found.residual_scale, found.logit_scale)
     if any(scale != 1.0 for scale in scales):
