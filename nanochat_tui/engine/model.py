@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from nanochat_tui.engine.cache import CacheType, KVCache
 from nanochat_tui.engine.compile_cache import Progress, load_entry
 from nanochat_tui.engine.dispatch import choose_kernel
-from nanochat_tui.engine.executor import CHUNK, Executor
+from nanochat_tui.engine.executor import Executor
 from nanochat_tui.engine.kernels.kinds import COMMON
 from nanochat_tui.engine.paging import KINDS
+from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.plan_memory import forecast, require_memory
 from nanochat_tui.engine.session import FinishReason, Session, Stats, Token
 from nanochat_tui.engine.speculation import Mode

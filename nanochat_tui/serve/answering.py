@@ -152,7 +152,7 @@ async def _whole(request: Request, answer: Answer, replies: Replies) -> Response
         created=answer.created,
         model=answer.model,
         system_fingerprint=answer.fingerprint,
-        choices=choices,  # type: ignore[arg-type]  # writers and kind belong together
+        choices=choices,  # writers and kind belong together
         usage=answer.usage(),
         timings=answer.timings(),
     )
