@@ -88,6 +88,7 @@ def test_json_has_one_object_per_event_and_sums_up(capsys: pytest.CaptureFixture
         "id": 5,
         "logprob": -0.5,
         "top": [[5, "fn ", -0.5], [6, "pub", -1.25]],
+        "thinking": False,
     }
     assert rows[-1] == {
         "event": "finished",
