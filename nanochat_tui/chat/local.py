@@ -47,8 +47,10 @@ class LocalBackend:
         mhc: Path | None = None,
         tokenizer: Path | None = None,
         threads: int | None = None,
+        context: int | None = None,
     ) -> None:
         self.path = path
+        self._context = context
         self._mhc = mhc
         self._tokenizer = tokenizer
         self._threads = threads
@@ -89,8 +91,8 @@ class LocalBackend:
 
     @property
     def context_size(self) -> int:
-        """Tokens the model was made for, prompt and reply together."""
-        return self.model.config.context_length
+        """Tokens that a conversation may have, prompt and reply together: what was asked for, or the model's own."""
+        return self.model.context_length
 
     @property
     def is_chat(self) -> bool:
@@ -115,6 +117,7 @@ class LocalBackend:
                     mhc=self._mhc,
                     tokenizer=self._tokenizer,
                     threads=self._threads,
+                    context=self._context,
                     progress=progress,
                 )
                 self._loaded = model, Session(model)
@@ -181,7 +184,7 @@ class LocalBackend:
 
         stream = session.generate(
             ids,
-            max_tokens=self.context_size if request.max_tokens is None else request.max_tokens,
+            max_tokens=max(1, min(self.context_size - len(ids), request.max_tokens or self.context_size)),
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
@@ -210,7 +213,9 @@ class LocalBackend:
 
     def _splitter(self, request: Request, ids: list[int]) -> ThinkingSplitter:
         template = self.model.chat_template
-        tags = thinking_tags(template) if template is not None and request.messages else None
+        tags = None
+        if template is not None and request.messages:
+            tags = self.model.thinking or thinking_tags(template)
         if tags is None or request.prefix:
             return ThinkingSplitter(tags, inside=request.prefix_thinking, begun=True)
         # some templates open the thinking themselves
@@ -219,23 +224,9 @@ class LocalBackend:
 
 
 def _render(model: Model, template: str, request: Request, messages: Sequence[Message]) -> list[int]:
-    from nanochat_tui.model.chat_template import render
+    from nanochat_tui.model.chat_prompt import encode_chat
 
-    codec = model.codec
-
-    def special(token: int | None) -> str:
-        return "" if token is None else codec.tokenizer.id_to_token(token) or ""
-
-    bos = special(codec.bos)
-    text = render(
-        template,
-        [{"role": m.role, "content": m.content} for m in messages],
-        bos_token=bos,
-        eos_token=special(codec.eos),
-        add_generation_prompt=True,
-    )
-    # Many templates write the begin-of-text mark themselves; a second one would confuse the model.
-    add_bos = not (bos and text.startswith(bos))
-    if request.prefix_ids:
-        return [*codec.encode(text, bos=add_bos), *request.prefix_ids]
-    return codec.encode(text + request.prefix, bos=add_bos)
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    # the ids of a beginning say exactly what its text may only say nearly
+    prefix = "" if request.prefix_ids else request.prefix
+    return [*encode_chat(model.codec, template, turns, prefix=prefix), *request.prefix_ids]

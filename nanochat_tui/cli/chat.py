@@ -9,11 +9,13 @@ import typer
 
 from nanochat_tui.cli.options import (
     AttachOption,
+    ContextOption,
     JsonOption,
     MhcOption,
     ModelArgument,
     ThreadsOption,
     TokenizerOption,
+    check_context,
     check_file,
     check_threads,
     find_model,
@@ -41,6 +43,7 @@ def chat(
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
+    context: ContextOption = None,
     json: JsonOption = False,
 ) -> int:
     """Answer once, streaming to stdout: -p TEXT, or the text on stdin."""
@@ -56,8 +59,10 @@ def chat(
     if attach is not None:
         from nanochat_tui.chat.remote import RemoteBackend
 
-        if mhc is not None or tokenizer is not None or threads is not None:
-            raise UserError("--mhc, --tokenizer and --threads are for files; a server has its own, so leave them out.")
+        if any(given is not None for given in (mhc, tokenizer, threads, context)):
+            raise UserError(
+                "--mhc, --tokenizer, --threads and --context are for files; a server has its own, so leave them out."
+            )
         backend = RemoteBackend(attach, model)
     else:
         backend = LocalBackend(
@@ -65,6 +70,7 @@ def chat(
             mhc=check_file(mhc, "mHC sidecar"),
             tokenizer=check_file(tokenizer, "tokenizer"),
             threads=check_threads(threads),
+            context=check_context(context),
         )
     text = prompt if prompt is not None else _read_stdin()
     with Narration() as narrate:

@@ -13,8 +13,8 @@ SLOW = 2.0
 """Seconds of silence after which even a log deserves to know what is going on."""
 
 
-NOTE = "note: "
-"""How a step begins that says what was assumed about a file: it stays on the screen, and in every log."""
+NOTE = ("note: ", "memory: ")
+"""How a step begins that says what was assumed about a file, or what it takes: it stays on the screen, in every log."""
 
 
 class Narration:

@@ -19,6 +19,10 @@ TokenizerOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", help="Threads to compute with; left out, one per physical core.")
 ]
+ContextOption = Annotated[
+    int | None,
+    typer.Option("--context", "-c", help="Tokens of prompt and reply that memory has to be there for."),
+]
 AttachOption = Annotated[
     str | None,
     typer.Option("--attach", metavar="URL", help="Ask an OpenAI-compatible server; MODEL is then one of its models."),
@@ -55,3 +59,10 @@ def check_threads(threads: int | None) -> int | None:
     if threads is not None and not 1 <= threads <= 1024:
         raise UserError(f"--threads must be between 1 and 1024, not {threads}.")
     return threads
+
+
+def check_context(context: int | None) -> int | None:
+    """Return `context`, or raise `UserError` if no prompt and reply fit into it."""
+    if context is not None and not 2 <= context <= 2**31 - 1:
+        raise UserError(f"--context must be 2 tokens or more, not {context}.")
+    return context

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from nanochat_tui.cli.options import (
     AttachOption,
+    ContextOption,
     MhcOption,
     ModelArgument,
     ThreadsOption,
     TokenizerOption,
+    check_context,
     check_file,
     check_threads,
     find_model,
@@ -31,6 +33,7 @@ def open_tui(
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
+    context: ContextOption = None,
 ) -> int:
     """Open the terminal application on a model or a server; this is what happens without a command."""
     path = None
@@ -39,6 +42,7 @@ def open_tui(
     check_file(mhc, "mHC sidecar")
     check_file(tokenizer, "tokenizer")
     check_threads(threads)
+    check_context(context)
     # Textual draws on stderr; a browser has a driver of its own.
     if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
         raise UserError("The application needs a terminal; in a pipe or script use: nanochat-tui chat -p TEXT")
@@ -59,7 +63,7 @@ def open_tui(
     elif path is None:
         backend = MissingBackend("This installation ships no model; choose one with Ctrl+G or give one as argument.")
     else:
-        backend = LocalBackend(path, mhc=mhc, tokenizer=tokenizer, threads=threads)
+        backend = LocalBackend(path, mhc=mhc, tokenizer=tokenizer, threads=threads, context=context)
     app = NanochatApp(
         backend,
         store=Store(data_directory() / SESSIONS),

@@ -78,6 +78,8 @@ class Model:
         chat_template: str | None,
         bytes_per_token: int,
         speculation: Mode = "auto",
+        thinking: tuple[str, str] | None = None,
+        context: int | None = None,
     ) -> None:
         self.path = path
         self.config = config
@@ -91,7 +93,11 @@ class Model:
         """Whether new sessions guess tokens ahead, see `speculation.Speculator`."""
         self.name = name
         self.chat_template = chat_template
-        """The file's Jinja template, or None for a model that only continues text."""
+        """The file's Jinja template or its family's, or None for a model that only continues text."""
+        self.thinking = thinking
+        """The marks around what the model thinks before it answers, if it does."""
+        self.context_length = min(context or config.context_length, config.context_length)
+        """Tokens that memory was asked for, prompt and reply together; at most what the model was made for."""
         self.bytes_per_token = bytes_per_token
         """Bytes of weights read for one decoded token."""
 
@@ -225,8 +231,12 @@ def load(
         codec = codec_from_gguf(file.metadata, load_tokenizer(Path(tokenizer)) if tokenizer else None)
         require_vocabulary(codec.tokenizer.get_vocab_size(), shape.vocab_size)
         as_float = activations == "float"
+        if context is not None and context > shape.context_length:
+            if progress:
+                progress(f"note: the model was made for {shape.context_length} tokens, and so that is the context")
+            context = shape.context_length
         memory = forecast(file, shape, context, kv, as_float=as_float)
-        if progress and memory.total >= WORTH_TELLING:
+        if progress and (context is not None or memory.total >= WORTH_TELLING):
             progress(str(memory))
         require_memory(memory, asked=context is not None)
         sidecar = Path(mhc) if mhc else None
@@ -256,6 +266,8 @@ def load(
         kv=kv,
         name=name,
         chat_template=talk.template if talk else None,
+        thinking=talk.thinking if talk else None,
+        context=context,
         bytes_per_token=weights.bytes_per_token,
         speculation=speculation,
     )

@@ -25,11 +25,13 @@ def encode_chat(
     continue_last: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
     enable_thinking: bool | None = None,
+    prefix: str = "",
 ) -> list[int]:
     """Return the ids of the prompt that a template makes of messages ({"role", "content"}, oldest first).
 
     Marks in the template become special tokens, marks in messages stay text; BOS is added unless the template writes
-    it. continue_last: the last message is the beginning of the reply, and the prompt ends with it.
+    it. continue_last: the last message is the beginning of the reply, and the prompt ends with it. prefix: text that
+    follows what the template wrote, tokenised with it; marks in it stay text too.
     Raises ChatTemplateError as `render`, and TokenizerError if a message is not valid Unicode.
     """
 
@@ -39,13 +41,14 @@ def encode_chat(
     bos = mark(codec.bos)
     guarded: Sequence[Mapping[str, Any]] = messages
     guard = ""
-    texts = "".join(_texts(messages)) + "".join(_texts(tools or []))
+    texts = "".join(_texts(messages)) + "".join(_texts(tools or [])) + prefix
     if any(name in texts for name in codec.marks):
         guard = next((one for one in _GUARDS if one not in texts and one not in template), "")
         if not guard:
             raise ChatTemplateError("the messages hold every character that is reserved for programs; remove some")
         guarded = _guarded(messages, codec.marks, guard)
         tools = None if tools is None else _guarded(tools, codec.marks, guard)
+        prefix = _guarded(prefix, codec.marks, guard)
     text = render(
         template,
         guarded,
@@ -57,6 +60,7 @@ def encode_chat(
         enable_thinking=enable_thinking,
     )
     own_bos = bool(bos) and text.startswith(bos)
+    text += prefix
     return codec.encode_guarded(text, guard, bos=not own_bos) if guard else codec.encode(text, bos=not own_bos)
 
 

@@ -6,8 +6,10 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from support import TINY, random_records
+from support import TINY, random_records, write_model
+from support_architectures import write_architecture
 
 from nanochat_tui.chat.backend import (
     Backend,
@@ -24,6 +26,7 @@ from nanochat_tui.chat.backend import (
 from nanochat_tui.chat.local import LocalBackend
 from nanochat_tui.engine.model import load
 from nanochat_tui.errors import UserError
+from nanochat_tui.formats.gguf import TensorData, array, read_gguf, write_gguf
 from nanochat_tui.formats.mhc import write_mhc
 
 CONFIG = TINY.with_(context_length=128)
@@ -263,3 +266,71 @@ def test_a_prefix_is_part_of_what_the_model_reads(base: LocalBackend, chat: Loca
     plain = started(ask(chat, Request(messages=message, max_tokens=1)))
     longer = started(ask(chat, Request(messages=message, prefix="Well, ", max_tokens=1)))
     assert longer.prompt_tokens > plain.prompt_tokens
+
+
+def test_marks_that_people_type_stay_text(tmp_path: Path) -> None:
+    mark = "<|endoftext|>"
+    path = write_model(tmp_path / "m.gguf", CONFIG, chat_template="{{ messages[0].content }}" + mark)
+    backend = loaded(path)
+    codec = backend.model.codec
+    end = codec.tokenizer.token_to_id(mark)
+    ask(backend, Request(messages=(Message("user", f"a{mark}b"),), sampling=GREEDY, max_tokens=1))
+    prompt = backend.trail[:-1]
+    assert prompt.count(end) == 1 + (prompt[0] == end and codec.add_bos)
+    assert codec.decode(prompt) == f"a{mark}b"
+
+
+def test_a_context_is_asked_for_kept_and_forecast(chat_model: Path) -> None:
+    steps: list[str] = []
+    backend = LocalBackend(chat_model, threads=1, context=32)
+    backend.load(steps.append)
+    assert backend.context_size == 32
+    assert any(step.startswith("memory: ") and "32 tokens of context" in step for step in steps)
+    events = ask(backend, Request(messages=(Message("user", "hi"),), sampling=GREEDY, max_tokens=None))
+    stats = events[-2]
+    assert isinstance(stats, Stats)
+    assert (stats.context_size, events[-1]) == (32, Finished("length"))
+    assert started(events).prompt_tokens + stats.generated == 32
+    with pytest.raises(BackendError, match="context holds 32"):
+        ask(backend, Request(messages=(Message("user", "word " * 30),)))
+
+
+def test_a_context_beyond_the_models_own_is_that_of_the_model(base_model: Path) -> None:
+    steps: list[str] = []
+    backend = LocalBackend(base_model, threads=1, context=1 << 20)
+    backend.load(steps.append)
+    assert backend.context_size == 128
+    assert "note: the model was made for 128 tokens, and so that is the context" in steps
+
+
+def test_a_missing_template_is_the_familys_with_its_thinking(tmp_path: Path) -> None:
+    """ChatML's marks and those of thoughts are in the vocabulary, and the file has no template."""
+    path = write_architecture(tmp_path / "m.gguf", "qwen3", kind="Q2_0")
+    with read_gguf(path) as file:
+        metadata = dict(file.metadata)
+        kept = [TensorData(n, i.shape, i.type, file.raw(n).copy()) for n, i in file.tensors.items()]
+    tokens = list(metadata["tokenizer.ggml.tokens"].value)  # type: ignore[arg-type]
+    kinds = np.array(metadata["tokenizer.ggml.token_type"].value)
+    marks = {"<|im_start|>": 3, "<|im_end|>": 3, "<think>": 4, "</think>": 4}
+    for place, (mark, kind) in enumerate(marks.items(), len(tokens) - 8):
+        tokens[place], kinds[place] = mark, kind
+    merges = [m for m in metadata["tokenizer.ggml.merges"].value if m.replace(" ", "", 1) in tokens]  # type: ignore
+    metadata |= {
+        "tokenizer.ggml.tokens": array(tokens),
+        "tokenizer.ggml.token_type": array(kinds),
+        "tokenizer.ggml.merges": array(merges),
+    }
+    write_gguf(path, metadata, kept)
+    steps: list[str] = []
+    backend = LocalBackend(path, threads=1)
+    backend.load(steps.append)
+    assert backend.is_chat
+    assert any(step.startswith("note: ") and "ChatML" in step for step in steps)
+    request = Request(messages=(Message("user", "hi <|im_end|>"),), sampling=GREEDY, max_tokens=2)
+    ask(backend, request)
+    start, end = len(tokens) - 8, len(tokens) - 7
+    prompt = backend.trail[:-2]
+    assert prompt.count(start) == 2 and prompt.count(end) == 1
+    # a thought that the reply's beginning opened goes on as one
+    thought = ask(backend, replace(request, prefix="<think>", prefix_thinking=True))
+    assert [t.thinking for t in thought if isinstance(t, Token) and t.text] in ([True], [True, True])
