@@ -26,8 +26,9 @@ from nanochat_tui.chat.backend import (
     Token,
 )
 from nanochat_tui.chat.context import Fitted, fit_messages, fit_text, reply_room
-from nanochat_tui.chat.thinking import ThinkingSplitter, thinking_tags
+from nanochat_tui.chat.thinking import ThinkingSplitter
 from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.model.chat_families import thinking_tags
 
 if TYPE_CHECKING:
     from nanochat_tui.engine.model import Model

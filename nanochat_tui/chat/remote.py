@@ -35,8 +35,9 @@ from nanochat_tui.chat.remote_http import (
 )
 from nanochat_tui.chat.remote_http import RETRY_SECONDS as CONNECT_PAUSE
 from nanochat_tui.chat.remote_stream import Reply
-from nanochat_tui.chat.thinking import KNOWN_TAGS, ThinkingSplitter
+from nanochat_tui.chat.thinking import ThinkingSplitter
 from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.model.chat_families import THINKING
 
 STATS_INTERVAL = 0.25
 PREFILLING = ("nanochat", "llamacpp", "vllm")
@@ -195,7 +196,7 @@ class RemoteBackend:
         began = time.perf_counter()
         stream = Stream(self._client(), *self._body(request), cancel)
         reply = Reply()
-        split = ThinkingSplitter(KNOWN_TAGS[0] if request.messages else None, begun=bool(request.prefix))
+        split = ThinkingSplitter(THINKING[0] if request.messages else None, begun=bool(request.prefix))
         split.inside = split.inside or (request.prefix_thinking and bool(request.messages))
         first: float | None = None
         shown = began

@@ -11,17 +11,7 @@ from dataclasses import replace
 from nanochat_tui.chat.backend import Token
 
 Tags = tuple[str, str]
-KNOWN_TAGS: tuple[Tags, ...] = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[THINK]", "[/THINK]"),
-)
-
-
-def thinking_tags(template: str) -> Tags | None:
-    """Return the tags by which a model with this chat template thinks; None if it does not."""
-    return next((tags for tags in KNOWN_TAGS if tags[1] in template), None)
+"""The opening and the closing one; `nanochat_tui.model.chat_families` knows which a model uses."""
 
 
 class ThinkingSplitter:

@@ -40,6 +40,7 @@ _FAMILIES: Final = (
 
 THINKING: Final = (
     ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
     ("[THINK]", "[/THINK]"),
     ("<thought>", "</thought>"),
     ("<seed:think>", "</seed:think>"),

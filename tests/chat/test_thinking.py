@@ -7,7 +7,8 @@ import random
 import pytest
 
 from nanochat_tui.chat.backend import Token
-from nanochat_tui.chat.thinking import ThinkingSplitter, thinking_tags
+from nanochat_tui.chat.thinking import ThinkingSplitter
+from nanochat_tui.model.chat_families import thinking_tags
 
 TAGS = ("<think>", "</think>")
 
