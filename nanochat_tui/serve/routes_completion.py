@@ -99,7 +99,7 @@ def completion_router(service: Service) -> APIRouter:
             raise ApiError(400, f"a conversation may have {limit} messages at most", param="messages")
         n = body.n or 1
         _check_choices(service, n)
-        ids = await asyncio.to_thread(chat_ids, model, body)
+        ids = await asyncio.to_thread(chat_ids, model, body, context)
         check_length(ids, context, "messages")
         most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         if most == 0:
@@ -127,7 +127,7 @@ def completion_router(service: Service) -> APIRouter:
         model, name, context = service.model, check_model(service, body.model), service.context
         n = body.n or 1
         _check_choices(service, n * len(body.prompts))
-        prompts = [await asyncio.to_thread(prompt_ids, model, prompt) for prompt in body.prompts]
+        prompts = [await asyncio.to_thread(prompt_ids, model, prompt, context) for prompt in body.prompts]
         for ids in prompts:
             check_length(ids, context, "prompt")
         most = body.max_tokens if "max_tokens" not in body.model_fields_set or body.max_tokens is not None else 16

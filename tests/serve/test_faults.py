@@ -16,6 +16,8 @@ import psutil
 import pytest
 from servers import PROMPT, Running, files, serving, wait_for
 
+from nanochat_tui.serve.errors import ApiError
+
 
 def _connect(running: Running) -> socket.socket:
     made = socket.create_connection(("127.0.0.1", running.port), timeout=20)
@@ -93,6 +95,40 @@ def test_ten_megabytes_are_too_much(base: Running, chunked: bool) -> None:
     answer = httpx.post(base.url + "/v1/completions", content=parts() if chunked else body, timeout=60)
     assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
     assert _answers(base)
+
+
+@pytest.mark.parametrize("route", ["completions", "chat/completions"])
+def test_megabytes_of_text_are_refused_by_their_beginning(
+    base: Running, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    model, seen = base.service.model, []
+    encode = type(model).encode
+
+    def counting(self: object, text: str, *rest: object, **options: object) -> list[int]:
+        seen.append(len(text))
+        return encode(model, text, *rest, **options)
+
+    monkeypatch.setattr(type(model), "encode", counting)
+    text = "let x = 1;\n" * 300_000
+    body = {"prompt": text} if route == "completions" else {"messages": [{"role": "user", "content": text}]}
+    answer = base.post(f"/v1/{route}", **body)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["code"] == "context_length_exceeded" and "32768" in error["message"]
+    assert 0 < sum(seen) < len(text) / 2, "the whole text was tokenised"
+
+
+def test_text_of_long_tokens_is_not_refused_by_its_length(base: Running) -> None:
+    from nanochat_tui.serve.prompts import check_text
+
+    class Wide:
+        """A tokenizer whose tokens have 128 characters, as those of GPT-2 for rows of spaces."""
+
+        def encode(self, text: str) -> list[int]:
+            return [0] * (len(text) // 128)
+
+    check_text(Wide(), " " * 100_000, 1000, "prompt")  # 782 tokens in more than 16 characters each
+    with pytest.raises(ApiError, match="more than 2000 tokens"):
+        check_text(Wide(), " " * 10_000_000, 1000, "prompt")
 
 
 def test_half_a_megabyte_of_text_is_counted_and_refused(base: Running) -> None:
