@@ -33,8 +33,8 @@ def peer_version() -> str:
 class PeerRunner:
     """A model in llama.cpp; see `measurement_worker.Runner`."""
 
-    def __init__(self, path: Path, threads: int, positions: int = 4096) -> None:
-        """Load a model with room for so many positions.
+    def __init__(self, path: Path, threads: int, positions: int = 4096, *, exact: bool = False) -> None:
+        """Load a model with room for so many positions. exact: attention in float32 throughout.
 
         Raises UserError if the library is missing or refuses the file, with its first complaint.
         """
@@ -59,6 +59,9 @@ class PeerRunner:
         settings.n_ctx = positions
         settings.n_batch = settings.n_ubatch = BATCH
         settings.n_threads = settings.n_threads_batch = threads
+        if exact:
+            settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
+            settings.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = llama_cpp.llama_init_from_model(model, settings)
         if not self._context:
             raise UserError(f"it makes no context for {display_safe(path.name)}")
