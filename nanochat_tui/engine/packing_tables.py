@@ -10,6 +10,8 @@ The 32-bit words of a row's codes stay as they are in the file (Q5_0 and Q5_1 ex
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,7 +31,7 @@ KIND_OF_TYPE = {
     "Q6_K": k.Q6_K,
 }
 """The kind of matrix that each type of a file's blocks is packed as."""
-CHUNK_BYTES = 1 << 23
+CHUNK_BYTES = 1 << 20
 """Bytes of a file's blocks that are rearranged together: few, so that loading needs little memory."""
 
 
@@ -74,19 +76,29 @@ def _lanes(values: Bytes, size: int) -> Bytes:
     return moved
 
 
-def pack_blocks(name: str, blocks: Bytes, columns: int, *, bias: int, multiple: int = ROW_BLOCK) -> Packed:
+def pack_blocks(
+    name: str,
+    blocks: Bytes,
+    columns: int,
+    *,
+    bias: int,
+    multiple: int = ROW_BLOCK,
+    after: Callable[[], object] | None = None,
+) -> Packed:
     """Pack a matrix of a type in `KIND_OF_TYPE`.
 
     blocks: uint8 [n_blocks, block_bytes], row after row. bias: `Isa.q8_bias`, added to int8 codes. multiple: rows are
-    filled up to it with zeros. The scales are bytes in the form of float16. Raises ValueError if a float16 scale is
-    not finite.
+    filled up to it with zeros. after: called between pieces, when what was read is not needed again. The scales are
+    bytes in the form of float16. Raises ValueError if a float16 scale is not finite.
     """
     layout = k.LAYOUTS[KIND_OF_TYPE[name]]
     parts = columns // layout.columns
     rows = blocks.reshape(-1, parts, blocks.shape[1])
     count, filled = len(rows), round_up(len(rows), multiple)
-    weights = aligned((filled // ROW_BLOCK, parts * layout.words, ROW_BLOCK), np.uint32, 0)
-    scales = aligned((filled // ROW_BLOCK, parts, layout.scale_bytes), np.uint8, 0)
+    weights = aligned((filled // ROW_BLOCK, parts * layout.words, ROW_BLOCK), np.uint32)
+    scales = aligned((filled // ROW_BLOCK, parts, layout.scale_bytes), np.uint8)
+    done = round_up(count, ROW_BLOCK) // ROW_BLOCK
+    weights[done:], scales[done:] = 0, 0
     step = max(1, CHUNK_BYTES // (parts * blocks.shape[1] * ROW_BLOCK)) * ROW_BLOCK
     for start in range(0, count, step):
         chunk = rows[start : start + step]
@@ -105,4 +117,6 @@ def pack_blocks(name: str, blocks: Bytes, columns: int, *, bias: int, multiple: 
         ]
         flat = [piece.reshape(len(chunk) // ROW_BLOCK, parts, -1) for piece in pieces]
         scales[place] = np.concatenate(flat, axis=-1)
+        if after is not None:
+            after()
     return Packed(weights, scales.view(np.float16), count, columns)

@@ -1,7 +1,8 @@
 """Matrices of a file in the layouts the kernels read, stacked and reordered by rows on the way.
 
-Ternary tensors become codes and scales without passing through floats, a few million weights at a time, so that
-loading needs little memory beside the result. What no kernel exists for is decoded into float16 or float32.
+Ternary tensors are rearranged by words and scales without passing through floats, a million weights at a time, and the
+file's pages are given back on the way, so that loading needs little memory beside the result. What no kernel exists for
+is decoded into float16 or float32.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from nanochat_tui.engine.packing import (
     aligned,
     needs_small_groups,
     pack_dense,
-    pack_ternary,
     round_up,
 )
 from nanochat_tui.engine.packing_tables import KIND_OF_TYPE, pack_blocks
+from nanochat_tui.engine.packing_words import ZEROS, Scales, Words, words_and_scales
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile
-from nanochat_tui.formats.tensor_types import ternary_codes
-from nanochat_tui.formats.ternary_blocks import split_i2_s
 
 SMALL_GROUP = 64
 """The smallest group of weights per scale that the ternary kernels are made for."""
-CHUNK_WEIGHTS = 1 << 22
-"""Weights that are unpacked together."""
+CHUNK_WEIGHTS = 1 << 20
+"""Weights that are rearranged together: few enough for a core's cache."""
+RELEASE_BYTES = 1 << 24
+"""Bytes that are read of a file before its pages are given back, so that loading needs little beside the result."""
 Rows = tuple[str, NDArray[np.int64]]
 """A tensor and the rows wanted of it, in order (of an expert tensor all experts' rows, one after another)."""
 
@@ -89,6 +90,7 @@ def group_of(file: GGUFFile, names: Sequence[str]) -> int:
             scales = np.ascontiguousarray(file.blocks(name)[:, :2]).view("<f2").reshape(-1, width)
             if needs_small_groups(scales, info.type.block_elements):
                 group = SMALL_GROUP
+            file.release(name)
     return group
 
 
@@ -113,7 +115,14 @@ def load_matrix(
     if not as_float and len(types) == 1 and (blocks := _blocks(file, rows)) is not None:
         (name,) = types
         try:
-            packed = pack_blocks(name, blocks, file.tensor(names[0]).shape[-1], bias=bias, multiple=multiple)
+            packed = pack_blocks(
+                name,
+                blocks,
+                file.tensor(names[0]).shape[-1],
+                bias=bias,
+                multiple=multiple,
+                after=lambda: [file.release(each) for each in names],
+            )
         except ValueError as error:
             raise UserError(f"the tensor {names[0]} holds a value that is not finite; the file is damaged") from error
         return Matrix(KIND_OF_TYPE[name], packed, factor, added)
@@ -132,6 +141,7 @@ def load_table(file: GGUFFile, name: str, *, group: int, as_float: bool, bias: i
 def load_vector(file: GGUFFile, name: str) -> NDArray[np.float32]:
     """Return a small tensor as float32 on a cache line. Raises UserError if a value is not finite."""
     values = file.array(name)
+    file.release(name)
     if not np.isfinite(values).all():
         raise UserError(f"the tensor {name} holds a value that is not finite; the file is damaged")
     out: NDArray[np.float32] = aligned(values.shape, np.float32)
@@ -177,8 +187,9 @@ def _i2_s_scales(file: GGUFFile, rows: Sequence[Rows], multiple: int) -> NDArray
     return scales
 
 
-def _pieces(file: GGUFFile, rows: Sequence[Rows]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float16]]]:
-    """Yield codes uint8 [n, columns] and scales float16 [n, blocks] of consecutive rows, some at a time."""
+def _pieces(file: GGUFFile, rows: Sequence[Rows]) -> Iterator[tuple[Words, Scales]]:
+    """Yield words uint32 [n, columns / 16] and scales float16 [n, blocks] of consecutive rows, some at a time."""
+    read = 0
     for name, wanted in rows:
         info = file.tensor(name)
         columns = info.shape[-1]
@@ -190,15 +201,15 @@ def _pieces(file: GGUFFile, rows: Sequence[Rows]) -> Iterator[tuple[NDArray[np.u
             # consecutive rows are read where they lie, others are gathered
             straight = part[-1] - part[0] == len(part) - 1 and (np.diff(part) == 1).all()
             chosen = blocks[part[0] : part[-1] + 1] if straight else blocks[part]
-            flat = chosen.reshape(-1, info.type.block_bytes)
-            if info.type.name == "I2_S":
-                codes, _ = split_i2_s(flat, file.tail(name))
-                scales = np.ones(len(flat), np.float16)
-            else:
-                codes, scales = ternary_codes(info.type, flat)
+            words, scales = words_and_scales(info.type, chosen.reshape(-1, info.type.block_bytes))
             if not np.isfinite(scales).all():
                 raise UserError(f"a scale of {name} is not finite; the file is damaged")
-            yield codes.reshape(len(part), columns), scales.reshape(len(part), width)
+            yield words.reshape(len(part), columns // 16), scales.reshape(len(part), width)
+            read += chosen.nbytes
+            if read >= RELEASE_BYTES:
+                file.release(name)
+                read = 0
+        file.release(name)
 
 
 def _ternary(file: GGUFFile, rows: Sequence[Rows], group: int, multiple: int) -> Packed:
@@ -206,42 +217,39 @@ def _ternary(file: GGUFFile, rows: Sequence[Rows], group: int, multiple: int) ->
     total = sum(len(wanted) for _, wanted in rows)
     columns = file.tensor(rows[0][0]).shape[-1]
     padded, filled = round_up(columns, group), round_up(total, multiple)
-    weights = aligned((filled // s.ROW_BLOCK, padded // 16, s.ROW_BLOCK), np.uint32, 0x55555555)
-    scales = aligned((filled // s.ROW_BLOCK, padded // group, s.ROW_BLOCK), np.float16, 0)
+    weights = aligned((filled // s.ROW_BLOCK, padded // 16, s.ROW_BLOCK), np.uint32)
+    scales = aligned((filled // s.ROW_BLOCK, padded // group, s.ROW_BLOCK), np.float16)
+    if padded > columns:
+        weights[:, columns // 16 :] = ZEROS
+        scales[:, columns // group :] = 0
     done = 0
-    for codes, scale in _whole_blocks(_pieces(file, rows), columns, group):
-        piece = pack_ternary(codes, scale, group)
-        weights[done : done + len(piece.weights)] = piece.weights
-        scales[done : done + len(piece.scales)] = piece.scales
-        done += len(piece.weights)
+    for words, scale in _whole_blocks(_pieces(file, rows), columns, group):
+        place = slice(done, done + len(words) // s.ROW_BLOCK)
+        weights[place, : words.shape[1]] = words.reshape(-1, s.ROW_BLOCK, words.shape[1]).transpose(0, 2, 1)
+        scales[place, : scale.shape[1]] = scale.reshape(-1, s.ROW_BLOCK, scale.shape[1]).transpose(0, 2, 1)
+        done = place.stop
+    weights[done:], scales[done:] = ZEROS, 0
     return Packed(weights, scales, total, columns)
 
 
-def _whole_blocks(
-    pieces: Iterator[tuple[NDArray[np.uint8], NDArray[np.float16]]], columns: int, group: int
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float16]]]:
-    """Regroup pieces so that all but the last are whole blocks of rows; scales become one per `group`."""
-    codes = np.empty((0, columns), np.uint8)
-    scales = np.empty((0, 1), np.float16)
+def _whole_blocks(pieces: Iterator[tuple[Words, Scales]], columns: int, group: int) -> Iterator[tuple[Words, Scales]]:
+    """Regroup pieces to whole blocks of rows, the last filled up with zeros; scales become one per `group`."""
+    words, scales = np.empty((0, 1), np.uint32), np.empty((0, 1), np.float16)
     for more, found in pieces:
         each, scale = columns // found.shape[1], found
         if each < group:  # `group_of` saw that neighbours agree
             scale = found[:, :: group // each]
         elif each > group:
             scale = np.repeat(found, each // group, axis=1)
-        codes = more if not len(codes) else np.concatenate([codes, more])
+        words = more if not len(words) else np.concatenate([words, more])
         scales = scale if not len(scales) else np.concatenate([scales, scale])
-        whole = len(codes) // s.ROW_BLOCK * s.ROW_BLOCK
+        whole = len(words) // s.ROW_BLOCK * s.ROW_BLOCK
         if whole:
-            yield _padded(codes[:whole], columns, group), scales[:whole]
-        codes, scales = codes[whole:], scales[whole:]
-    if len(codes):
-        yield _padded(codes, columns, group), scales
-
-
-def _padded(codes: NDArray[np.uint8], columns: int, group: int) -> NDArray[np.uint8]:
-    missing = round_up(columns, group) - columns
-    return np.pad(codes, ((0, 0), (0, missing)), constant_values=1) if missing else codes
+            yield words[:whole], scales[:whole]
+        words, scales = words[whole:], scales[whole:]
+    if missing := -len(words) % s.ROW_BLOCK:
+        filling = ((0, missing), (0, 0))
+        yield np.pad(words, filling, constant_values=ZEROS), np.pad(scales, filling)
 
 
 def _floats(file: GGUFFile, rows: Sequence[Rows]) -> NDArray[np.float32]:
@@ -276,6 +284,7 @@ def _raw16(file: GGUFFile, rows: Sequence[Rows]) -> NDArray[np.uint16]:
         load_vector(file, name)  # checks that all are finite
         bits = file.raw(name).view(np.uint16).reshape(-1, file.tensor(name).shape[-1])
         parts.append(bits[wanted])
+        file.release(name)
     return np.concatenate(parts)
 
 

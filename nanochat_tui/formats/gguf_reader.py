@@ -6,6 +6,7 @@ lengths and offsets are compared with the bytes that are left before anything is
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from types import TracebackType
@@ -112,6 +113,13 @@ class GGUFFile:
         """Return the bytes behind a tensor's blocks, uint8 [tail_bytes]; most types have none."""
         info = self.tensor(name)
         return self.raw(name)[info.nbytes - info.type.tail_bytes :]
+
+    def release(self, name: str) -> None:
+        """Give back the memory that a tensor's bytes take: they stay mapped, and are read again when looked at."""
+        info = self.tensor(name)
+        if isinstance(self._data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._data.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
 
     def array(self, name: str) -> NDArray[np.float32]:
         """Return a tensor decoded: a new float32 array of its shape. Raises FormatError as `blocks` does."""

@@ -55,6 +55,11 @@ class JoinedFile(GGUFFile):
         self.tensor(name)
         return self._owner[name].raw(name)
 
+    def release(self, name: str) -> None:
+        """Give back the memory of a tensor's bytes, see `GGUFFile.release`."""
+        self.tensor(name)
+        self._owner[name].release(name)
+
     def close(self) -> None:
         """Let go of all files."""
         for shard in self._shards:

@@ -23,7 +23,7 @@ IDS = [int(i) for i in np.random.default_rng(5).integers(0, VOCAB, 48)]
 MARGIN = 0.05
 """Root mean square of the differences, in deviations of the logits."""
 RECURRENT_MARGIN = 0.1
-"""That of a recurrence with random weights, which carries roundings on: llama.cpp itself is 4 to 9 % off the formulas."""
+"""That of a recurrence of random weights, which carries roundings on: llama.cpp itself is 4 to 9 % off."""
 
 FAMILIES = ["llama", "qwen3", "bitnet", "qwen35", "maple"]
 FILES: list[tuple[str, dict[str, Any]]] = [
