@@ -19,8 +19,6 @@ from nanochat_tui.chat.backend import Backend
 from nanochat_tui.chat.store import Store
 from nanochat_tui.errors import UserError
 from nanochat_tui.tui import messages
-from nanochat_tui.tui.chat.lens_view import TokenRibbon
-from nanochat_tui.tui.chat.prompt import Prompt
 from nanochat_tui.tui.chat.screen import ChatScreen
 from nanochat_tui.tui.log import begin_log, logger, write_crash_report
 from nanochat_tui.tui.preferences import Preferences, remember_model, save_preferences
@@ -39,6 +37,10 @@ class NanochatApp(App[None]):
     """
 
     TITLE = "nanochat-tui"
+    CSS = """
+    ToastRack { dock: top; align: right top; margin: 0; }
+    HelpPanel { #widget-help { max-height: 70%; } }
+    """  # notes stand above, where they hide neither the input nor the numbers under it
     DEFAULT_MODE = "chat"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "toggle_help", "Help", priority=True, id="app.help"),
@@ -200,12 +202,11 @@ class NanochatApp(App[None]):
 
     def action_preferences(self) -> None:
         """Open the preferences."""
-        from nanochat_tui.tui.chat.session_list import Sessions
-        from nanochat_tui.tui.chat.transcript import Transcript
+        from nanochat_tui.tui.key_owners import key_owners
         from nanochat_tui.tui.keys import remappable
         from nanochat_tui.tui.preferences_screen import PreferencesScreen
 
-        keys = remappable([type(self), ChatScreen, Prompt, Transcript, Sessions, TokenRibbon])
+        keys = remappable([type(self), *key_owners()])
         self.push_screen(PreferencesScreen(self.preferences, self._preferences_path, keys))
 
     def action_show_log(self) -> None:

@@ -9,10 +9,11 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Log, Static
+from textual.widgets import Input, Log, Static
 
 from nanochat_tui.chat.printable import printable
 from nanochat_tui.tui.log import lines
+from nanochat_tui.tui.widgets.key_line import KeyLine
 
 
 class LogScreen(Screen[None]):
@@ -30,7 +31,7 @@ class LogScreen(Screen[None]):
         yield Static(Content("Log"), id="log-head")
         yield Log(highlight=False)
         yield Input(placeholder="show only lines with …", compact=True)
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         """Show what there is and look for more twice a second."""

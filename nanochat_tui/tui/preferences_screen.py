@@ -15,11 +15,12 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Checkbox, Footer, Input, Label, Select, Static, TabbedContent, TabPane
+from textual.widgets import Checkbox, Input, Label, Select, Static, TabbedContent, TabPane
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.tui.keys import Remappable, key_problem
 from nanochat_tui.tui.preferences import Preferences, save_preferences
+from nanochat_tui.tui.widgets.key_line import KeyLine
 
 
 class PreferencesScreen(Screen[None]):
@@ -54,7 +55,7 @@ written as `ctrl+x`, `f6` or `escape`, several with commas; an empty field means
                         value = self._preferences.keys.get(key.id, "")
                         yield Input(value, placeholder=key.default, name=key.id, classes="key", compact=True)
         yield Static(id="preferences-hint", markup=False)
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     def _section(self, name: str, section: BaseModel) -> Iterator[Widget]:
         for key, info in type(section).model_fields.items():

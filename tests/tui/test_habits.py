@@ -10,6 +10,7 @@ import pytest
 from scripted import ScriptedBackend
 from support import write_model
 from test_app import say, shown, state, until
+from textual.binding import Binding
 from textual.widgets import Input, Log, OptionList, Select, Static
 
 from nanochat_tui.chat.missing import MissingBackend
@@ -19,11 +20,16 @@ from nanochat_tui.tui.chat import commands
 from nanochat_tui.tui.chat.code_blocks import code_blocks
 from nanochat_tui.tui.chat.model_picker import ModelPicker
 from nanochat_tui.tui.chat.model_places import find_models
+from nanochat_tui.tui.inspect.screen import InspectScreen
+from nanochat_tui.tui.key_owners import key_owners
 from nanochat_tui.tui.keys import key_problem, remappable
 from nanochat_tui.tui.log import write_crash_report
 from nanochat_tui.tui.log_screen import LogScreen
+from nanochat_tui.tui.messages import OpenFile
 from nanochat_tui.tui.preferences import Preferences, load_preferences, remember_model, save_preferences
 from nanochat_tui.tui.preferences_screen import PreferencesScreen
+from nanochat_tui.tui.train.screen import TrainScreen
+from nanochat_tui.tui.widgets.key_line import Item, fitting
 
 
 async def test_preferences_apply_at_once_and_are_kept(tmp_path: Path) -> None:
@@ -233,3 +239,47 @@ async def test_loading_can_be_given_up_and_its_late_end_changes_nothing() -> Non
         await until(pilot, lambda: not app.chat.loader.is_working)
         assert state(app) == "failed"
         assert not app.chat.ready
+
+
+def test_keys_of_every_mode_can_be_changed_and_none_has_the_name_of_another() -> None:
+    owners = key_owners()
+    known = remappable(owners)
+    rooms = {key.id.partition(".")[0] for key in known}
+    assert {"chat", "prompt", "lens", "inspect", "trits", "train", "dashboard", "chart", "form"} <= rooms
+    places: dict[str, set[str]] = {}
+    for owner in owners:
+        for binding in owner.BINDINGS:
+            if isinstance(binding, Binding) and binding.id:
+                places.setdefault(binding.id, set()).add(binding.action)
+    assert {name for name, actions in places.items() if len(actions) > 1} == set()
+
+
+async def test_keys_of_the_other_modes_are_remapped(tmp_path: Path) -> None:
+    preferences = Preferences(keys={"inspect.right": "f7", "train.new": "f6"})
+    app = NanochatApp(ScriptedBackend("x"), preferences=preferences, runs=tmp_path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        app.post_message(OpenFile(write_model(tmp_path / "m.gguf")))
+        await until(pilot, lambda: isinstance(app.screen, InspectScreen) and app.screen.opened is not None)
+        inspected = app.screen
+        assert isinstance(inspected, InspectScreen)
+        await pilot.press("f7")
+        await until(pilot, lambda: inspected.pane.TITLE == "Metadata")
+        await pilot.press("f4")
+        await until(pilot, lambda: isinstance(app.screen, TrainScreen))
+        train = app.screen
+        assert isinstance(train, TrainScreen)
+        await pilot.press("n", "f6")
+        await until(pilot, lambda: train.tabs.active == "new")
+
+
+def test_the_key_line_keeps_the_general_keys_on_a_narrow_terminal() -> None:
+    own = [Item(f"^{i}", "something", f"ctrl+{i}", enabled=i != "b") for i in "abcdef"]
+    general = [Item("F1", "Help", "f1", True), Item("F2", "Chat", "f2", True), Item("^q", "Quit", "ctrl+q", True)]
+    assert fitting(own, general, 200) == (own, general, False)
+    left, right, more = fitting(own, general, 40)
+    assert more
+    assert right == general[:2]
+    assert [item.label for item in left] == ["^a"]
+    assert sum(item.cells + 1 for item in left + right) < 40
+    assert fitting(own[:1], general, 12) == (own[:1], [], False)

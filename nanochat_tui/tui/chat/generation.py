@@ -6,7 +6,10 @@ cannot be interrupted. Tokens are sent in batches: a model writes hundreds per s
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +31,10 @@ from nanochat_tui.tui.messages import (
 
 BATCH_SECONDS = 0.04
 """Least time between two pieces of text: 25 a second, which reads as continuous and leaves the event loop its time."""
+
+YIELDS = 5
+"""How much nicer the threads that compute are than the one that draws. With as many of them as there are processors,
+the drawing thread would otherwise wait for its turn for up to a tenth of a second."""
 
 Post = Callable[[Message], object]
 
@@ -89,7 +96,20 @@ def explain(exc: Exception) -> str:
 def _thread(target: Callable[[], None], name: str) -> threading.Thread:
     """Return a daemon thread that sees the caller's context variables, by which Textual finds the application."""
     context = contextvars.copy_context()
-    return threading.Thread(target=lambda: context.run(target), name=name, daemon=True)
+
+    def run() -> None:
+        _yield_to_drawing()
+        context.run(target)
+
+    return threading.Thread(target=run, name=name, daemon=True)
+
+
+def _yield_to_drawing() -> None:
+    """Let this thread, and those it starts, such as the engine's, stand back for the one that draws."""
+    if sys.platform == "linux":  # elsewhere priorities belong to whole processes
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + YIELDS))
 
 
 class Loader:

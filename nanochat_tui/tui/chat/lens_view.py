@@ -37,14 +37,14 @@ there, and **Enter** branches: a new session in which the reply goes on from tha
 
     DEFAULT_CSS = "TokenRibbon { height: auto; }"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left,h", "move(-1)", "Before", show=False),
-        Binding("right,l", "move(1)", "Next", show=False),
-        Binding("pageup", "move(-10)", show=False),
-        Binding("pagedown", "move(10)", show=False),
-        Binding("home", "move(-1000000)", show=False),
-        Binding("end", "move(1000000)", show=False),
-        Binding("up,k", "choose(-1)", "Likelier"),
-        Binding("down,j", "choose(1)", "Less likely"),
+        Binding("left,h", "move(-1)", "Before", show=False, id="lens.before"),
+        Binding("right,l", "move(1)", "Next", show=False, id="lens.next"),
+        Binding("pageup", "move(-10)", "Ten before", show=False, id="lens.ten_before"),
+        Binding("pagedown", "move(10)", "Ten on", show=False, id="lens.ten_on"),
+        Binding("home", "move(-1000000)", "First", show=False, id="lens.first"),
+        Binding("end", "move(1000000)", "Last", show=False, id="lens.last"),
+        Binding("up,k", "choose(-1)", "Likelier", id="lens.likelier"),
+        Binding("down,j", "choose(1)", "Less likely", id="lens.less"),
         Binding("enter", "branch", "Branch here", priority=True, id="lens.branch"),
     ]
 

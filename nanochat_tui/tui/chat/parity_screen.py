@@ -15,13 +15,14 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from nanochat_tui.chat.backend import Backend, Request, Token
 from nanochat_tui.chat.parity import Parity, compare, in_words, parity_request
 from nanochat_tui.chat.printable import printable
 from nanochat_tui.tui.chat.generation import explain
 from nanochat_tui.tui.chat.lens import choices, percent, spelled
+from nanochat_tui.tui.widgets.key_line import KeyLine
 
 
 @dataclass
@@ -74,7 +75,7 @@ over the alternatives that both returned, not over the whole vocabulary. **r** a
                     box.border_title = title
                     yield Static(id=f"parity-{place}", markup=False)
         yield Static(id="parity-choices", markup=False)
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         """Begin."""

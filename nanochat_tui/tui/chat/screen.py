@@ -13,7 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.content import Content
 from textual.events import Key
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from nanochat_tui.tui import messages
 from nanochat_tui.tui.chat import commands
@@ -23,6 +23,7 @@ from nanochat_tui.tui.chat.prompt import Prompt
 from nanochat_tui.tui.chat.session_list import SessionList
 from nanochat_tui.tui.chat.side_panel import SidePanel
 from nanochat_tui.tui.chat.transcript import Transcript
+from nanochat_tui.tui.widgets.key_line import KeyLine
 from nanochat_tui.tui.widgets.status import StatusLine
 
 
@@ -69,7 +70,7 @@ the model, and a note says so.
         yield Static(id="suggestions", markup=False)
         yield Prompt(id="prompt")
         yield StatusLine(id="status")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     async def on_mount(self) -> None:
         """Paint, and only then begin to load."""

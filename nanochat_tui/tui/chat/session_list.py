@@ -31,8 +31,8 @@ class Sessions(OptionList):
     """The list itself. Its keys act on the session under the cursor."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "cursor_down", "Down", show=False),
-        Binding("k", "cursor_up", "Up", show=False),
+        Binding("j", "cursor_down", "Down", show=False, id="sessions.down"),
+        Binding("k", "cursor_up", "Up", show=False, id="sessions.up"),
         Binding("r", "act('rename')", "Rename", id="sessions.rename"),
         Binding("d,delete", "act('delete')", "Delete", id="sessions.delete"),
         Binding("f", "act('fork')", "Fork", id="sessions.fork"),

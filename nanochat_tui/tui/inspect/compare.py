@@ -89,9 +89,9 @@ flipped in every matrix, or with **m** the changes of sign, those to zero, and h
 key and tensor that changed. **Tab** goes there. **w** exchanges the two files.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("c", "choose", "Compare with"),
-        Binding("m", "measure", "Measure"),
-        Binding("w", "swap", "Exchange", show=False),
+        Binding("c", "choose", "Compare with", id="compared.compare_with"),
+        Binding("m", "measure", "Measure", id="compared.measure"),
+        Binding("w", "swap", "Exchange", show=False, id="compared.exchange"),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -38,15 +38,15 @@ class LayerGrid(ScrollView, can_focus=True):
     """Posts `Moved` when the cursor is on another tensor, and `Opened` at Enter or a second click."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1,0)", "Up", show=False),
-        Binding("down,j", "move(1,0)", "Down", show=False),
-        Binding("left,h", "move(0,-1)", "Left", show=False),
-        Binding("right,l", "move(0,1)", "Right", show=False),
-        Binding("pageup,ctrl+u", "page(-1)", "Page up", show=False),
-        Binding("pagedown,ctrl+d", "page(1)", "Page down", show=False),
-        Binding("home,g", "edge(-1)", "First layer", show=False),
-        Binding("end,G", "edge(1)", "Last layer", show=False),
-        Binding("enter", "open", "Trits"),
+        Binding("up,k", "move(-1,0)", "Up", show=False, id="layers.up"),
+        Binding("down,j", "move(1,0)", "Down", show=False, id="layers.down"),
+        Binding("left,h", "move(0,-1)", "Left", show=False, id="layers.left"),
+        Binding("right,l", "move(0,1)", "Right", show=False, id="layers.right"),
+        Binding("pageup,ctrl+u", "page(-1)", "Page up", show=False, id="layers.page_up"),
+        Binding("pagedown,ctrl+d", "page(1)", "Page down", show=False, id="layers.page_down"),
+        Binding("home,g", "edge(-1)", "First layer", show=False, id="layers.first_layer"),
+        Binding("end,G", "edge(1)", "Last layer", show=False, id="layers.last_layer"),
+        Binding("enter", "open", "Trits", id="layers.trits"),
     ]
     DEFAULT_CSS = "LayerGrid { height: 1fr; scrollbar-size: 1 1; }"
 

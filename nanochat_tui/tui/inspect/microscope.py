@@ -25,8 +25,8 @@ class MicroscopePane(Pane):
     TITLE = "Trits"
     HELP = TritView.HELP
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("n", "tensor(1)", "Next tensor"),
-        Binding("p", "tensor(-1)", "Previous", show=False),
+        Binding("n", "tensor(1)", "Next tensor", id="microscope.next_tensor"),
+        Binding("p", "tensor(-1)", "Previous", show=False, id="microscope.previous"),
     ]
 
     def compose(self) -> ComposeResult:

@@ -133,10 +133,10 @@ class Scroller(VerticalScroll):
     """A scrolling part that vim's fingers know."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "scroll_down", "Down", show=False),
-        Binding("k", "scroll_up", "Up", show=False),
-        Binding("g", "scroll_home", "Top", show=False),
-        Binding("G", "scroll_end", "Bottom", show=False),
-        Binding("ctrl+d,space", "page_down", "Page down", show=False),
-        Binding("ctrl+u,b", "page_up", "Page up", show=False),
+        Binding("j", "scroll_down", "Down", show=False, id="pane.down"),
+        Binding("k", "scroll_up", "Up", show=False, id="pane.up"),
+        Binding("g", "scroll_home", "Top", show=False, id="pane.top"),
+        Binding("G", "scroll_end", "Bottom", show=False, id="pane.bottom"),
+        Binding("ctrl+d,space", "page_down", "Page down", show=False, id="pane.page_down"),
+        Binding("ctrl+u,b", "page_up", "Page up", show=False, id="pane.page_up"),
     ]

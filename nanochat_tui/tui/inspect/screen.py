@@ -12,7 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Static, TabbedContent, TabPane
+from textual.widgets import Input, Static, TabbedContent, TabPane
 
 from nanochat_tui.errors import display_safe
 from nanochat_tui.tui.inspect.compare import ComparePane
@@ -30,6 +30,7 @@ from nanochat_tui.tui.inspect.tensors import TensorsPane
 from nanochat_tui.tui.inspect.tokenizer import TokenizerPane
 from nanochat_tui.tui.inspect.weights import OpenTrits, WeightsPane
 from nanochat_tui.tui.messages import ChatWith
+from nanochat_tui.tui.widgets.key_line import KeyLine
 
 PANES: tuple[tuple[str, type[Pane]], ...] = (
     ("overview", OverviewPane),
@@ -53,14 +54,16 @@ class InspectScreen(Screen[None]):
 
     HELP = """\
 ## Inspect
-What is in a model file, without running it. **Ctrl+O** opens another one, the **number keys** or **[** and **]** change
-the tab, **/** searches, **Esc** leaves a search or ends what is being computed.
+What is in a model file, without running it. **Ctrl+O** opens another one, the **number keys**, **[** and **]** or
+**Alt+←/→** (in a field, too) change the tab, **/** searches, **Esc** leaves a search or ends what is being computed.
 """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+o", "open", "Open", id="inspect.open"),
         Binding("left_square_bracket", "tab(-1)", "Tab left", show=False, id="inspect.left"),
         Binding("right_square_bracket", "tab(1)", "Next tab", id="inspect.right"),
+        Binding("alt+right,ctrl+pagedown", "tab(1, True)", "Next tab", show=False, priority=True, id="inspect.next"),
+        Binding("alt+left,ctrl+pageup", "tab(-1, True)", "Tab left", show=False, priority=True, id="inspect.previous"),
         *(Binding(str(n), f"show({n})", f"Tab {n}", show=False, id=f"inspect.tab{n}") for n in range(1, 10)),
     ]
 
@@ -80,7 +83,7 @@ the tab, **/** searches, **Esc** leaves a search or ends what is being computed.
             for name, pane in PANES:
                 with TabPane(pane.TITLE, id=name):
                     yield pane(id=f"pane-{name}")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         """Open the file, or ask for one."""
@@ -173,8 +176,8 @@ the tab, **/** searches, **Esc** leaves a search or ends what is being computed.
         if number <= len(PANES):
             self.go_to(PANES[number - 1][0])
 
-    def action_tab(self, step: int) -> None:
-        """Go to a neighbouring tab."""
+    def action_tab(self, step: int, always: bool = False) -> None:
+        """Go to a neighbouring tab; `always`: by a key that no field takes for itself."""
         names = [name for name, _ in PANES]
         active = self.query_one("#inspect-tabs", TabbedContent).active
         self.go_to(names[(names.index(active) + step) % len(names)])
@@ -186,7 +189,7 @@ the tab, **/** searches, **Esc** leaves a search or ends what is being computed.
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keep digits and brackets for a field that is being typed into."""
-        return not (action in ("show", "tab") and isinstance(self.focused, Input))
+        return not (action in ("show", "tab") and len(parameters) < 2 and isinstance(self.focused, Input))
 
     def action_open(self) -> None:
         """Ask for a file."""

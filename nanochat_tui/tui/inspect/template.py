@@ -31,10 +31,10 @@ What a conversation becomes before the model reads it. **c** changes between a s
 tokens are coloured.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("c", "conversation", "Sample/chat"),
-        Binding("r", "generation", "Reply begun"),
-        Binding("y", "thinking", "Thinking"),
-        Binding("t", "source", "Source"),
+        Binding("c", "conversation", "Sample/chat", id="template.sample_chat"),
+        Binding("r", "generation", "Reply begun", id="template.reply_begun"),
+        Binding("y", "thinking", "Thinking", id="template.thinking"),
+        Binding("t", "source", "Source", id="template.source"),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -107,10 +107,10 @@ opens a block. The tensor under the cursor is described with its first values an
 distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor through the microscope.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("s", "statistics", "Statistics"),
-        Binding("x", "trits", "Trits"),
-        Binding("j", "cursor(1)", "Down", show=False),
-        Binding("k", "cursor(-1)", "Up", show=False),
+        Binding("s", "statistics", "Statistics", id="tensors.statistics"),
+        Binding("x", "trits", "Trits", id="tensors.trits"),
+        Binding("j", "cursor(1)", "Down", show=False, id="tensors.down"),
+        Binding("k", "cursor(-1)", "Up", show=False, id="tensors.up"),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -142,9 +142,9 @@ the scales' median and spread, dead rows. The tensor under the cursor is describ
 group scales and of the zeros in its groups. **Enter** looks at it through the microscope, **Esc** ends the counting.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("m", "metric(1)", "Measure"),
-        Binding("M", "metric(-1)", "Measure back", show=False),
-        Binding("r", "resume", "Count on", show=False),
+        Binding("m", "metric(1)", "Measure", id="weights.measure"),
+        Binding("M", "metric(-1)", "Measure back", show=False, id="weights.measure_back"),
+        Binding("r", "resume", "Count on", show=False, id="weights.count_on"),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -70,13 +70,15 @@ class Dashboard(Widget):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
-            Binding(str(i + 1), f"panel('{name}')", PANELS.get(name, name).capitalize(), show=False)
+            Binding(
+                str(i + 1), f"panel('{name}')", PANELS.get(name, name).capitalize(), show=False, id=f"dashboard.{name}"
+            )
             for i, name in enumerate(ORDER)
         ),
-        Binding("left_square_bracket", "turn(-1)", "Previous chart", show=False, id="train.previous"),
-        Binding("right_square_bracket", "turn(1)", "Next chart", show=False, id="train.next"),
-        Binding("z", "zoom_panel", "Fill", id="train.fill"),
-        Binding("m", "mhc", "mHC α/p/q", show=False, id="train.mhc"),
+        Binding("left_square_bracket", "turn(-1)", "Previous chart", show=False, id="dashboard.previous"),
+        Binding("right_square_bracket", "turn(1)", "Next chart", show=False, id="dashboard.next"),
+        Binding("z", "zoom_panel", "Fill", id="dashboard.fill"),
+        Binding("m", "mhc", "mHC α/p/q", show=False, id="dashboard.mhc_kind"),
     ]
 
     HELP = """\

@@ -12,7 +12,7 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer, TabbedContent, TabPane
+from textual.widgets import TabbedContent, TabPane
 
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.runs import launcher, signals
@@ -28,6 +28,7 @@ from nanochat_tui.tui.train.jobs import Exports, in_thread, run_tokenizer, start
 from nanochat_tui.tui.train.launch_form import LaunchForm
 from nanochat_tui.tui.train.run_list import RunList
 from nanochat_tui.tui.train.watcher import Watcher
+from nanochat_tui.tui.widgets.key_line import KeyLine
 
 RUNS_VARIABLE = "NANOCHAT_RUNS"
 """Folder of runs when none is given; otherwise ./runs, or where the application was started."""
@@ -58,14 +59,14 @@ process of its own: it goes on when this application ends.
 """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("a", "attach", "Open", id="train.attach"),
-        Binding("n", "tab('new')", "New", id="train.new"),
         Binding("c", "checkpoint", "Checkpoint", id="train.checkpoint"),
         Binding("s", "stop", "Stop", id="train.stop"),
         Binding("K", "kill", "Kill", id="train.kill"),
         Binding("R", "resume", "Resume", id="train.resume"),
         Binding("t", "newest('talk')", "Talk", id="train.talk"),
         Binding("e", "newest('export')", "Export", id="train.export"),
+        Binding("a", "attach", "Open", id="train.attach"),
+        Binding("n", "tab('new')", "New", id="train.new"),
         Binding("r", "refresh", "Refresh", show=False, id="train.refresh"),
         Binding("alt+right,ctrl+pagedown", "turn(1)", "Next tab", show=False, priority=True, id="train.next"),
         Binding("alt+left,ctrl+pageup", "turn(-1)", "Previous tab", show=False, priority=True, id="train.back"),
@@ -94,7 +95,7 @@ process of its own: it goes on when this application ends.
             with TabPane("Compare", id="compare"):
                 yield CompareView()
             yield TabPane("New run", id="new")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         """Begin to look."""

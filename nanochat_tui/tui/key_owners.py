@@ -1,0 +1,29 @@
+"""Every class whose keys can be changed. Importing this imports all modes, so only the preferences do."""
+
+from __future__ import annotations
+
+from textual.dom import DOMNode
+
+from nanochat_tui.tui.chat.lens_view import TokenRibbon
+from nanochat_tui.tui.chat.prompt import Prompt
+from nanochat_tui.tui.chat.screen import ChatScreen
+from nanochat_tui.tui.chat.session_list import Sessions
+from nanochat_tui.tui.chat.transcript import Transcript
+from nanochat_tui.tui.inspect.layer_grid import LayerGrid
+from nanochat_tui.tui.inspect.screen import PANES, InspectScreen
+from nanochat_tui.tui.inspect.trit_view import TritView
+from nanochat_tui.tui.train.chart import Chart
+from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
+from nanochat_tui.tui.train.compare_view import CompareView
+from nanochat_tui.tui.train.dashboard import Dashboard
+from nanochat_tui.tui.train.launch_form import LaunchForm
+from nanochat_tui.tui.train.run_list import RunList
+from nanochat_tui.tui.train.screen import TrainScreen
+
+
+def key_owners() -> list[type[DOMNode]]:
+    """Return the classes, mode by mode; those that only inherit the keys of another bring them once."""
+    chat: list[type[DOMNode]] = [ChatScreen, Prompt, Transcript, Sessions, TokenRibbon]
+    panes: list[type[DOMNode]] = [pane for _, pane in PANES]
+    train: list[type[DOMNode]] = [TrainScreen, RunList, Dashboard, Chart, CheckpointsView, CompareView, LaunchForm]
+    return [*chat, InspectScreen, *panes, LayerGrid, TritView, *train]
