@@ -108,8 +108,8 @@ def pack_blocks(
         if not all(np.isfinite(np.ascontiguousarray(half).view("<f2")).all() for half in halves):
             raise ValueError("a scale is not finite")
         place = slice(start // ROW_BLOCK, (start + len(chunk)) // ROW_BLOCK)
-        words = _lanes(codes.reshape(len(chunk), -1), 4)
-        weights[place] = words.view(np.uint32).reshape(weights[place].shape)
+        words = np.ascontiguousarray(codes.reshape(len(chunk), -1)).view("<u4")
+        weights[place] = words.reshape(-1, ROW_BLOCK, words.shape[1]).transpose(0, 2, 1)
         # per 256 columns or per block: all float16 scales, then the bytes, 16 rows together
         pieces = [_lanes(half.reshape(len(chunk), -1), 2).reshape(-1, parts, 1, 2 * ROW_BLOCK) for half in halves]
         pieces += [

@@ -13,6 +13,8 @@ Delight, 7-3). Other types go through their codes. Everything happens in place, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,42 +27,50 @@ ZEROS = 0x55555555
 _IN_ORDER = frozenset({"Q2_0", "Q2_0_g128", "PQ2_0"})
 
 
-def _exchange(words: Words, other: Words, shift: int, mask: int) -> None:
-    """Exchange the fields of `words` above `shift` bits that `mask` chooses with those of `other`, in place."""
-    moved = words >> np.uint32(shift)
-    moved ^= other
-    moved &= np.uint32(mask)
-    other ^= moved
-    moved <<= np.uint32(shift)
+def _exchange(words: NDArray[Any], shift: int, mask: int) -> None:
+    """Exchange the fields of every word that `mask` chooses with those `shift` bits above them, in place."""
+    kind = words.dtype.type
+    moved = words >> kind(shift)
+    moved ^= words
+    moved &= kind(mask)
+    words ^= moved
+    moved <<= kind(shift)
     words ^= moved
 
 
 def transpose_bytes(words: Words) -> None:
     """Exchange fields (byte i, pair j) and (byte j, pair i) of every word, in place."""
-    for shift, mask in ((12, 0x0000F0F0), (6, 0x00CC00CC)):
-        moved = words >> np.uint32(shift)
-        moved ^= words
-        moved &= np.uint32(mask)
-        words ^= moved
-        moved <<= np.uint32(shift)
-        words ^= moved
+    _exchange(words, 12, 0x0000F0F0)
+    _exchange(words, 6, 0x00CC00CC)
 
 
 def transpose_words(words: Words) -> None:
-    """Exchange pairs l of words p and pairs p of words l, in place: uint32 [4, n], each byte for itself."""
-    _exchange(words[:2], words[2:], 4, 0x0F0F0F0F)
-    _exchange(words[0::2], words[1::2], 2, 0x33333333)
+    """Exchange pairs l of words p and pairs p of words l, in place: uint32 [n, 4], each byte for itself.
+
+    Two neighbours are taken as one of 64 bits, the first of them as its lower half.
+    """
+    pairs = words.view("<u8")
+    first, second = pairs[:, 0], pairs[:, 1]
+    moved = first >> np.uint64(4)
+    moved ^= second
+    moved &= np.uint64(0x0F0F0F0F0F0F0F0F)
+    second ^= moved
+    moved <<= np.uint64(4)
+    first ^= moved
+    _exchange(pairs.reshape(-1), 30, 0x00000000CCCCCCCC)
 
 
 def _strided(quants: NDArray[np.uint8], *, highest_first: bool) -> Words:
-    """Return the kernels' words [n, 8] of 128 columns in 32 bytes each, uint8 [n, 32]."""
-    source = np.ascontiguousarray(quants).view(np.uint32)
-    # words 4 h + p of a block become the rows p of a matrix
-    fields = np.ascontiguousarray(source.reshape(-1, 2, 4).transpose(2, 0, 1)).reshape(4, -1)
+    """Return the kernels' words [n, 8] of 128 columns in 32 bytes each, uint8 [n, 32·any]."""
+    fields = np.array(quants, order="C").view("<u4").reshape(-1, 4)
     transpose_words(fields)
-    # row l then holds columns 32 l + 16 h and on
-    found = fields.reshape(4, -1, 2)[::-1] if highest_first else fields.reshape(4, -1, 2)
-    return np.ascontiguousarray(found.transpose(1, 0, 2)).reshape(-1, 8)
+    # word l of a block's half h then holds columns 32 l + 16 h and on
+    halves = fields.reshape(-1, 8)
+    found = np.empty_like(halves)
+    for half in range(2):
+        for pair in range(4):
+            found[:, 2 * pair + half] = halves[:, 4 * half + (3 - pair if highest_first else pair)]
+    return found
 
 
 def words_of_codes(codes: NDArray[np.uint8]) -> Words:
@@ -76,12 +86,11 @@ def words_and_scales(kind: TensorType, blocks: NDArray[np.uint8]) -> tuple[Words
     I2_S, whose scale belongs to the tensor, gets ones; its code 3 means 0, as its decoder has it.
     """
     if kind.name in _IN_ORDER:
-        words = np.ascontiguousarray(blocks[:, 2:]).view(np.uint32)
+        words = np.array(blocks[:, 2:], order="C").view("<u4")
         transpose_bytes(words)
         return words, _halves(blocks[:, :2])
     if kind.name == "TQ2_0":
-        quants = np.ascontiguousarray(blocks[:, :64]).reshape(-1, 32)
-        return _strided(quants, highest_first=False).reshape(len(blocks), 16), _halves(blocks[:, 64:])
+        return _strided(blocks[:, :64], highest_first=False).reshape(len(blocks), 16), _halves(blocks[:, 64:])
     if kind.name == "I2_S":
         words = _strided(blocks, highest_first=True)
         threes = words >> np.uint32(1)
