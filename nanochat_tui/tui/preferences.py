@@ -34,6 +34,9 @@ class Sampling(BaseModel):
     top_p: float = Field(0.95, gt=0, le=1, title="Top-p", description="probability kept")
     min_p: float = Field(0.0, ge=0, le=1, title="Min-p", description="least share of the likeliest")
     repeat_penalty: float = Field(1.0, gt=0, le=100, title="Repeat penalty", description="1 is none")
+    completion_penalty: float = Field(
+        1.1, gt=0, le=100, title="Completion penalty", description="repeat penalty where text is continued"
+    )
     max_tokens: int = Field(256, ge=0, title="Max tokens", description="length of one reply; 0: all that fit")
     system: str = Field("", title="System prompt", description="what chat models are told first")
 

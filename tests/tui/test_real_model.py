@@ -14,6 +14,7 @@ from nanochat_tui.chat.backend import SamplingSettings
 from nanochat_tui.chat.local import LocalBackend
 from nanochat_tui.engine.model import load
 from nanochat_tui.tui.app import NanochatApp
+from nanochat_tui.tui.chat.conversation import TOKENS_KEPT
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,30 @@ async def test_a_damaged_file_is_explained(tmp_path: Path, model: Path) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: state(app) == "failed", 60)
         assert "damaged.gguf" in shown(app)
+
+
+async def test_completions_begin_with_a_repeat_penalty_that_can_be_changed(model: Path) -> None:
+    app = NanochatApp(LocalBackend(model, threads=1))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready", 120)
+        assert app.chat.sampling.repeat_penalty == 1.1
+        app.chat.sampling = SamplingSettings(repeat_penalty=1.5)
+        app.chat.show_kind()
+        assert app.chat.sampling.repeat_penalty == 1.5
+        app.chat.preferences.sampling.completion_penalty = 1.0
+        await app.chat.new_session()
+        assert app.chat.sampling.repeat_penalty == 1.0
+
+
+async def test_only_the_newest_turns_hold_their_tokens_and_older_ones_still_open_in_the_lens(model: Path) -> None:
+    app = NanochatApp(LocalBackend(model, threads=1))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready", 120)
+        app.chat.max_tokens = 3
+        for _ in range(TOKENS_KEPT + 2):
+            await say(pilot, app, "let x = 1;")
+        turns = app.chat.conversation.turns
+        assert [bool(turn.tokens) for turn in turns] == [False] * 2 + [True] * TOKENS_KEPT
+        await app.chat.open_lens(turns[0])
+        await until(pilot, lambda: app.chat.ribbon is not None and bool(app.chat.ribbon.tokens))
+        assert "".join(token.text for token in app.chat.ribbon.tokens) == turns[0].reply  # type: ignore[union-attr]

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 from nanochat_tui.chat.backend import FinishReason, Message, Request, Stats, Token
 from nanochat_tui.chat.records import SessionSettings, StoredTurn
 
+TOKENS_KEPT = 16
+"""Newest turns whose single tokens stay in memory: half a kilobyte each, a hundred times their text."""
+
 
 @dataclass
 class Turn:
@@ -72,6 +75,8 @@ class Conversation:
             self._end_line(self.last)
         turn = Turn(text, tokens=[[]])
         self.turns.append(turn)
+        if len(self.turns) > TOKENS_KEPT:  # all that grows with every reply but its text; the lens computes them anew
+            self.turns[-TOKENS_KEPT - 1].tokens = []
         return turn
 
     def go_on(self) -> Turn | None:

@@ -105,10 +105,23 @@ class LoadingPart(ChatBase):
     def show_kind(self) -> None:
         """Say in the input whether messages or text are wanted."""
         chat = self.conversation.is_chat
+        self._fit_penalty()
         self.prompt.border_title = "Message" if chat else "Text to continue"
         if not chat and not self.prompt.past.entries:
             self.prompt.past = History(EXAMPLES)
         self.side.settings.show(self.settings, is_chat=chat)
+
+    def _fit_penalty(self) -> None:
+        """Give a session that has not begun the repeat penalty of its kind, unless somebody chose another: small base
+        models fall into loops without one. Servers are asked for nothing that not all of them know.
+        """
+        if self.conversation.turns or getattr(self.backend, "path", None) is None:
+            return
+        usual = self.preferences.sampling
+        continues, answers = usual.completion_penalty, usual.repeat_penalty
+        wanted, other = (answers, continues) if self.conversation.is_chat else (continues, answers)
+        if self.sampling.repeat_penalty == other:
+            self.sampling = replace(self.sampling, repeat_penalty=wanted)
 
     async def recall_prompts(self) -> None:
         """Fill the input's history with what was typed in earlier sessions."""

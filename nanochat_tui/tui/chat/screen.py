@@ -38,7 +38,9 @@ class ChatScreen(CommandPart):
     HELP = """\
 ## Chat
 A **base model** continues text: what you type is the beginning, and everything in the transcript is one document that
-grows. **Enter** on an empty input lets it go on. A model with a chat template answers messages instead.
+grows. **Enter** on an empty input lets it go on. So that small models do not fall into loops, completions begin with
+a repeat penalty of 1.1 (Ctrl+S changes it for the session, F9 for new ones). A model with a chat template answers
+messages instead.
 
 **Esc** stops a reply, **Ctrl+R** writes it anew, **Ctrl+Y** copies it, **Ctrl+N** starts over, **Ctrl+O** lists and
 searches all sessions, **Ctrl+S** opens the settings of this one, **Ctrl+G** chooses a model, **F5** shows how likely
