@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from references.common import Model
 from references.dense import dense
-from support_architectures import LAYERS, WRITERS, Draft, add_rotation, draft, finish
+from support_architectures import WRITERS, Draft, add_rotation, draft, finish
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import array, boolean, f32, read_gguf, string, u32
@@ -64,12 +64,20 @@ def test_a_mislabelled_2b4t_gets_its_own_activation_and_a_note(tmp_path: Path) -
     assert not described(tmp_path, draft("bitnet-b1.58")).notes
 
 
-def test_2b4t_under_the_older_models_name_is_told_by_its_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_2b4t_under_the_older_models_name_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By its widths, its vocabulary or its name; a file that is none of it is believed."""
     from nanochat_tui.model.architectures import bitnet
 
-    monkeypatch.setattr(bitnet, "_SHAPE_2B4T", (LAYERS, 256, 512, 300))
-    found = described(tmp_path, draft("bitnet"))
-    assert found.layers[0].ffn.activation == "relu2" and found.notes
+    named = draft("bitnet")
+    named.plain_keys["general.basename"] = string("BitNet-b1.58-2B-4T")
+    found = [described(tmp_path, named)]
+    for constant, value in (("_WIDTHS_2B4T", (256, 512)), ("_VOCABULARY_2B4T", 300)):
+        with monkeypatch.context() as patch:
+            patch.setattr(bitnet, constant, value)
+            found.append(described(tmp_path, draft("bitnet")))
+    assert all(each.layers[0].ffn.activation == "relu2" and "ReLU²" in each.notes[0] for each in found)
+    plain = described(tmp_path, draft("bitnet"))
+    assert plain.layers[0].ffn.activation == "silu" and not plain.notes
 
 
 def test_yarn_of_the_8b_model() -> None:

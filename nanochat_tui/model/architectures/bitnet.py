@@ -1,7 +1,8 @@
 """`bitnet`, `bitnet-25`, `bitnet-b1.58`: a norm before each output projection, and two activations.
 
 BitNet b1.58 2B4T was trained with ReLU²; converters wrote it as `bitnet` too, whose older models (large, 3B) use
-SiLU, and every program that believed the name got a perplexity of 100 instead of 17. So its shape tells the model.
+SiLU, and every program that believed the name got a perplexity of 100 instead of 17. It is told by what the older two
+have not: its widths, Llama 3's vocabulary, or its name.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.formats.gguf import metadata_string
 from nanochat_tui.model.architectures.dense import dense
 from nanochat_tui.model.architectures.description import Activation, Architecture
 from nanochat_tui.model.architectures.keys import Keys
 
 NAMES = ("bitnet", "bitnet-25", "bitnet-b1.58")
-_SHAPE_2B4T = (30, 2560, 6912, 128_256)
-"""Layers, width, feed-forward width and vocabulary of BitNet b1.58 2B4T."""
+_WIDTHS_2B4T = (2560, 6912)
+"""Width and feed-forward width of BitNet b1.58 2B4T."""
+_VOCABULARY_2B4T = 128_256
+"""Its vocabulary is Llama 3's; the older models have SentencePiece's, of 32,002."""
+_NAMES_2B4T = ("2b4t", "2b-4t", "2b 4t", "2b_4t")
 
 
 def describe(keys: Keys) -> Architecture:
@@ -36,9 +41,15 @@ def _activation(keys: Keys, hidden: int) -> tuple[Activation, tuple[str, ...]]:
     if said not in known:
         raise UserError(f"the activation {display_safe(said)} cannot be run by this version, only silu and relu2")
     activation = known[said]
-    shape = (keys.layers, keys.dim, hidden, keys.vocabulary)
-    if activation == "silu" and (shape == _SHAPE_2B4T or keys.prefix != "bitnet"):
+    if activation == "silu" and (keys.prefix != "bitnet" or _is_2b4t(keys, hidden)):
         return "relu2", (
             "note: the file says SiLU, but this is BitNet b1.58 2B4T, which was trained with ReLU²; that is used",
         )
     return activation, ()
+
+
+def _is_2b4t(keys: Keys, hidden: int) -> bool:
+    if (keys.dim, hidden) == _WIDTHS_2B4T or keys.vocabulary == _VOCABULARY_2B4T:
+        return True
+    names = [metadata_string(keys.metadata, f"general.{key}", "").lower() for key in ("name", "basename")]
+    return any(known in name for name in names for known in _NAMES_2B4T)
