@@ -1,6 +1,6 @@
 """Load on the server: tokens per second and time to first token with 1, 4, 8, ... streams at once.
 
-    python benchmarks/server.py [--model M.gguf] [--clients 1 4 8] [--seconds 10] [--json]
+    python benchmarks/server.py [--model M.gguf] [--clients 1 4 8] [--seconds 10] [--max-tokens 128] [--json]
     python benchmarks/server.py --url http://127.0.0.1:8000 --name llama-cpp-python    # a server that runs already
 
 Every client sends one streamed completion after the other, with a prompt of its own, and measures on the wire. A row
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 
 import httpx
 
-MAX_TOKENS = 128
+PROMPT = "fn main() {\n    let values = vec!["
 
 
 @dataclass
@@ -40,62 +39,71 @@ class Row:
 @dataclass
 class Seen:
     first: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
+    writing: float = 0.0
+    """Seconds between first and last tokens, of all replies together."""
+    written: int = 0
+    """Tokens that came in that time."""
     tokens: int = 0
     requests: int = 0
     lost: int = 0
 
 
-def client(url: str, number: int, end: float, seen: Seen) -> None:
-    with httpx.Client(base_url=url, timeout=120) as http:
-        turn = 0
-        while time.monotonic() < end:
-            turn += 1
-            body = {
-                "prompt": f"// program {number}, version {turn}\nfn main() {{\n    let values = vec![",
-                "max_tokens": MAX_TOKENS,
-                "temperature": 0.8,
-                "seed": 1000 * number + turn,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-            began = time.monotonic()
-            first, last, count, done = None, began, 0, False
-            try:
-                with http.stream("POST", "/v1/completions", json=body) as answer:
-                    answer.raise_for_status()
-                    for line in answer.iter_lines():
-                        if line == "data: [DONE]":
-                            done = True
-                        elif line.startswith("data: "):
-                            row = json.loads(line[6:])
-                            if row.get("choices") and row["choices"][0].get("text"):
-                                last = time.monotonic()
-                                first = first or last
-                                count += 1
-                            count = (row.get("usage") or {}).get("completion_tokens", count)
-            except httpx.HTTPError:
-                done = False
-            seen.requests += 1
-            seen.lost += not done
-            seen.tokens += count
-            if first is not None:
-                seen.first.append(first - began)
-                if count > 1 and last > first:
-                    seen.rates.append((count - 1) / (last - first))
+def client(http: httpx.Client, number: int, end: float, max_tokens: int, prompt: str, seen: Seen) -> None:
+    turn = 0
+    while not turn or time.monotonic() < end:
+        turn += 1
+        body = {
+            "prompt": f"// {number}.{turn}\n{prompt}",
+            "max_tokens": max_tokens,
+            "temperature": 0.8,
+            "seed": 1000 * number + turn,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        began = time.monotonic()
+        first, last, count, done = None, began, 0, False
+        try:
+            with http.stream("POST", "/v1/completions", json=body) as answer:
+                answer.raise_for_status()
+                for line in answer.iter_lines():
+                    if line == "data: [DONE]":
+                        done = True
+                    elif line.startswith("data: "):
+                        row = json.loads(line[6:])
+                        if row.get("choices") and row["choices"][0].get("text"):
+                            last = time.monotonic()
+                            first = first or last
+                            count += 1
+                        count = (row.get("usage") or {}).get("completion_tokens", count)
+        except httpx.HTTPError:
+            done = False
+        seen.requests += 1
+        seen.lost += not done
+        seen.tokens += count
+        if first is not None:
+            seen.first.append(first - began)
+            if count > 1 and last > first:
+                seen.written += count - 1
+                seen.writing += last - first
 
 
-def measure(url: str, name: str, clients: int, seconds: float) -> Row:
+def measure(url: str, name: str, clients: int, seconds: float, max_tokens: int, prompt: str = PROMPT) -> Row:
     seen = [Seen() for _ in range(clients)]
+    opened = [httpx.Client(base_url=url, timeout=120) for _ in seen]  # some 30 ms each, not of the server's time
     began = time.monotonic()
-    threads = [threading.Thread(target=client, args=(url, i, began + seconds, one)) for i, one in enumerate(seen)]
+    threads = [
+        threading.Thread(target=client, args=(http, i, began + seconds, max_tokens, prompt, one))
+        for i, (http, one) in enumerate(zip(opened, seen, strict=True))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     took = time.monotonic() - began
+    for http in opened:
+        http.close()
     first = sorted(value for one in seen for value in one.first)
-    rates = [value for one in seen for value in one.rates]
+    writing = sum(one.writing for one in seen)
     tokens = sum(one.tokens for one in seen)
     return Row(
         server=name,
@@ -105,7 +113,7 @@ def measure(url: str, name: str, clients: int, seconds: float) -> Row:
         lost=sum(one.lost for one in seen),
         tokens=tokens,
         tokens_per_second=tokens / took,
-        per_stream=statistics.mean(rates) if rates else 0.0,
+        per_stream=sum(one.written for one in seen) / writing if writing else 0.0,
         first_p50=first[len(first) // 2] if first else float("nan"),
         first_p99=first[min(len(first) - 1, int(len(first) * 0.99))] if first else float("nan"),
     )
@@ -130,13 +138,18 @@ def main() -> None:
     parser.add_argument("--name", default="nanochat-serve")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--prompt", default=PROMPT, help="its end; every request begins with a line of its own")
     parser.add_argument("--parallel", type=int, default=16)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     process, url = (None, options.url) if options.url else start(options.model, options.parallel)
     try:
-        measure(url, options.name, 1, 0.5)  # nobody's first request pays for what is made once
-        rows = [measure(url, options.name, count, options.seconds) for count in options.clients]
+        measure(url, options.name, 1, 0.5, 16)  # nobody's first request pays for what is made once
+        rows = [
+            measure(url, options.name, count, options.seconds, options.max_tokens, options.prompt)
+            for count in options.clients
+        ]
     finally:
         if process is not None:
             process.terminate()
@@ -147,8 +160,8 @@ def main() -> None:
     print(f"{'server':<18} clients requests lost   tok/s  per stream  first p50  first p99")
     for row in rows:
         print(
-            f"{row.server:<18} {row.clients:>7} {row.requests:>8} {row.lost:>4} {row.tokens_per_second:>7.0f} "
-            f"{row.per_stream:>11.0f} {row.first_p50 * 1e3:>7.1f} ms {row.first_p99 * 1e3:>7.1f} ms"
+            f"{row.server:<18} {row.clients:>7} {row.requests:>8} {row.lost:>4} {row.tokens_per_second:>7.1f} "
+            f"{row.per_stream:>11.1f} {row.first_p50 * 1e3:>7.1f} ms {row.first_p99 * 1e3:>7.1f} ms"
         )
 
 
