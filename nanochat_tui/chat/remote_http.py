@@ -55,7 +55,8 @@ def api_key(url: str) -> str | None:
     try:
         import keyring
 
-        return keyring.get_password("nanochat-tui", host)
+        found = keyring.get_password("nanochat-tui", host)
+        return found if isinstance(found, str) else None
     except Exception:  # not installed, locked, or no keyring on this system: then there is no key
         return None
 

@@ -114,6 +114,11 @@ def load_matrix(
         return Matrix(k.BF16, pack_dense(_raw16(file, rows), multiple), factor, added)
     if not as_float and len(types) == 1 and (blocks := _blocks(file, rows)) is not None:
         (name,) = types
+
+        def release_all() -> None:
+            for each in names:
+                file.release(each)
+
         try:
             packed = pack_blocks(
                 name,
@@ -121,7 +126,7 @@ def load_matrix(
                 file.tensor(names[0]).shape[-1],
                 bias=bias,
                 multiple=multiple,
-                after=lambda: [file.release(each) for each in names],
+                after=release_all,
             )
         except ValueError as error:
             raise UserError(f"the tensor {names[0]} holds a value that is not finite; the file is damaged") from error
