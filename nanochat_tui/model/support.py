@@ -31,7 +31,7 @@ TYPES_BY_ROLE: dict[Role, frozenset[str]] = {
 """Tensor types that the engine can compute with, by what the tensor is for."""
 NANOCHAT_TYPES = TYPES_BY_ROLE | {
     "ternary": frozenset({"Q2_0", "Q2_0_g128", "PQ2_0", "TQ1_0", "TQ2_0"}),
-    "table": frozenset({"Q8_0", "F16"}),
+    "table": _FLOATS | _OTHERS,
     "norm": frozenset({"F32"}),
 }
 """The same for the project's own files, which nobody writes otherwise."""
