@@ -1,10 +1,11 @@
 """Take the screenshots of the README from the real application on a real model.
 
-    python scripts/screenshots.py [MODEL] [--out screenshots] [--only chat,inspect] [--other FILE]
+    cd ~/models && python scripts/screenshots.py [MODEL] [--only chat,inspect] [--other FILE] [--runs DIR]
 
 Writes SVG, and PNG beside it where a Chromium is installed. What the model says is not picked: seed and prompts are
 fixed below, and the pictures show whatever comes. `--other` is a second file of the same model, such as an earlier
-checkpoint, for the picture of a comparison; without it that picture is not taken.
+checkpoint, for the pictures of a comparison; `--runs` is a folder of training runs, the first of which is opened (it is
+only read). Without them those pictures are not taken. Paths show in pictures, so run it from a neutral folder.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from textual.pilot import Pilot
+from textual.widgets import DataTable
 
 from nanochat_tui.chat.local import LocalBackend
 from nanochat_tui.errors import UserError
@@ -29,6 +31,7 @@ from nanochat_tui.model.shipped import shipped_model
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.inspect.compare import ComparePane
 from nanochat_tui.tui.inspect.screen import InspectScreen
+from nanochat_tui.tui.train.screen import TrainScreen
 
 SEED = 20
 PATIENCE = 300.0
@@ -102,6 +105,65 @@ def comparing(other: Path) -> Callable[[Pilot[None], NanochatApp], Awaitable[Non
     return play
 
 
+async def lens(pilot: Pilot[None], app: NanochatApp) -> None:
+    app.chat.max_tokens = 48
+    await say(pilot, app, "fn largest(values: &[i32]) -> Option<i32> {")
+    await pilot.press("f5")
+    ribbon = app.chat.ribbon
+    assert ribbon is not None
+    await wait(pilot, app, lambda: bool(ribbon.choices) and all(token.top for token in ribbon.tokens))
+    await pilot.press(*["right"] * 8, "down")
+    await pilot.pause(0.3)
+
+
+async def live(pilot: Pilot[None], app: NanochatApp) -> None:
+    app.chat.max_tokens = 96
+    await pilot.press("ctrl+l")
+    await say(pilot, app, "impl Iterator for Counter {\n    type Item = u32;\n")
+    await wait(
+        pilot, app, lambda: "decided" in "\n".join(strip.text for strip in app.screen._compositor.render_strips())
+    )
+
+
+async def palette(pilot: Pilot[None], app: NanochatApp) -> None:
+    await completion(pilot, app)
+    await pilot.press("ctrl+p")
+    await pilot.pause(1.0)
+
+
+async def preferences(pilot: Pilot[None], app: NanochatApp) -> None:
+    await pilot.press("f9")
+    await pilot.pause(1.0)
+    await pilot.press("right")
+    await pilot.pause(0.5)
+
+
+async def training(pilot: Pilot[None], app: NanochatApp) -> TrainScreen:
+    await pilot.press("f4")
+    await wait(pilot, app, lambda: isinstance(app.screen, TrainScreen) and app.screen.runs.table.row_count > 0)
+    screen = app.screen
+    assert isinstance(screen, TrainScreen)
+    return screen
+
+
+def in_training(tab: str, *keys: str) -> Callable[[Pilot[None], NanochatApp], Awaitable[None]]:
+    async def play(pilot: Pilot[None], app: NanochatApp) -> None:
+        screen = await training(pilot, app)
+        if tab == "compare":
+            for _ in range(screen.runs.table.row_count):
+                await pilot.press("space", "down")
+        elif tab not in {"runs", "new"}:
+            screen.runs.query_one(DataTable).action_cursor_up()
+            await pilot.press("enter")
+            await wait(pilot, app, lambda: screen.seen is not None)
+        screen.tabs.active = tab
+        await pilot.pause(2.5)
+        await pilot.press(*keys)
+        await pilot.pause(1.0)
+
+    return play
+
+
 @dataclass(frozen=True)
 class Shot:
     name: str
@@ -125,13 +187,26 @@ SHOTS = (
     Shot("chat", (100, 34), completion),
     Shot("chat-writing", (80, 24), writing),
     Shot("chat-sampling", (110, 30), sampling),
+    Shot("chat-lens", (100, 34), lens),
+    Shot("chat-live", (120, 40), live),
+    Shot("chat-palette", (100, 30), palette),
+    Shot("preferences", (100, 24), preferences),
 )
+TRAIN = (
+    Shot("train-runs", (110, 20), in_training("runs")),
+    Shot("train", (160, 48), in_training("dashboard")),
+    Shot("train-small", (80, 24), in_training("dashboard")),
+    Shot("train-checkpoints", (110, 30), in_training("checkpoints")),
+    Shot("train-compare", (110, 30), in_training("compare")),
+    Shot("train-new", (110, 40), in_training("new")),
+)
+"""The train mode; needs runs to look at."""
 
 
-async def take(shot: Shot, model: Path, out: Path) -> Path:
-    app = NanochatApp(LocalBackend(model))
+async def take(shot: Shot, model: Path, out: Path, runs: Path | None) -> Path:
+    app = NanochatApp(LocalBackend(model), runs=runs)
     async with app.run_test(size=shot.size, notifications=True) as pilot:
-        if not shot.name.startswith("inspect"):
+        if not shot.name.startswith(("inspect", "train")):
             await wait(pilot, app, lambda: app.chat.ready)
             app.chat.sampling = replace(app.chat.sampling, seed=SEED)
         await shot.play(pilot, app)
@@ -161,6 +236,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "screenshots")
     parser.add_argument("--only", default="", help="beginnings of names, with commas: which pictures to take")
     parser.add_argument("--other", type=Path, help="a second file of the same model, to compare with")
+    parser.add_argument("--runs", type=Path, help="a folder of training runs")
     arguments = parser.parse_args()
     model = arguments.model or shipped_model()
     if model is None or not model.is_file():
@@ -170,12 +246,14 @@ def main() -> int:
     shots = [*SHOTS, *INSPECT]
     if arguments.other is not None:
         shots.append(Shot("inspect-compare", (110, 34), comparing(arguments.other)))
+    if arguments.runs is not None:
+        shots.extend(TRAIN)
     wanted = tuple(filter(None, arguments.only.split(",")))
     for shot in shots:
         if wanted and not shot.name.startswith(wanted):
             continue
         try:
-            svg = asyncio.run(take(shot, model, arguments.out))
+            svg = asyncio.run(take(shot, model, arguments.out, arguments.runs))
         except UserError as exc:
             print(f"error: {exc}", file=sys.stderr)
             return exc.exit_code

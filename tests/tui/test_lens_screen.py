@@ -46,7 +46,12 @@ async def test_ribbon_alternatives_and_branch(model: Path, tmp_path: Path) -> No
         expected = logits[ribbon.tokens[0].id] - np.log(np.exp(logits.astype(np.float64)).sum())
         assert ribbon.tokens[0].logprob == pytest.approx(float(expected), abs=1e-3)
 
-        await pilot.press("right", "right", "down")
+        await pilot.press("right", "right", *["down"] * 20)
+        assert ribbon.choice == len(ribbon.choices) - 1
+        await pilot.pause()
+        rows = [strip.text for strip in app.screen._compositor.render_strips()]
+        assert any(row.lstrip().startswith("›") for row in rows), "the last choice can be seen, too"
+        await pilot.press(*["up"] * 20, "down")
         assert (ribbon.cursor, ribbon.choice) == (2, 1)
         shown = str(chat.query_one(Alternatives).render())
         assert "token 3 of" in shown

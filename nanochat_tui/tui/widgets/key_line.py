@@ -47,7 +47,7 @@ def fitting(own: list[Item], general: list[Item], width: int) -> tuple[list[Item
     if wanted <= room + 1:
         return own, right, False
     left: list[Item] = []
-    room -= 2  # for the sign that there is more
+    room -= 1  # for the sign that there is more
     for item in (item for item in own if item.enabled):
         if item.cells + 1 > room:
             break
