@@ -22,21 +22,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat_tui.engine.dispatch import KernelInfo, cpu_feature_text, cpu_name
-from nanochat_tui.engine.kernels.kinds import COMMON
+from nanochat_tui.engine.kernels.kinds import ALL
 from nanochat_tui.errors import UserError
 
 if TYPE_CHECKING:
     from nanochat_tui.engine.simd.library import Target
 
 Progress = Callable[[str], None]
+Known = frozenset[tuple[str, int]]
 Entry = Callable[..., int]
 ENVIRONMENT = "NANOCHAT_CACHE_DIR"
-KEPT = 12
-"""Files of compiled code that are kept, the last used ones: several models, kernels and versions of the sources."""
+GENERAL = "NANOCHAT_ONE_PROGRAM"
+"""Set to 1, all models share a program that is made for none of them: it takes twice as long to compile, but a run of
+many small models (tests) compiles once."""
+KEPT = 40
+"""Files of compiled code (0.15 MB each) that are kept, the last used ones: several models, kinds of caches, kernels and
+versions of the sources."""
+PARTS = ("program", "kernels")
+"""What is compiled at the same time, each by a process of its own: LLVM and Numba let only one thread work."""
 STALE_SECONDS = 3600
 """Age at which a temporary file is taken to be left over from a process that ended while writing."""
 _DIGEST = 32
-_loaded: dict[tuple[str, int, frozenset[int]], Entry] = {}
+_loaded: dict[Target, Entry] = {}
 _lock = threading.Lock()
 
 
@@ -71,6 +78,7 @@ def _file_name(target: Target) -> str:
     parts = (
         SOURCES,
         str(sorted(target.kinds)),
+        str(sorted(target.known)),
         _version("numba"),
         _version("llvmlite"),
         platform.python_version(),
@@ -169,78 +177,107 @@ def _tidy(folder: Path) -> None:
             path.unlink()
 
 
-def _compile(kernel: KernelInfo, group: int, target: Target) -> bytes:
-    """Compile in a child process: Numba holds the interpreter lock for seconds, and an application would freeze.
+def _command(target: Target, part: str) -> list[str]:
+    """Return the command of a child process that compiles a part of a target's code and writes it to its stdout."""
+    # -P: the working directory may be a checkout of another version, and must not be imported from
+    command = [sys.executable, "-P", "-m", "nanochat_tui.engine.compile_cache", part]
+    kinds = ",".join(map(str, sorted(target.kinds)))
+    known = ",".join(f"{name}={value}" for name, value in sorted(target.known))
+    return [*command, target.isa.name, str(target.group), kinds, known, SOURCES]
 
-    Raises UserError if the sources on disk are no longer those of this process.
+
+def _compile(target: Target) -> list[bytes]:
+    """Compile in child processes: Numba holds the interpreter lock for seconds, and an application would freeze.
+
+    Returns what `_build` makes of each of PARTS. Raises UserError if the sources on disk are no longer those of this
+    process.
     """
     import subprocess
 
     _require_same_sources()
+    codes: list[bytes | None] = [None] * len(PARTS)
     if sys.executable:
-        # -P: the working directory may be a checkout of another version, and must not be imported from
-        command = [sys.executable, "-P", "-m", "nanochat_tui.engine.compile_cache", kernel.name, str(group)]
-        command += [",".join(map(str, sorted(target.kinds))), SOURCES]
         path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        child = subprocess.run(
-            command, capture_output=True, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}, check=False
-        )
-        code = _unsealed(child.stdout)
-        if child.returncode == 0 and code is not None:
-            return code
-    return _build(target)
+        environment = {**os.environ, "PYTHONPATH": path}
+
+        def run(index: int) -> None:
+            command = _command(target, PARTS[index])
+            with contextlib.suppress(OSError):  # no process can be started: it is compiled here
+                done = subprocess.run(
+                    command, capture_output=True, stdin=subprocess.DEVNULL, env=environment, check=False
+                )
+                codes[index] = _unsealed(done.stdout) if done.returncode == 0 else None
+
+        waiting = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(PARTS))]
+        for thread in waiting:
+            thread.start()
+        for thread in waiting:
+            thread.join()
+    return [_build(target, part) if code is None else code for part, code in zip(PARTS, codes, strict=True)]
 
 
-def _build(target: Target) -> bytes:
-    from nanochat_tui.engine.kernels.program import build_program
+def _build(target: Target, part: str) -> bytes:
+    """Return the object files of a part, as `library.joined` puts them together."""
+    from nanochat_tui.engine.kernels.program import build_kernels, build_program
+    from nanochat_tui.engine.simd.library import joined
 
-    code = build_program(target)
+    code = joined(build_kernels(target)) if part == "kernels" else joined([build_program(target)])
     _require_same_sources()
     return code
 
 
-def _target(kernel_name: str, group: int, kinds: frozenset[int]) -> Target:
+def _target(kernel_name: str, group: int, kinds: frozenset[int], known: Known) -> Target:
     from nanochat_tui.engine.simd.isa import ISAS
     from nanochat_tui.engine.simd.library import Target
 
-    return Target(ISAS[kernel_name], group, cpu_name(), cpu_feature_text(), kinds)
+    return Target(ISAS[kernel_name], group, cpu_name(), cpu_feature_text(), kinds, known=known)
 
 
 def load_entry(
-    kernel: KernelInfo, group: int, progress: Progress | None = None, kinds: frozenset[int] = COMMON
+    kernel: KernelInfo,
+    group: int,
+    progress: Progress | None = None,
+    kinds: frozenset[int] = ALL,
+    known: Known = frozenset(),
 ) -> Entry:
     """Return the program's entry for a kernel and a group size, compiling it if it is not in the cache.
 
-    kinds: the kinds of matrices a model has (see `kernels.kinds`); fewer compile faster. progress: called with one line
-    before anything that takes seconds. Raises UserError if it cannot be compiled because the program's files have
-    changed since they were imported. The entry takes six int64 (see `kernels.program.work`)
-    and releases the interpreter lock while it runs.
+    kinds: the kinds of matrices a model has (see `kernels.kinds`); known: slots of its tables that have one value (see
+    `plan.Tables.known`); what cannot happen is not compiled. progress: called with one line before anything that takes
+    seconds. Raises UserError if it cannot be compiled because the program's files have changed since they were
+    imported. The entry takes six int64 (see `kernels.program.work`) and releases the interpreter lock while it runs.
     """
-    from nanochat_tui.engine.simd.library import ENTRY_ARGUMENTS, ENTRY_NAME, load_object
+    from nanochat_tui.engine.simd.library import ENTRY_ARGUMENTS, ENTRY_NAME, load_object, parted
 
+    if os.environ.get(GENERAL) == "1":
+        kinds, known = ALL, frozenset()
     with _lock:
-        found = _loaded.get((kernel.name, group, kinds))
+        target = _target(kernel.name, group, kinds, known)
+        found = _loaded.get(target)
         if found is not None:
             return found
-        target = _target(kernel.name, group, kinds)
         folder = cache_directory()
         path = folder / _file_name(target) if folder else None
         code = _read(path) if path else None
         if code is None:
             if progress:
                 progress(f"compiling the {kernel.name} kernels for this processor (once, a few seconds)")
-            code = _compile(kernel, group, target)
+            code = b"".join(_compile(target))
             if path:
                 _write(path, code)
-        address = load_object(target, code, [ENTRY_NAME])[ENTRY_NAME]
+        address = load_object(target, parted(code), [ENTRY_NAME])[ENTRY_NAME]
         made = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_ARGUMENTS)(address)
-        _loaded[kernel.name, group, kinds] = made
+        _loaded[target] = made
         return made
 
 
+def _pairs(text: str) -> Known:
+    return frozenset((name, int(value)) for name, value in (pair.split("=") for pair in filter(None, text.split(","))))
+
+
 if __name__ == "__main__":
-    name, group_size, numbers, expected = sys.argv[1:]
+    which, name, group_size, numbers, values, expected = sys.argv[1:]
     if expected != SOURCES:
         sys.exit("these are other sources than the caller's")
-    made_for = _target(name, int(group_size), frozenset(map(int, numbers.split(","))))
-    sys.stdout.buffer.write(_sealed(_build(made_for)))
+    made_for = _target(name, int(group_size), frozenset(map(int, numbers.split(","))), _pairs(values))
+    sys.stdout.buffer.write(_sealed(_build(made_for, which)))

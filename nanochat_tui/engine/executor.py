@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from nanochat_tui.engine.cache import KVCache, reserve
 from nanochat_tui.engine.compile_cache import Entry
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.packing import aligned, round_up
-from nanochat_tui.engine.paging import layout_of
+from nanochat_tui.engine.paging import KINDS, CacheType, layout_of
 from nanochat_tui.engine.plan import CHUNK, Tables
 from nanochat_tui.engine.pool import Pool
 from nanochat_tui.engine.sampling import Draw, Drawn
@@ -60,21 +60,23 @@ class Executor:
     """Owns buffers and threads; runs one job at a time (a lock makes others wait).
 
     A job is some tokens of any sequences, run in one pass over the weights; up to HEAD_ROWS of the sequences may go on
-    together, token by token, before it returns.
+    together, token by token, before it returns. program: makes the compiled program's entry for the slots whose values
+    are known (see `plan.Tables.known`). kv: the kind of all caches.
     """
 
     def __init__(
         self,
         shape: Architecture,
         weights: Weights,
-        entry: Entry,
+        program: Callable[[frozenset[tuple[str, int]]], Entry],
         *,
         threads: int,
         tile: int,
         queries: int,
         as_float: bool,
+        kv: CacheType,
     ) -> None:
-        self.shape = shape
+        self.shape, self._kv = shape, kv
         self._lock = threading.Lock()
         self._tables = t = Tables(shape, weights, threads=threads, tile=tile, queries=queries, as_float=as_float)
         self.vocab_padded = t.vocab_padded
@@ -83,7 +85,7 @@ class Executor:
         self._sequences = t.keep(aligned((s.HEAD_ROWS, s.SEQUENCE_SLOTS), np.int64, 0))
         self._job[s.ROWS], self._job[s.SEQUENCES] = self._rows.ctypes.data, self._sequences.ctypes.data
         addresses = tuple(table.ctypes.data for table in (t.model, self._job, t.layers, t.threads))
-        self._pool = Pool(entry, threads, t.control, addresses, t.buffers)  # type: ignore[arg-type]
+        self._pool = Pool(program(t.known(KINDS[kv])), threads, t.control, addresses, t.buffers)  # type: ignore[arg-type]
         _alive.add(self)
 
     def _set_pieces(self, pieces: Sequence[Piece]) -> None:
@@ -101,8 +103,8 @@ class Executor:
             end = first + len(ids) + piece.steps - 1
             if first < 0 or piece.steps < 1 or end > cache.positions:
                 raise ValueError("the tokens do not fit into the cache")
-            if cache.pool.kind != pieces[0].cache.pool.kind:
-                raise ValueError("the caches of a job are of one kind")
+            if cache.pool.kind != self._kv:
+                raise ValueError("the program was made for another kind of cache")
             self._tables.reserve_positions(end, cache.positions)
             state = cache.state_for(first)
             reserve(cache, first, end)

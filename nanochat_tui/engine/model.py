@@ -15,7 +15,6 @@ from nanochat_tui.engine.cache import CacheType, KVCache
 from nanochat_tui.engine.compile_cache import Progress, load_entry
 from nanochat_tui.engine.dispatch import choose_kernel
 from nanochat_tui.engine.executor import Executor
-from nanochat_tui.engine.kernels.kinds import COMMON
 from nanochat_tui.engine.paging import KINDS
 from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.plan_memory import forecast, require_memory
@@ -250,11 +249,12 @@ def load(
     executor = Executor(
         shape,
         weights,
-        load_entry(info, weights.group, progress, COMMON | weights.kinds),
+        lambda known: load_entry(info, weights.group, progress, weights.kinds, known),
         threads=count,
         tile=isa.tile,
         queries=isa.queries,
         as_float=as_float,
+        kv=kv,
     )
     return Model(
         file_path,

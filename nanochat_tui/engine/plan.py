@@ -22,6 +22,17 @@ ROPE_POSITIONS = 1024
 """Positions of RoPE's table at first; it grows with what is used, not with what a file claims."""
 SLACK = 64
 """Floats behind a buffer whose last row may be read in whole vectors."""
+RECORDS = (s.QKV_MATRIX, s.OUTPUT_MATRIX, s.GATE_UP_MATRIX, s.DOWN_MATRIX, s.SMALL_MATRIX, s.ROUTER_MATRIX)
+"""Slots of a layer where the records of its matrices begin."""
+LAYER_OPTIONS = (
+    "WINDOW", "QUERY_NORM", "KEY_NORM", "ATTENTION_SUB_NORM", "FFN_SUB_NORM", "CLAMP_BITS", "EXPERTS",
+    "ROTATE_INPUT", "ROTATE_OUTPUT", "ROTATE_FFN", "ROTATE_DOWN",
+)  # fmt: skip
+"""Slots of a layer that are 0 without the option."""
+MODEL_OPTIONS = ("ROTATE_HEAD", "ROTATE_EMBEDDING")
+MATRIX_OPTIONS = ("MATRIX_FACTORS", "MATRIX_BIAS")
+LAYER_CHOICES = ("ACTIVATION", "GATED", "RECURRENT")
+"""Slots of a layer with few values."""
 ACTIVATIONS = {"silu": s.SILU, "relu2": s.RELU2}
 
 
@@ -52,6 +63,7 @@ class Tables:
         self._weights = weights
         self._rope_rows = 0
         self._factors: dict[int, int] = {}
+        self._records: list[NDArray[np.int64]] = []
         self._fill_shape(threads, tile, queries, as_float)
         self._fill_tables()
         cached = offset = 0
@@ -77,6 +89,22 @@ class Tables:
 
     def _floats(self, count: int, fill: float | None = None, name: object = None) -> int:
         return self._address(aligned(count + SLACK, np.float32, fill), name)
+
+    def known(self, kv: int) -> frozenset[tuple[str, int]]:
+        """Return slots that have one value in all of the model's tables, by name: the program is made for them.
+
+        Options that no layer has are 0; of the others only those with few values are told, so that models of one
+        family share a program. kv: the kind of key-value cache, see `slots`.
+        """
+        options = {name: self.layers[:, getattr(s, name)] for name in LAYER_OPTIONS}
+        options |= {name: self.model[getattr(s, name)] for name in MODEL_OPTIONS}
+        options |= {name: np.array([record[getattr(s, name)] for record in self._records]) for name in MATRIX_OPTIONS}
+        found = {name: 0 for name, values in options.items() if not np.any(values)}
+        for name in LAYER_CHOICES:
+            values = set(self.layers[:, getattr(s, name)].tolist())
+            if len(values) == 1:
+                found[name] = values.pop()
+        return frozenset((found | {"STREAMS": int(self.model[s.STREAMS]), "KV_KIND": kv}).items())
 
     def reserve_positions(self, positions: int, most: int) -> None:
         """Make RoPE's table reach `positions`; `most` is as far as it will ever be needed here."""
@@ -110,6 +138,7 @@ class Tables:
 
     def _record(self, record: NDArray[np.int64], matrix: Matrix) -> None:
         """Describe a matrix in its record."""
+        self._records.append(record)
         record[k.KIND], record[k.COLUMNS] = matrix.kind, matrix.packed.columns
         record[k.WEIGHTS], record[k.SCALES] = self._address(matrix.weights), self._address(matrix.scales)
         record[k.PADDED] = round_up(matrix.packed.columns, self._weights.group)
@@ -128,14 +157,8 @@ class Tables:
         m[s.FINAL_NORM], m[s.FINAL_MIX] = self._address(w.final_norm), self._address(w.final_mix)
 
     def _fill_layer(self, row: NDArray[np.int64], shape: LayerShape, layer: Layer) -> None:
-        for slot, matrix in (
-            (s.QKV_MATRIX, layer.qkv),
-            (s.OUTPUT_MATRIX, layer.output),
-            (s.GATE_UP_MATRIX, layer.gate_up),
-            (s.DOWN_MATRIX, layer.down),
-            (s.SMALL_MATRIX, layer.small),
-            (s.ROUTER_MATRIX, layer.router),
-        ):
+        matrices = (layer.qkv, layer.output, layer.gate_up, layer.down, layer.small, layer.router)
+        for slot, matrix in zip(RECORDS, matrices, strict=True):
             if matrix is not None:
                 self._record(row[slot : slot + s.MATRIX_WIDTH], matrix)
         row[s.ATTENTION_NORM], row[s.FFN_NORM] = self._address(layer.attention_norm), self._address(layer.ffn_norm)

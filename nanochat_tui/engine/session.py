@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nanochat_tui.engine.cache import CacheType, KVCache
+from nanochat_tui.engine.cache import KVCache
 from nanochat_tui.engine.executor import Piece
 from nanochat_tui.engine.paging import pages_for
 from nanochat_tui.engine.plan import CHUNK
@@ -44,16 +44,13 @@ class Session:
         self,
         model: Model,
         context: int | None = None,
-        kv: CacheType | None = None,
         speculation: Mode | None = None,
     ) -> None:
         limit = model.config.context_length
         positions = limit if context is None else context
         if not 1 <= positions <= limit:
             raise UserError(f"a context of {context} tokens is outside 1 to {limit}, the model's own")
-        self._begin(
-            model, positions, KVCache(model.config, positions, kv or model.kv), speculation or model.speculation
-        )
+        self._begin(model, positions, KVCache(model.config, positions, model.kv), speculation or model.speculation)
 
     def _begin(self, model: Model, context: int, cache: KVCache, speculation: Mode) -> None:
         self.model = model

@@ -14,22 +14,14 @@ from references.maple import maple
 from references.qwen35 import qwen35
 from support_architectures import VOCAB, WRITERS, add_rotation, draft, finish
 
-from nanochat_tui.engine import model as engine_model
 from nanochat_tui.engine.batching import Batcher
 from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.kernels import kinds
 from nanochat_tui.engine.model import Model, load
 from nanochat_tui.engine.session import Session
 from nanochat_tui.formats.gguf import read_gguf
 
 REFERENCES: dict[str, Callable[..., F64]] = {"qwen35": qwen35, "maple": maple}
 IDS = [int(i) for i in np.random.default_rng(1).integers(0, VOCAB, 45)]
-
-
-@pytest.fixture(autouse=True)
-def _one_program_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile for all kinds of matrices at once, not for every model's own."""
-    monkeypatch.setattr(engine_model, "COMMON", kinds.ALL)
 
 
 def reference(path: Path, ids: list[int], **options: bool) -> F64:

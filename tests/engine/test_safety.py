@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from support import TINY, random_tensors, tiny_tokenizer, write_model
 
-from nanochat_tui.engine import compile_cache, dispatch
+from nanochat_tui.engine import compile_cache
 from nanochat_tui.engine.cache import KVCache
 from nanochat_tui.engine.model import Model, load
 from nanochat_tui.engine.sampling import Draw, Sampling
 from nanochat_tui.engine.session import Session
+from nanochat_tui.engine.simd.isa import ISAS
 from nanochat_tui.engine.simd.library import Target
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import write_gguf
@@ -293,16 +294,16 @@ def test_numbas_switch_for_debugging_does_not_matter(tmp_path: Path, make_model:
 
 
 def test_what_the_compiling_child_says_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = dispatch.choose_kernel("portable")
-    target = Target(None, 64, "", "")  # type: ignore[arg-type]
+    target = Target(ISAS["portable"], 64, "", "", known=frozenset({("STREAMS", 1)}))
     says = [b""]
 
     def child(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
         assert command[-1] == compile_cache.SOURCES
+        assert command[-2] == "STREAMS=1"
         return subprocess.CompletedProcess(command, 0, says[0], b"")
 
     monkeypatch.setattr(subprocess, "run", child)
-    monkeypatch.setattr(compile_cache, "_build", lambda _: b"compiled here")
+    monkeypatch.setattr(compile_cache, "_build", lambda _, part: b"compiled here")
     code = compile_cache._sealed(b"compiled there")
     for said, wanted in (
         (code, b"compiled there"),
@@ -311,12 +312,12 @@ def test_what_the_compiling_child_says_is_checked(monkeypatch: pytest.MonkeyPatc
         (b"", b"compiled here"),
     ):
         says[0] = said
-        assert compile_cache._compile(kernel, 64, target) == wanted
+        assert compile_cache._compile(target) == [wanted, wanted]
 
 
 def test_a_child_with_other_sources_refuses() -> None:
     module = "nanochat_tui.engine.compile_cache"
-    command = [sys.executable, "-m", module, "portable", "64", "0", "0" * 64]
+    command = [sys.executable, "-m", module, "kernels", "portable", "64", "0", "", "0" * 64]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, env=env, check=False, timeout=60)
     assert done.returncode == 1

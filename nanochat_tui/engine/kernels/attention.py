@@ -279,7 +279,7 @@ def store_key(e, target, source, page, place, head_dim, scales, kind):
         e.loop(0, whole, LANES, [], lambda d: put(encode(e.load(VF32, source, e.mul(d, 4))), d, LANES))
         e.loop(whole, head_dim, 1, [], lambda d: put(encode(e.splat(e.load(F32, source, e.mul(d, 4)))), d, 1))
 
-    _by_kind(e, kind, write)
+    _by_kind(e, target, kind, write)
 
 
 @kernel("v:iiiiiii")
@@ -295,11 +295,15 @@ def store_value(e, target, source, values, place, head_dim, padded, scales, kind
         base = e.add(values, e.mul(place, padded, size))
         e.loop(0, padded, LANES, [], lambda d: e.store(encode(e.load(VF32, source, e.mul(d, 4))), base, e.mul(d, size)))
 
-    _by_kind(e, kind, write)
+    _by_kind(e, target, kind, write)
 
 
-def _by_kind(e, kind, write):
+def _by_kind(e, target, kind, write):
     """Emit `write(form)` for each form of cache; the i64 `kind` picks one when the program runs."""
+    known = dict(target.known).get("KV_KIND")
+    if known is not None:
+        write(known)
+        return
     for form in (KV_F32, KV_F16, KV_INT8):
         with e.b.if_then(e.b.icmp_signed("==", kind, e.i64(form))):
             write(form)

@@ -15,7 +15,6 @@ scale per row (types with a scale per tensor, which may be stacked)."""
 
 DENSE = frozenset({F32, F16, BF16})
 ALL = frozenset(range(12))
-COMMON = frozenset({Q8, F32, F16, TERNARY})
 
 KIND, WEIGHTS, SCALES, COLUMNS, PADDED = range(5)
 """Slots (int64) of a matrix: its kind, the addresses of weights and scales, columns, and columns as the int8

@@ -6,11 +6,11 @@ from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.drafting import draft_from_history
 from nanochat_tui.engine.kernels.forward import forward, row_of
 from nanochat_tui.engine.kernels.head import row_logits
-from nanochat_tui.engine.kernels.registry import compiled, program_ir
+from nanochat_tui.engine.kernels.registry import compiled, kernels_of, lowered
 from nanochat_tui.engine.kernels.sampler import sample
 from nanochat_tui.engine.kernels.threads import barrier, wait_for_job
 from nanochat_tui.engine.simd.intrinsics import get, load_i64, put, store_i64
-from nanochat_tui.engine.simd.library import Target, compile_object
+from nanochat_tui.engine.simd.library import Target, compile_functions, compile_object
 
 
 @compiled("i:ii")
@@ -151,6 +151,17 @@ def work(tid, seen, model, job, layers, threads):
         run_job(tid, model, job, layers, threads + tid * 8 * s.THREAD_SLOTS)
 
 
+SAMPLER = "sample"
+"""The function that is compiled apart from the rest of the program, to divide the work between processes."""
+
+
 def build_program(target: Target) -> bytes:
-    """Compile kernels and program for a target; return the object code, whose entry is `library.ENTRY_NAME`."""
-    return compile_object(target, program_ir("work"))
+    """Compile the program without its sampler for a target; return the object code, which has `library.ENTRY_NAME`."""
+    functions = lowered("work", "work", target.known, apart=frozenset({SAMPLER}))
+    return compile_functions(target, functions, "work")
+
+
+def build_kernels(target: Target) -> list[bytes]:
+    """Compile the kernels that a target's program calls, and the sampler; return the object code of each."""
+    kernels = compile_object(target, names=kernels_of("work", target.known))
+    return [kernels, compile_functions(target, lowered("work", SAMPLER, target.known), SAMPLER)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import platform
 from collections.abc import Callable
@@ -10,31 +9,37 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.core.typing.templates import ConcreteTemplate, infer_global
+from numba.core.typing.templates import signature as make_signature
+from numba.extending import lower_builtin
 
 from nanochat_tui.engine.simd.emitter import F32, I8, I16, I32, I64
 from nanochat_tui.engine.simd.library import KERNELS, EmittedKernel, function_type, symbol
 
-_NUMBA = {"i": types.int64, "f": types.float32, "v": types.void}
+_NUMBA = {"i": types.int64, "f": types.float32, "d": types.float64, "v": types.void}
 
 
 def _intrinsic(signature: str, like: Callable[..., Any], call: Callable[..., Any]) -> Any:
-    """Make a Numba intrinsic of fixed types; `call(builder, values)` emits it and returns its value."""
+    """Make a function of fixed types known to Numba; `call(builder, values)` emits it and returns its value.
+
+    A template of one signature is all that Numba has to look at, for each of thousands of calls.
+    """
     result, parameters = signature.split(":")
+    types_of = [_NUMBA[p] for p in parameters]
 
-    def definition(typing_context, *arguments):
-        def generate(context, builder, _, values):
-            value = call(builder, values)
-            return context.get_dummy_value() if result == "v" else value
+    def stub(*_):
+        raise TypeError(f"{like.__name__} exists in compiled code only")
 
-        return _NUMBA[result](*(_NUMBA[p] for p in parameters)), generate
+    stub.__name__, stub.__doc__ = like.__name__, like.__doc__
+    known = {"key": stub, "cases": [make_signature(_NUMBA[result], *types_of)]}
+    infer_global(stub, types.Function(type(like.__name__, (ConcreteTemplate,), known)))
 
-    # Numba binds calls by the signature, which has to show a fixed number of arguments
-    names = ["typing_context", *(f"a{i}" for i in range(len(parameters)))]
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    definition.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]
-    definition.__name__, definition.__doc__ = like.__name__, like.__doc__
-    return intrinsic(definition)
+    @lower_builtin(stub, *types_of)
+    def lower(context, builder, _, values):
+        value = call(builder, values)
+        return context.get_dummy_value() if result == "v" else value
+
+    return stub
 
 
 def kernel(signature: str, kind: int | None = None, tokens: int = 1) -> Callable[[Callable[..., Any]], Any]:
@@ -51,16 +56,22 @@ def kernel(signature: str, kind: int | None = None, tokens: int = 1) -> Callable
             raise ValueError(f"two kernels are called {name}")
         KERNELS[name] = EmittedKernel(name, signature, emit, kind, tokens)
 
-        def call(builder, values):
-            linked = symbol(name)
-            function = builder.module.globals.get(linked)
-            if function is None:
-                function = ir.Function(builder.module, function_type(signature), linked)
-            return builder.call(function, values)
-
-        return _intrinsic(signature, emit, call)
+        return linked(signature, emit)
 
     return decorate
+
+
+def linked(signature: str, like: Callable[..., Any]) -> Any:
+    """Return a function for Numba code that calls what is linked by the name of `like`: a kernel, another function."""
+
+    def call(builder, values):
+        name = symbol(like.__name__)
+        function = builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(builder.module, function_type(signature), name)
+        return builder.call(function, values)
+
+    return _intrinsic(signature, like, call)
 
 
 def _single(signature: str) -> Callable[[Callable[..., Any]], Any]:

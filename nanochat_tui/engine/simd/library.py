@@ -1,14 +1,14 @@
 """From emitted kernels and the program's IR to machine code, by LLVM alone.
 
-Numba would optimise and compile a kernel again in every function that calls it; here everything is linked
-into one module, optimised once, and kept as one object file. A warm start loads that object with llvmlite and never
-imports Numba.
+Numba would optimise and compile a kernel again in every function that calls it; here the kernels are one module and the
+program is another, each optimised once and kept as an object file. Two modules, because two processes can make
+them at the same time. A warm start loads the objects with llvmlite and never imports Numba.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,9 @@ from nanochat_tui.engine.kernels.kinds import ALL
 from nanochat_tui.engine.simd.base import Isa
 from nanochat_tui.engine.simd.emitter import F32, I64, Emitter
 
-LLVM_TYPES = {"i": I64, "f": F32, "v": ir.VoidType()}
+LLVM_TYPES = {"i": I64, "f": F32, "d": ir.DoubleType(), "v": ir.VoidType()}
 OPTIMISATION = 2
-ENTRY_NAME, ENTRY_ARGUMENTS = "nanochat_entry", 6
+ENTRY_NAME, ENTRY_ARGUMENTS = "nanochat_work", 6
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Target:
     """Kinds of matrices (see `kernels.kinds`) that code is made for."""
     triple: str | None = None
     """LLVM's name of another platform than this one, to look at its code."""
+    known: frozenset[tuple[str, int]] = frozenset()
+    """Names of slots and the values that they have in all tables of a model."""
 
 
 @dataclass(frozen=True)
@@ -67,46 +69,71 @@ def function_type(signature: str) -> ir.FunctionType:
     return ir.FunctionType(LLVM_TYPES[result], [LLVM_TYPES[p] for p in parameters])
 
 
-def _unreachable_address() -> int:
-    return ctypes.cast(ctypes.pythonapi.Py_FatalError, ctypes.c_void_p).value or 0
-
-
-def declare_placeholders() -> None:
-    """Give every kernel's symbol an address, because Numba's own linker insists on one; it is never called."""
-    for name in KERNELS:
-        binding.add_symbol(symbol(name), _unreachable_address())
-
-
-def _add_entry(module: ir.Module, name: str) -> None:
-    """Define ENTRY_NAME: a C function around a Numba function, which returns a status and its value by address.
-
-    The program has no way to raise, so the status is ignored.
-    """
-    numbers = [I64] * ENTRY_ARGUMENTS
-    pointers = [I64.as_pointer(), ir.IntType(8).as_pointer().as_pointer()]
-    inner = ir.Function(module, ir.FunctionType(ir.IntType(32), [*pointers, *numbers]), name)
-    function = ir.Function(module, ir.FunctionType(I64, numbers), ENTRY_NAME)
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    result, error = (builder.alloca(p.pointee) for p in pointers)
-    builder.call(inner, [result, error, *function.args])
-    builder.ret(builder.load(result))
-
-
-def kernels_ir(target: Target, inner: str | None = None, names: Collection[str] | None = None) -> str:
-    """Return the LLVM IR of a target's kernels, all or some of them, and of the entry around `inner` if given."""
+def kernels_ir(target: Target, names: Collection[str] | None = None) -> str:
+    """Return the LLVM IR of a target's kernels: all, or some and what they call."""
     module = ir.Module("nanochat_kernels")
     module.triple = target.triple or binding.get_process_triple()
-    made = [kernel for kernel in KERNELS.values() if kernel.is_in(target) and (names is None or kernel.name in names)]
-    functions = [ir.Function(module, function_type(kernel.signature), symbol(kernel.name)) for kernel in made]
-    for kernel, function in zip(made, functions, strict=True):
+    kernels = {symbol(kernel.name): kernel for kernel in KERNELS.values() if kernel.is_in(target)}
+    functions = {name: ir.Function(module, function_type(k.signature), name) for name, k in kernels.items()}
+    waiting = [name for name, kernel in kernels.items() if names is None or kernel.name in names]
+    while waiting:
+        function = functions.pop(waiting.pop(), None)
+        if function is None:
+            continue
+        kernel = kernels[function.name]
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         value = kernel.emit(Emitter(builder, target.isa.hardware_half), target, *function.args)
         if kernel.signature.startswith("v:"):
             builder.ret_void()
         else:
             builder.ret(value)
-    if inner is not None:
-        _add_entry(module, inner)
+        calls = (i.callee.name for block in function.blocks for i in block.instructions if i.opname == "call")
+        waiting += [name for name in calls if name in functions]
+    return str(module)
+
+
+def declare_placeholders(names: Iterable[str]) -> None:
+    """Give symbols an address, because Numba's own linker insists on one; it is never called."""
+    for name in names:
+        binding.add_symbol(symbol(name), _unreachable_address())
+
+
+def _unreachable_address() -> int:
+    return ctypes.cast(ctypes.pythonapi.Py_FatalError, ctypes.c_void_p).value or 0
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A function as Numba left it: `text` is an LLVM module with `inner`, which has Numba's own calling convention."""
+
+    name: str
+    signature: str
+    inner: str
+    text: str
+
+
+def _wrappers_ir(functions: Iterable[Lowered]) -> str:
+    """Return a module with a C function around every Numba function, which returns a status and its value by address.
+
+    The program has no way to raise, so the status is ignored.
+    """
+    module = ir.Module("nanochat_program")
+    module.triple = binding.get_process_triple()
+    for lowered in functions:
+        outer = function_type(lowered.signature)
+        byte = ir.IntType(8).as_pointer()
+        nothing = isinstance(outer.return_type, ir.VoidType)
+        places = [byte if nothing else outer.return_type, byte]
+        inner_type = ir.FunctionType(ir.IntType(32), [*(p.as_pointer() for p in places), *outer.args])
+        inner = ir.Function(module, inner_type, lowered.inner)
+        function = ir.Function(module, outer, symbol(lowered.name))
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        result, error = (builder.alloca(place) for place in places)
+        builder.call(inner, [result, error, *function.args])
+        if nothing:
+            builder.ret_void()
+        else:
+            builder.ret(builder.load(result))
     return str(module)
 
 
@@ -129,34 +156,36 @@ def _machine(target: Target) -> Any:
     )
 
 
-def compile_object(
-    target: Target, program: tuple[str, str] | None = None, names: Collection[str] | None = None
-) -> bytes:
-    """Return object code: the kernels alone, all or some (for tests), or a program (IR text, its entry's symbol).
+def compile_object(target: Target, names: Collection[str] | None = None) -> bytes:
+    """Return object code of a target's kernels: all, or some and what they call."""
+    machine, module = _optimised(target, [kernels_ir(target, names)])
+    return bytes(machine.emit_object(module))
 
-    With a program only its entry stays visible, so that LLVM may inline and drop the rest.
-    """
-    machine, module = _optimised(target, program, names)
+
+def compile_functions(target: Target, functions: Sequence[Lowered], root: str) -> bytes:
+    """Return object code of functions, of which only `root` is visible, so that LLVM may inline and drop the rest."""
+    texts = [_wrappers_ir(functions), *(function.text for function in functions)]
+    machine, module = _optimised(target, texts, symbol(root))
     return bytes(machine.emit_object(module))
 
 
 def compile_assembly(target: Target, names: Collection[str] | None = None) -> str:
     """Return the assembly of all or some kernels, to look at the instructions chosen for a target."""
-    machine, module = _optimised(target, None, names)
+    machine, module = _optimised(target, [kernels_ir(target, names)])
     return str(machine.emit_assembly(module))
 
 
-def _optimised(target: Target, program: tuple[str, str] | None, names: Collection[str] | None) -> tuple[Any, Any]:
+def _optimised(target: Target, texts: Sequence[str], only: str | None = None) -> tuple[Any, Any]:
+    """Link modules and optimise them; only: the one function that stays visible, None for all."""
     machine = _machine(target)
-    module = binding.parse_assembly(kernels_ir(target, program[1] if program else None, names))
-    module.data_layout = str(machine.target_data)
-    if program is not None:
-        linked = binding.parse_assembly(program[0])
-        linked.data_layout = str(machine.target_data)
-        module.link_in(linked)
-        for function in module.functions:
-            if not function.is_declaration and function.name != ENTRY_NAME:
-                function.linkage = "internal"
+    module, *others = (binding.parse_assembly(text) for text in texts)
+    for part in (module, *others):
+        part.data_layout = str(machine.target_data)
+    for part in others:
+        module.link_in(part)
+    for function in module.functions if only else ():
+        if not function.is_declaration and function.name != only:
+            function.linkage = "internal"
     module.verify()
     options = binding.create_pipeline_tuning_options(speed_level=OPTIMISATION)
     builder = binding.create_pass_builder(machine, options)
@@ -164,13 +193,29 @@ def _optimised(target: Target, program: tuple[str, str] | None, names: Collectio
     return machine, module
 
 
-def load_object(target: Target, code: bytes, names: list[str]) -> dict[str, int]:
-    """Load object code into the process and return the addresses of some of its symbols.
+def joined(objects: Sequence[bytes]) -> bytes:
+    """Return several object files as one sequence of bytes, for `parted`."""
+    return b"".join(len(code).to_bytes(8, "little") + code for code in objects)
+
+
+def parted(data: bytes) -> list[bytes]:
+    """Return the object files of `joined`."""
+    objects, place = [], 0
+    while place < len(data):
+        start = place + 8
+        place = start + int.from_bytes(data[place:start], "little")
+        objects.append(data[start:place])
+    return objects
+
+
+def load_object(target: Target, code: bytes | Sequence[bytes], names: list[str]) -> dict[str, int]:
+    """Load object files that may call each other into the process and return the addresses of some symbols.
 
     Raises ValueError if one is missing (another version's cache).
     """
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine(target))
-    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    for part in [code] if isinstance(code, bytes) else code:
+        engine.add_object_file(binding.ObjectFileRef.from_data(part))
     engine.finalize_object()
     addresses = {name: engine.get_function_address(name) for name in names}
     if not all(addresses.values()):
