@@ -109,7 +109,7 @@ class Started:
 
     prompt_tokens: int
     dropped_messages: int = 0
-    """Oldest turns left out because the context could not hold them."""
+    """Oldest messages left out because the context could not hold them."""
     dropped_tokens: int = 0
     """Tokens cut from the beginning of a raw prompt for the same reason."""
 
@@ -117,10 +117,11 @@ class Started:
     def note(self) -> str | None:
         """What was left out, in words; None when nothing was."""
         if self.dropped_messages:
-            turns = "turn" if self.dropped_messages == 1 else "turns"
-            return f"The context is full: the oldest {self.dropped_messages} {turns} no longer reach the model."
+            messages = "message no longer reaches" if self.dropped_messages == 1 else "messages no longer reach"
+            return f"The context is full: the oldest {self.dropped_messages} {messages} the model."
         if self.dropped_tokens:
-            return f"The context is full: the oldest {self.dropped_tokens} tokens no longer reach the model."
+            tokens = "token no longer reaches" if self.dropped_tokens == 1 else "tokens no longer reach"
+            return f"The context is full: the oldest {self.dropped_tokens} {tokens} the model."
         return None
 
 

@@ -138,6 +138,19 @@ class LocalBackend:
             yield Started(len(fitted.ids), fitted.dropped_messages, fitted.dropped_tokens)
             yield from self._generate(session, fitted.ids, request, cancel)
 
+    def reading(self) -> Stats | None:
+        """How far the prompt of the running request was read, and how fast; None before its first part and after its
+        last. May be called from any thread.
+        """
+        if self._loaded is None:
+            return None
+        session = self._loaded[1]
+        done = session.stats
+        seconds = done.prompt_seconds  # written last, and read first
+        if not seconds or done.generated_tokens:
+            return None
+        return Stats(done.prompt_tokens / seconds, None, session.position, self.context_size)
+
     def score(self, request: Request, top: int) -> list[Token]:
         """Return the tokens of a reply that exists, `request.prefix`, with probabilities and `top` alternatives."""
         from nanochat_tui.chat.scoring import score

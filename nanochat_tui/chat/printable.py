@@ -1,4 +1,4 @@
-"""Text from models and files, made safe to show on a terminal.
+"""Text made fit to show: that of models and files safe for a terminal, numbers with their nouns.
 
 A model may emit any byte. An escape sequence could retitle the window, move the cursor or write to the clipboard, and a
 bidirectional override can make text read as something else, so neither reaches the terminal as it is.
@@ -22,6 +22,11 @@ _ESCAPED = [
 ]
 _TABLE = {ord(c): c.encode("unicode_escape").decode() for c in _ESCAPED if c not in _KEPT}
 _TABLE |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
+
+
+def counted(number: int, thing: str) -> str:
+    """Return "1 turn", "2 turns": a number and what is counted, whose plural ends in s."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def printable(text: str) -> str:

@@ -46,7 +46,7 @@ class Store:
 
     def __init__(self, path: Path | None, on_problem: Callable[[str], object] | None = None) -> None:
         self.path = path
-        self.saves = path is not None
+        self.saves = self._kept = path is not None
         """Whether what happens will be there next time."""
         self.on_problem = on_problem
         self._problems: list[str] = []
@@ -131,7 +131,7 @@ class Store:
         try:
             connection, note = open_database(self.path)
         except StoreError as exc:
-            self.saves = False
+            self.saves = self._kept = False
             self._report(f"{exc} This session goes on unsaved.")
             return open_database(None)[0]
         if note:
@@ -185,13 +185,13 @@ class Store:
             _roll_back(db)
             self._next_try = time.monotonic() + PATIENCE
             if not self._failed:
-                self._failed = True
+                self._failed, self.saves = True, False
                 self._report(f"Sessions are not being saved ({exc}); this one goes on, and saving is tried again.")
         else:
             self._waiting.clear()
             self._next_try = 0.0
             if self._failed:
-                self._failed = False
+                self._failed, self.saves = False, self._kept
                 self._report("Sessions are being saved again.")
 
     def _write_singly(self, db: sqlite3.Connection) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Input, Log, Static
+from textual.widgets import Input, RichLog, Static
 
 from nanochat_tui.chat.printable import printable
 from nanochat_tui.tui.log import lines
@@ -21,7 +22,7 @@ class LogScreen(Screen[None]):
 
     DEFAULT_CSS = """
     LogScreen #log-head { height: 1; background: $surface-lighten-1; padding: 0 1; }
-    LogScreen Log { height: 1fr; }
+    LogScreen RichLog { height: 1fr; }
     """
     HELP = "### Log\nWhat the application noted since it was started. Type to filter; **Esc** goes back."
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f8", "dismiss", "Back", priority=True)]
@@ -29,7 +30,7 @@ class LogScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         """Lay out the lines and a filter."""
         yield Static(Content("Log"), id="log-head")
-        yield Log(highlight=False)
+        yield RichLog(wrap=True, min_width=1)
         yield Input(placeholder="show only lines with …", compact=True)
         yield KeyLine()
 
@@ -39,6 +40,11 @@ class LogScreen(Screen[None]):
         self._fill()
         self.set_interval(0.5, self._fill)
         self.query_one(Input).focus()
+
+    def on_resize(self) -> None:
+        """Break the lines anew."""
+        self._shown = -1
+        self._fill()
 
     @on(Input.Changed)
     def _filtered(self) -> None:
@@ -51,9 +57,9 @@ class LogScreen(Screen[None]):
         self._shown, self._last = len(lines), lines[-1] if lines else ""
         words = self.query_one(Input).value.lower().split()
         chosen = [line for line in lines if all(word in line.lower() for word in words)]
-        log = self.query_one(Log)
+        log = self.query_one(RichLog)
         log.clear()
-        log.write_lines(printable(part) for line in chosen for part in line.splitlines())
+        log.write(Text("\n".join(printable(part) for line in chosen for part in line.splitlines())))
         self.query_one("#log-head", Static).update(Content(f"Log: {len(chosen)} of {len(lines)} lines"))
 
     _last = ""

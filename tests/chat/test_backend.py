@@ -48,6 +48,6 @@ def test_bad_requests(changes: dict[str, object]) -> None:
 
 def test_note_says_what_was_left_out() -> None:
     assert Started(3).note is None
-    assert "oldest 2 turns" in (Started(3, dropped_messages=2).note or "")
-    assert "oldest 1 turn " in (Started(3, dropped_messages=1).note or "")
+    assert "oldest 2 messages no longer reach the" in (Started(3, dropped_messages=2).note or "")
+    assert "oldest 1 message no longer reaches the" in (Started(3, dropped_messages=1).note or "")
     assert "oldest 7 tokens" in (Started(3, dropped_tokens=7).note or "")

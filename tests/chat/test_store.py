@@ -208,10 +208,12 @@ def test_a_full_disk_is_reported_once_and_made_up_for(tmp_path: Path, monkeypatc
     assert not store.flush().result(5)
     assert len(said) == 1
     assert "full" in said[0]
+    assert not store.saves
     assert len(store.load(info.id).result(5).turns) == 1, "what was saved before is still there"
     limits[0].execute("PRAGMA max_page_count = 100000")
     assert store.flush().result(5)
     assert said[1:] == ["Sessions are being saved again."]
+    assert store.saves
     assert [len(turn.reply) for turn in store.load(info.id).result(5).turns] == [1, 400_000, 5]
     store.close()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from scripted import ScriptedBackend
 from textual.pilot import Pilot
 from textual.widgets import Input, Markdown, Static
 
+from nanochat_tui.chat.backend import Event, Request, Started, Stats
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.chat.turns import CompletionTurn, DialogueTurn
+from nanochat_tui.tui.widgets.status import StatusLine
 
 
 async def until(pilot: Pilot[None], predicate: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -228,6 +231,32 @@ async def test_sampling_panel_applies_at_once_and_refuses_nonsense() -> None:
         assert backend.requests[0].sampling.temperature == 0.5
 
 
+async def test_a_long_prompts_speed_is_shown_while_it_is_read() -> None:
+    class Slow(ScriptedBackend):
+        def reading(self) -> Stats | None:
+            return Stats(321.0, None, 128, 512)
+
+        def chat(self, request: Request, cancel: threading.Event) -> Iterator[Event]:
+            yield Started(300)
+            self.gate.wait(20)
+            yield from super().chat(request, cancel)
+
+    backend = Slow("one two")
+    app = NanochatApp(backend)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        backend.gate.clear()
+        await pilot.press("a", "enter")
+        await until(pilot, lambda: app.chat.status.stats == backend.reading())
+        assert state(app) == "reading"
+        line = str(app.chat.query_one(StatusLine).render())
+        assert "prompt   321" in line
+        assert "128/512" in line
+        backend.gate.set()
+        await until(pilot, lambda: state(app) == "ready")
+        await until(pilot, lambda: app.chat._reading is None)
+
+
 async def test_defaults_sample() -> None:
     backend = ScriptedBackend("x")
     app = NanochatApp(backend)
@@ -362,6 +391,7 @@ async def test_palette_offers_what_makes_sense_and_help_opens() -> None:
         assert {"New session", "Session settings", "Help", "Theme", "Quit"} <= titles
         assert "Stop the reply" not in titles
         assert "Write again" not in titles
+        assert not {"Completion or conversation", "Models of the server", "System prompt"} & titles
         await say(pilot, app, "a")
         titles = {command.title for command in app.get_system_commands(app.chat)}
         assert {"Write again", "Copy the reply", "Copy everything"} <= titles

@@ -11,7 +11,7 @@ from scripted import ScriptedBackend
 from support import write_model
 from test_app import say, shown, state, until
 from textual.binding import Binding
-from textual.widgets import Input, Log, OptionList, Select, Static
+from textual.widgets import Input, OptionList, RichLog, Select, Static
 
 from nanochat_tui.chat.missing import MissingBackend
 from nanochat_tui.errors import UserError
@@ -150,16 +150,18 @@ def test_models_are_found_once_each_and_under_their_names(tmp_path: Path, monkey
 
 
 async def test_the_log_shows_what_was_noted(tmp_path: Path) -> None:
-    app = NanochatApp(ScriptedBackend("!It [tripped] \x1b[31m."), reports=tmp_path)
+    app = NanochatApp(ScriptedBackend("!It [tripped] \x1b[31m." + " far" * 30 + " end"), reports=tmp_path)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: state(app) == "ready")
         await say(pilot, app, "a")
         await pilot.press("f8")
         await until(pilot, lambda: isinstance(app.screen, LogScreen))
-        lines = app.screen.query_one(Log).lines
-        assert any("It [tripped] \\x1b[31m." in line for line in lines)
+        log = app.screen.query_one(RichLog)
+        await until(pilot, lambda: "far end" in " ".join(line.text for line in log.lines))
+        assert any("It [tripped] \\x1b[31m." in line.text for line in log.lines)
+        assert all(line.cell_length <= 80 for line in log.lines), "long lines are broken, not cut off"
         await pilot.press(*"zzzz")
-        await until(pilot, lambda: not list(filter(None, app.screen.query_one(Log).lines)))
+        await until(pilot, lambda: not any(line.text.strip() for line in log.lines))
         await pilot.press("escape")
     assert "tripped" in (tmp_path / "nanochat-tui.log").read_text()
     for handler in list(logging.getLogger("nanochat_tui").handlers):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from textual.screen import Screen
 
 from nanochat_tui.chat.backend import Backend, SamplingSettings
+from nanochat_tui.chat.printable import counted
 from nanochat_tui.chat.records import SessionInfo, SessionSettings, StoredSession, new_session, title_of
 from nanochat_tui.chat.store import Store
 from nanochat_tui.tui import messages
@@ -112,7 +113,7 @@ class ChatBase(Screen[None]):
         """Put `text` on the clipboard: the desktop's own and, by escape sequence, the terminal's."""
         self.app.copy_to_clipboard(text)
         copy_natively(text)
-        self.notify(f"Copied the {what}: {len(text)} characters.", timeout=2, markup=False)
+        self.notify(f"Copied the {what}: {counted(len(text), 'character')}.", timeout=2, markup=False)
 
     # Turns
 

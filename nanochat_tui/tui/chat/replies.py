@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from textual import on
+from textual.timer import Timer
 
 from nanochat_tui.chat.backend import Stats
 from nanochat_tui.errors import UserError
@@ -15,6 +17,8 @@ from nanochat_tui.tui.chat.generation import Generation
 from nanochat_tui.tui.chat.loading import LoadingPart
 from nanochat_tui.tui.log import logger
 
+LOOK_SECONDS = 0.25
+"""Time between two looks at how far a long prompt was read."""
 SPEEDS = 240
 """Moments of speed remembered: a minute at four a second."""
 
@@ -23,6 +27,7 @@ class ReplyPart(LoadingPart):
     """Sends prompts and takes replies."""
 
     _moment = (0.0, 0)
+    _reading: Timer | None = None
 
     @on(messages.PromptSubmitted)
     async def _submitted(self, event: messages.PromptSubmitted) -> None:
@@ -113,6 +118,20 @@ class ReplyPart(LoadingPart):
         self.generation = Generation(self._runs, self.backend, request, self.post_message)
         self.set_status(replace(self.status, state="reading", speeds=()))
         self.generation.start()
+        if self._reading is None and hasattr(self.backend, "reading"):
+            self._reading = self.set_interval(LOOK_SECONDS, self._show_reading)
+
+    def _show_reading(self) -> None:
+        """Show how far a long prompt was read; the timer ends with the reading."""
+        if self.generation is None or self.status.state != "reading":
+            if self._reading is not None:
+                self._reading.stop()
+            self._reading = None
+            return
+        look: Callable[[], Stats | None] | None = getattr(self.backend, "reading", None)
+        found = look() if look is not None else None
+        if found is not None:
+            self.set_status(replace(self.status, stats=found))
 
     def wants_alternatives(self) -> bool:
         """Whether the lens is open; alternatives are computed only then."""

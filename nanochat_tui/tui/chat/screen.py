@@ -125,10 +125,22 @@ the model, and a note says so.
             return True if self.info is not None else None
         return True
 
+    def _concerns(self, command: commands.Command) -> bool:
+        """Whether a command is about this kind of model and session, and possible now."""
+        is_file = getattr(self.backend, "path", None) is not None
+        about = {
+            "complete": self.ready and self.backend.is_chat,
+            "system": self.conversation.is_chat,
+            "models": not is_file,
+            "parity": is_file,
+            "inspect": is_file,
+        }
+        return about.get(command.name, True) and bool(self.check_action(command.action, ()))
+
     def palette_commands(self) -> Iterable[tuple[str, str, Callable[[], object]]]:
         """Every command that makes sense now, for the palette."""
         for command in commands.COMMANDS:
-            if command.name in ("help", "quit", "preferences", "log") or not self.check_action(command.action, ()):
+            if command.name in ("help", "quit", "preferences", "log") or not self._concerns(command):
                 continue
             key = f" ({command.key})" if command.key else f" (/{command.name})"
             yield command.title, command.help + key, partial(self.run_command, command, "")

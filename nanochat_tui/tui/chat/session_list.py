@@ -13,7 +13,7 @@ from textual.content import Content
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from nanochat_tui.chat.printable import printable
+from nanochat_tui.chat.printable import counted, printable
 from nanochat_tui.chat.records import Order, SearchHit, SessionInfo
 from nanochat_tui.tui.messages import SessionAction, SessionChosen
 from nanochat_tui.tui.widgets.background import answer_of
@@ -139,7 +139,7 @@ reply and name; parts of words count. **Esc** closes.
     def _entry(self, info: SessionInfo) -> Option:
         here = info.id == self.current
         mark = Content.styled("● " if here else "⑂ " if info.parent else "  ", "$text-primary")
-        more = f"\n  {age(time.time() - info.updated)} · {info.turns} turns · {info.model}"
+        more = f"\n  {age(time.time() - info.updated)} · {counted(info.turns, 'turn')} · {info.model}"
         text = mark + Content.styled(printable(info.title), "bold" if here else "")
         return Option(text + Content.styled(printable(more), "$text 60%"), id=info.id)
 

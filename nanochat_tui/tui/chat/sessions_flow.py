@@ -8,7 +8,9 @@ from pathlib import Path
 from textual import on
 from textual.widgets import TextArea
 
+from nanochat_tui.chat.backend import Stats
 from nanochat_tui.chat.exchange import export_session, import_session
+from nanochat_tui.chat.printable import counted
 from nanochat_tui.chat.records import StoredSession, named
 from nanochat_tui.errors import UserError
 from nanochat_tui.tui import messages
@@ -78,7 +80,9 @@ class SessionPart(ReplyPart):
                 await self.transcript.note(
                     f"{self.backend.name} continues text and cannot answer messages; choose a chat model to go on here."
                 )
-            self.set_status(replace(self.status, state="ready", stats=None, speeds=()))
+            last = stored.turns[-1].stats if stored.turns else None
+            used = Stats(None, None, last.context_used, self.backend.context_size) if last is not None else None
+            self.set_status(replace(self.status, state="ready", stats=used, speeds=()))
 
     def leave_session(self) -> None:
         """Save what is not saved yet and stand before an empty screen."""
@@ -186,7 +190,7 @@ class SessionPart(ReplyPart):
                 await self.new_session()
             await self.list_changed()
 
-        text = f"“{stored.info.title}” with {stored.info.turns} turns will be gone for good."
+        text = f"“{stored.info.title}” with {counted(stored.info.turns, 'turn')} will be gone for good."
         self.app.push_screen(Confirm("Delete this session?", text), answered)
 
     def _ask_export(self, stored: StoredSession) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textual import on
 
+from nanochat_tui.chat.printable import counted
 from nanochat_tui.tui.chat.code_blocks import code_blocks
 from nanochat_tui.tui.chat.commands import suggestions
 from nanochat_tui.tui.chat.prompt import Prompt
@@ -23,7 +24,7 @@ class TurnPart(SessionPart):
         self.editing = index
         self.prompt.fill(self.conversation.turns[index].prompt)
         later = len(self.conversation.turns) - index - 1
-        lost = f", {later} later turns go" if later else ""
+        lost = f", {counted(later, 'later turn')} {'goes' if later == 1 else 'go'}" if later else ""
         self.prompt.border_subtitle = f"editing turn {index + 1}{lost} · Enter sends · Esc leaves it"
         self.prompt.focus()
 

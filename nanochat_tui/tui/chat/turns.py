@@ -12,7 +12,7 @@ from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
 from nanochat_tui.chat.backend import FinishReason
-from nanochat_tui.chat.printable import printable
+from nanochat_tui.chat.printable import counted, printable
 from nanochat_tui.tui.chat.conversation import Turn
 from nanochat_tui.tui.chat.language import guess_language
 from nanochat_tui.tui.widgets.highlighting import TAB, highlight_code
@@ -105,8 +105,7 @@ def summary(turn: Turn) -> list[str]:
     """How a reply went, in short pieces."""
     parts = []
     if turn.stats is not None:
-        count = turn.stats.generated
-        parts.append("1 token" if count == 1 else f"{count} tokens")
+        parts.append(counted(turn.stats.generated, "token"))
         if turn.stats.decode_tps is not None:
             parts.append(f"{speed(turn.stats.decode_tps).strip()} tok/s")
     if turn.reason is not None:
@@ -185,7 +184,7 @@ class DialogueTurn(Vertical):
     def _thought(self) -> Content:
         words = len(self.turn.thinking.split())
         verb = "Thought" if self._finished or self.turn.reply else "Thinking"
-        head = f"{'▾' if self._unfolded else '▸'} {verb}: {words} words"
+        head = f"{'▾' if self._unfolded else '▸'} {verb}: {counted(words, 'word')}"
         if not self._unfolded:
             return Content.styled(head + "  (t unfolds)", "$text 60% italic")
         return Content.styled(f"{head}\n{printable(self.turn.thinking.strip())}", "$text 60% italic")

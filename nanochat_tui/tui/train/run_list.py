@@ -13,6 +13,7 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import DataTable, Static
 
+from nanochat_tui.chat.printable import counted
 from nanochat_tui.errors import display_safe
 from nanochat_tui.runs.discovery import FoundRun
 from nanochat_tui.tui.train import axes
@@ -95,7 +96,11 @@ a word, or, on another machine, when its heartbeat has stopped; *stalled* when t
             table.add_row(*self._cells(run), key=str(run.path))
         if selected is not None and str(selected.path) in table.rows:
             table.move_cursor(row=table.get_row_index(str(selected.path)))
-        note = f"{len(runs)} runs below {self.root}" if runs else f"no runs below {self.root}; a opens one elsewhere"
+        note = (
+            f"{counted(len(runs), 'run')} below {self.root}"
+            if runs
+            else f"no runs below {self.root}; a opens one elsewhere"
+        )
         self.query_one("#runs-note", Static).update(display_safe(note))
 
     def _cells(self, run: FoundRun) -> tuple[Content, ...]:
