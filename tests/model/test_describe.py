@@ -105,6 +105,29 @@ def test_frequencies_agree_with_the_reference(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.sin(angles) * rope.magnitude, sine[:, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("keys", "scaling", "factor"),
+    [
+        ({}, "none", 1.0),
+        ({"rope.scaling.type": string("linear"), "rope.scaling.factor": f32(2.0)}, "linear", 2.0),
+        ({"rope.scaling.factor": f32(2.0)}, "linear", 2.0),
+        ({"rope.scale_linear": f32(4.0)}, "linear", 4.0),
+        ({"rope.scaling.type": string("none"), "rope.scaling.factor": f32(2.0)}, "none", 2.0),
+        ({"rope.scaling.type": string("linear"), "rope.scaling.factor": f32(1.0)}, "none", 1.0),
+    ],
+)
+def test_a_factor_without_a_type_is_a_linear_one(
+    keys: dict[str, Any], scaling: str, factor: float, tmp_path: Path
+) -> None:
+    """As llama.cpp reads it; BitNet's converters write the type with a factor of 1."""
+    d = draft("llama")
+    d.keys |= keys
+    found = described(tmp_path, d).rope
+    assert found.scaling == scaling
+    slower = factor if scaling == "linear" else 1.0
+    np.testing.assert_allclose(found.frequencies() * slower, Rope(128, 5e5).frequencies())
+
+
 def _drop(key: str) -> Callable[[Draft], Any]:
     return lambda d: d.keys.pop(key)
 

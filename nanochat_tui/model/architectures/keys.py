@@ -143,24 +143,19 @@ class Keys:
     def rope(self, dims: int, *, interleaved: bool = False, theta: float = 10_000.0) -> Rope:
         """Return how positions are rotated; dims: what `rope.dimension_count` is when it is not there."""
         dims = self.count("rope.dimension_count", dims)
-        kind = self.text("rope.scaling.type", "none")
-        scaling: Scaling = "none"
-        if kind == "linear":
-            scaling = "linear"
-        elif kind == "yarn":
-            scaling = "yarn"
-        elif kind != "none":
+        # as llama.cpp reads it: without a type a factor is a linear one, and the type "none" overrules a factor
+        kind = self.text("rope.scaling.type", "linear")
+        if kind not in ("none", "linear", "yarn"):
             raise UserError(f"positions scaled by {display_safe(kind)} cannot be run by this version")
-        if scaling == "none" and self.has("rope.scale_linear"):
-            scaling = "linear"
+        scaling: Scaling = "linear" if kind == "linear" else "yarn" if kind == "yarn" else "none"
         factor = self.number("rope.scaling.factor", self.number("rope.scale_linear", 1.0))
         if self.number("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
             raise UserError("a YaRN extrapolation factor other than 1 cannot be run by this version")
         original = self.count("rope.scaling.original_context_length", self.context, maximum=MAX_POSITIONS)
         if dims % 2:
             raise UserError(f"{dims} rotated components are odd, and they turn in pairs; the file is damaged")
-        if factor == 1.0:
-            scaling = "none" if scaling == "linear" else scaling
+        if factor == 1.0 and scaling == "linear":
+            scaling = "none"
         return Rope(
             dims,
             self.number("rope.freq_base", theta),
