@@ -63,15 +63,12 @@ WORD_RULES: Final = {name: rules for names, rules in _RULES.items() for name in 
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """A vocabulary that can be told by tokens at fixed places."""
+    """A vocabulary that can be told by tokens at fixed places; whoever made a file of it, its words are cut alike."""
 
     called: str
     pre: str
     landmarks: tuple[tuple[int, str], ...]
 
-
-_FALLBACKS: Final = ("default", "gpt-2")
-"""Names that converters write when they do not know better."""
 
 _FAMILIES: Final = (
     _Family("Llama 3", "llama-bpe", ((128_000, "<|begin_of_text|>"), (128_009, "<|eot_id|>"))),
@@ -89,12 +86,10 @@ def word_rules(pre: str, tokens: Sequence[str]) -> tuple[WordRules, str | None]:
     """
     named = WORD_RULES.get(pre)
     family = next((one for one in _FAMILIES if _is(one, tokens)), None)
-    if named is not None and pre not in _FALLBACKS:
-        return named, None
     if family is not None:
         right = WORD_RULES[family.pre]
         if named is not None and named.patterns == right.patterns:
-            return right, None
+            return named, None
         says = f"names the rules {display_safe(pre)!r}" if pre else "does not say how"
         return right, (
             f"the file {says} to split text into words; its vocabulary is that of {family.called}, "

@@ -144,8 +144,8 @@ def test_no_rules_lose_text(pre: str, text: str) -> None:
 LLAMA3 = {128_000: "<|begin_of_text|>", 128_009: "<|eot_id|>"}
 
 
-@pytest.mark.parametrize("pre", [None, "default", "gpt-2", "from-the-future"])
-def test_bitnet_without_rules_is_read_as_llama_3(pre: str | None) -> None:
+@pytest.mark.parametrize("pre", [None, "default", "gpt-2", "qwen2", "falcon3", "from-the-future"])
+def test_bitnet_without_rules_or_with_others_is_read_as_llama_3(pre: str | None) -> None:
     codec = byte_level(pre, landmarks=LLAMA3)
     assert len(codec.notes) == 1
     assert "Llama 3" in codec.notes[0]
@@ -156,7 +156,9 @@ def test_bitnet_without_rules_is_read_as_llama_3(pre: str | None) -> None:
 
 
 def test_a_right_name_needs_no_note() -> None:
-    assert byte_level("llama-bpe", landmarks=LLAMA3).notes == ()
+    for pre in ("llama-bpe", "llama3", "smaug-bpe"):
+        assert byte_level(pre, landmarks=LLAMA3).notes == ()
+    assert byte_level("qwen2", landmarks={151_643: "<|endoftext|>", 151_645: "<|im_end|>"}).notes == ()
     assert byte_level("gpt-2").notes == ()
 
 
@@ -190,7 +192,7 @@ def test_a_large_vocabulary_loads_quickly() -> None:
         "tokenizer.ggml.tokens": array([*byte_alphabet(), *more, *(f"[PAD{i}]" for i in range(186_000))]),
         "tokenizer.ggml.merges": array([f"{a} {b}" for a, b in pairs]),
     }
-    began = time.perf_counter()
+    began = time.process_time()
     codec = codec_from_gguf(found)
     assert codec.tokenizer.get_vocab_size() > 250_000
-    assert time.perf_counter() - began < 4  # half a second where nothing else runs
+    assert time.process_time() - began < 4  # of this process, about half a second
