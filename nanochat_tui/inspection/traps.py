@@ -14,10 +14,12 @@ from typing import Any
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.formats.gguf import GGUFFile, metadata_int
 from nanochat_tui.inspection.rotation import Rotation
+from nanochat_tui.model.architectures.bitnet import is_2b4t
+from nanochat_tui.model.architectures.keys import Keys
+from nanochat_tui.model.tokenizer_patterns import word_rules
 
 _FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 7: "Q8_0", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 141: "PQ2_0"}
 """`general.file_type` where everybody means the same by a number; 40 to 42 mean one thing here and another there."""
-_LLAMA3_VOCABULARY = 128_256
 _BITNET = ("bitnet", "bitnet-25", "bitnet-b1.58")
 
 
@@ -106,11 +108,8 @@ def _tokenizer(file: GGUFFile) -> Iterator[Trap]:
     if kind is None:
         yield Trap("no_tokenizer", "the file has no tokenizer inside; give one with --tokenizer FILE")
         return
-    if kind == "gpt2" and pre in (None, "default"):
-        text = "the file does not say how its tokenizer splits text (tokenizer.ggml.pre)"
-        if isinstance(tokens, list) and len(tokens) == _LLAMA3_VOCABULARY:
-            text += "; with Llama 3's vocabulary of 128,256 tokens it must be llama-bpe, and others print garbage"
-        yield Trap("missing_pre", text)
+    if kind == "gpt2":
+        yield from _word_rules(pre if isinstance(pre, str) else "", tokens)
     if pre in ("falcon3", "falcon_e"):
         yield Trap(
             "falcon_pre",
@@ -120,26 +119,43 @@ def _tokenizer(file: GGUFFile) -> Iterator[Trap]:
         yield Trap("no_template", "the file has no chat template; a chat needs the one of its family")
 
 
+def _word_rules(pre: str, tokens: object) -> Iterator[Trap]:
+    kind = "wrong_pre" if pre and pre != "default" else "missing_pre"
+    try:
+        _, note = word_rules(pre, tokens if isinstance(tokens, list) else [])
+    except UserError as error:
+        yield Trap("unknown_pre", str(error))
+        return
+    if note is not None:
+        yield Trap(kind, note)
+    elif kind == "missing_pre":
+        yield Trap(kind, "the file does not say how its tokenizer splits text (tokenizer.ggml.pre)")
+
+
+def _is_2b4t(file: GGUFFile) -> bool:
+    try:
+        keys = Keys.of(file)
+        return is_2b4t(keys, keys.count("feed_forward_length"))
+    except UserError:
+        return False
+
+
 def _architecture(file: GGUFFile) -> Iterator[Trap]:
     name = _value(file, "general.architecture")
     if not isinstance(name, str):
         return
     if name in _BITNET:
         claimed = _value(file, f"{name}.hidden_activation")
-        is_2b4t = (_whole(file, f"{name}.embedding_length"), _whole(file, f"{name}.feed_forward_length")) == (
-            2560,
-            6912,
-        )
-        if is_2b4t and name == "bitnet":
+        if name == "bitnet" and _is_2b4t(file):
             yield Trap(
                 "bitnet_activation",
-                "by its widths this is BitNet b1.58 2B4T, which needs ReLU² in its feed-forward, but its architecture "
-                "is called bitnet, which stands for SiLU; run so it prints garbage",
+                "this is BitNet b1.58 2B4T, which needs ReLU² in its feed-forward, but its architecture is called "
+                "bitnet, which stands for SiLU; run so it prints garbage, and here ReLU² is used",
             )
         elif name != "bitnet" and isinstance(claimed, str) and "relu" not in claimed.lower():
             yield Trap(
                 "bitnet_activation",
-                f"{name}.hidden_activation says {display_safe(claimed, 40)}, but these models need ReLU²",
+                f"{name}.hidden_activation says {display_safe(claimed, 40)}, but these models need ReLU²; that is used",
             )
     if any(part.endswith(("_norm_in", "_norm_in.weight")) for part in file.tensors):
         yield Trap(

@@ -138,15 +138,20 @@ def test_a_model_in_several_files_is_described_whole(tmp_path: Path) -> None:
 
 def test_a_missing_pre_tokenizer(tmp_path: Path) -> None:
     keys = {"tokenizer__ggml__model": string("gpt2"), "tokenizer__ggml__tokens": array(["a", "b"])}
-    assert "llama-bpe" not in written(tmp_path / "m.gguf", **keys)["missing_pre"]
-    keys["tokenizer__ggml__tokens"] = array([str(i) for i in range(128_256)])
-    assert "llama-bpe" in written(tmp_path / "m.gguf", **keys)["missing_pre"]
-    assert "missing_pre" not in written(tmp_path / "m.gguf", tokenizer__ggml__pre=string("qwen2"), **keys)
+    assert "default rules" in written(tmp_path / "m.gguf", **keys)["missing_pre"]
+    path = tmp_path / "m.gguf"
+    assert "from-the-future" in written(path, tokenizer__ggml__pre=string("from-the-future"), **keys)["unknown_pre"]
+    tokens = [str(i) for i in range(128_256)]
+    tokens[128_000], tokens[128_009] = "<|begin_of_text|>", "<|eot_id|>"
+    keys["tokenizer__ggml__tokens"] = array(tokens)
+    assert "llama-bpe" in written(path, **keys)["missing_pre"]
+    assert "Llama 3" in written(path, tokenizer__ggml__pre=string("qwen2"), **keys)["wrong_pre"]
+    assert not {"missing_pre", "wrong_pre"} & set(written(path, tokenizer__ggml__pre=string("llama-bpe"), **keys))
     assert "falcon_pre" in written(tmp_path / "m.gguf", tokenizer__ggml__pre=string("falcon_e"), **keys)
     assert "no_tokenizer" in written(tmp_path / "m.gguf")
 
 
-def test_bitnet_with_the_wrong_activation(tmp_path: Path) -> None:
+def test_bitnet_with_the_wrong_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(name: str, **more: GGUFValue) -> dict[str, str]:
         keys = {f"{name}.{key}": u32(value) for key, value in BITNET.items()}
         keys |= {"general.architecture": string(name)} | {f"{name}.{key}": value for key, value in more.items()}
@@ -158,6 +163,8 @@ def test_bitnet_with_the_wrong_activation(tmp_path: Path) -> None:
     assert "bitnet_activation" not in found("bitnet-b1.58")
     assert "silu" in found("bitnet-b1.58", hidden_activation=string("silu"))["bitnet_activation"]
     assert "bitnet_activation" not in found("bitnet-25", hidden_activation=string("relu2"))
+    monkeypatch.setitem(BITNET, "embedding_length", 1536)  # the older model, which needs SiLU
+    assert "bitnet_activation" not in found("bitnet")
 
 
 def test_parts_of_models_that_are_easily_overlooked(tmp_path: Path) -> None:

@@ -41,14 +41,15 @@ def _activation(keys: Keys, hidden: int) -> tuple[Activation, tuple[str, ...]]:
     if said not in known:
         raise UserError(f"the activation {display_safe(said)} cannot be run by this version, only silu and relu2")
     activation = known[said]
-    if activation == "silu" and (keys.prefix != "bitnet" or _is_2b4t(keys, hidden)):
+    if activation == "silu" and (keys.prefix != "bitnet" or is_2b4t(keys, hidden)):
         return "relu2", (
             "note: the file says SiLU, but this is BitNet b1.58 2B4T, which was trained with ReLU²; that is used",
         )
     return activation, ()
 
 
-def _is_2b4t(keys: Keys, hidden: int) -> bool:
+def is_2b4t(keys: Keys, hidden: int) -> bool:
+    """Whether a file of these architectures is BitNet b1.58 2B4T; `hidden` is its feed-forward width."""
     if (keys.dim, hidden) == _WIDTHS_2B4T or keys.vocabulary == _VOCABULARY_2B4T:
         return True
     names = [metadata_string(keys.metadata, f"general.{key}", "").lower() for key in ("name", "basename")]
