@@ -255,7 +255,7 @@ _UNSIZED: Final = {
     37: ("I8_S", "it belongs into a running program and not into a file, so fetch or convert the model again"),
     38: ("TL1", _TILES),
     39: ("TL2", _TILES),
-    100: ("Q1_58", "it is the original nanochat's, so convert its file with nanochat_tui.formats.gugf"),
+    100: ("Q1_58", "it is the original nanochat's, so convert its file with nanochat-tui convert"),
     134: ("IQ1_BN", _IK),
     135: ("IQ2_BN", _IK),
     144: ("PQ1_0", "no published file is known to use it, so use the model's Q1_0 or PQ2_0 file"),

@@ -17,6 +17,7 @@ from nanochat_tui.engine.model import load
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.errors import FormatError
 from nanochat_tui.formats.gguf import GGUFFile, TensorData, read_gguf, string, tensor_from_array, write_gguf
+from nanochat_tui.formats.gguf_layout import RawInfo, resolve
 from nanochat_tui.formats.tensor_types import (
     TENSOR_TYPES,
     encode_ternary,
@@ -257,6 +258,20 @@ def test_an_id_means_what_its_bytes_say(type_id: int, nbytes: int, name: str) ->
 def test_an_id_whose_bytes_mean_nothing_is_damage(type_id: int, nbytes: int, reason: str) -> None:
     with pytest.raises(FormatError, match=reason):
         one_tensor(type_id, nbytes)
+
+
+@pytest.mark.parametrize(
+    ("dims", "nbytes", "name"),
+    [
+        ((5120, 248_320), 357_580_800, "Q2_0"), ((5120, 248_320), 337_715_200, "Q2_0_g128"),
+        ((5120, 6144), 8_847_360, "Q2_0"), ((5120, 6144), 8_355_840, "Q2_0_g128"), ((5120, 6144), 5_160_960, "STQ1_0"),
+    ],
+)  # fmt: skip
+def test_the_27b_models_offsets_tell_the_types_of_id_42_apart(dims: tuple[int, int], nbytes: int, name: str) -> None:
+    """The offsets of published files, two of them from llama.cpp's complaint; whole models' tables hold no data."""
+    raws = [RawInfo("w", dims, 42, 0), RawInfo("output_norm.weight", (5120,), 0, nbytes)]
+    found = resolve(raws, 0, nbytes + 4 * 5120, 32)
+    assert (found["w"].type.name, found["w"].nbytes) == (name, nbytes)
 
 
 def test_rows_that_do_not_divide_into_blocks_are_refused() -> None:

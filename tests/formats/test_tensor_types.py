@@ -77,6 +77,20 @@ def test_base_three_bytes(byte: int, trits: list[int]) -> None:
     assert (codes[0, 7:160:32].astype(int) - 1).tolist() == trits
 
 
+@pytest.mark.parametrize(
+    ("byte", "trits"), [(0x7F, [0, 0, 0, 0]), (0xFD, [1, 1, 1, 1]), (0xBB, [1, -1, 0, 1])]
+)  # fmt: skip
+def test_bytes_of_four_trits(byte: int, trits: list[int]) -> None:
+    for name, place, first, stride in (("TQ1_0", 48, 240, 4), ("PTQ1_0", 24, 120, 2)):
+        kind = TENSOR_TYPES[name]
+        block = np.zeros((1, kind.block_bytes), np.uint8)
+        block[0, place] = byte
+        codes, _ = ternary_codes(kind, block)
+        assert (codes[0, first::stride].astype(int) - 1).tolist() == trits
+        encoded = encode_ternary(kind, codes, np.zeros(1, np.float16))
+        assert encoded[0, place] == byte
+
+
 @pytest.mark.parametrize("name", SHARED)
 def test_sizes_and_values_agree_with_the_gguf_package(name: str) -> None:
     kind = TENSOR_TYPES[name]
