@@ -31,6 +31,7 @@ def convert(
     ] = "x86",
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace OUT if it is there already.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Repack ternary weights into another type, exactly or not at all; Q2_0 is what llama.cpp loads."""
@@ -41,7 +42,7 @@ def convert(
         original = handle.read(4) == ORIGINAL_MAGIC
     check_file(mhc, "mHC sidecar")
     check_file(tokenizer, "tokenizer")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _require_place(path, target, force)
     if original:
         found, lines, notes = _original(path, target, kind, mhc, tokenizer)
     elif mhc is not None or tokenizer is not None:
@@ -54,6 +55,21 @@ def convert(
         typer.echo(json_module.dumps(found, indent=2))
     else:
         typer.echo("\n".join(lines))
+
+
+def _require_place(source: Path, target: Path, force: bool) -> None:
+    name = display_safe(str(target))
+    if target.is_dir():
+        raise UserError(f"{name} is a folder; give the name of a file to write.")
+    if target.exists() and target.samefile(source):
+        raise UserError("A model cannot be converted onto itself; give another name.")
+    if target.exists() and not force:
+        raise UserError(f"There is a file {name} already; give another name, or replace it with --force.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        folder, reason = display_safe(str(target.parent)), error.strerror or str(error)
+        raise UserError(f"The folder {folder} cannot be made ({reason}); choose another place.") from error
 
 
 def _repack(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from nanochat_tui.errors import display_safe
 from nanochat_tui.formats.atomic import atomic_write
-from nanochat_tui.formats.errors import FormatError
+from nanochat_tui.formats.errors import FormatError, WriteError
 from nanochat_tui.formats.gguf_header import (
     MAGIC,
     MAX_DIMS,
@@ -118,7 +120,8 @@ def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, GGUFValue], 
 
     `general.alignment` in the metadata is obeyed. Every tensor, the last too, is padded to the alignment, as
     mainline's reader expects.
-    Raises FormatError if `read_gguf` would not read it back as given; WriteError if the system refuses.
+    Raises FormatError if `read_gguf` would not read it back as given; WriteError if the disk has no room for it or
+    the system refuses.
     """
     contents = _checked(tensors)
     try:
@@ -142,6 +145,7 @@ def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, GGUFValue], 
         offset += -(-_nbytes(tensor) // alignment) * alignment
     _check_types_survive(contents, raws, offset, alignment)
     start = b"".join(head)
+    _require_room(path, len(start) + offset)
     with atomic_write(path) as handle:
         handle.write(start + bytes(-len(start) % alignment))
         for tensor in contents:
@@ -155,6 +159,19 @@ def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, GGUFValue], 
                     f"not {expected - left}"
                 )
             handle.write(bytes(-expected % alignment))
+
+
+def _require_room(path: str | os.PathLike[str], nbytes: int) -> None:
+    """Raise WriteError if the disk has less room than a file takes: better now than after minutes of writing."""
+    try:
+        disk = shutil.disk_usage(Path(path).resolve().parent)
+    except OSError:
+        return  # opening the file says what is wrong
+    if disk.total and disk.free < nbytes:  # /proc and its like have no size at all
+        raise WriteError(
+            f"{display_safe(str(path))} would take {nbytes / 1e9:.2f} GB, and its disk has {disk.free / 1e9:.2f} GB "
+            "left; make room or choose another folder"
+        )
 
 
 def _check_types_survive(contents: Sequence[AnyTensor], raws: Sequence[RawInfo], size: int, alignment: int) -> None:

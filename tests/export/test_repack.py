@@ -168,11 +168,18 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["types"] == {"Q2_0_g128": 14}
     for words, message in [
         ([str(path), str(path)], "onto itself"),
+        ([str(path), str(path), "--force"], "onto itself"),
+        ([str(path), str(tmp_path)], "is a folder"),
+        ([str(path), str(path / "x.gguf")], "cannot be made"),
+        ([str(path), str(tmp_path / "p.gguf")], "already; give another name, or replace it with --force"),
         ([str(tmp_path / "none.gguf"), "x.gguf"], "no file"),
         ([str(path), str(tmp_path / "x.gguf"), "--tokenizer", str(path)], "leave them out"),
     ]:
         with pytest.raises(UserError, match=message):
             dispatch(["convert", *words])
+    assert dispatch(["convert", str(path), str(tmp_path / "p.gguf"), "--force"]) == 0
+    with read_gguf(tmp_path / "p.gguf") as file:
+        assert file.tensors["blk.0.attn_q.weight"].type.name == "Q2_0"
     write_gguf(tmp_path / "f.gguf", {}, [TensorData("w", (32,), TENSOR_TYPES["F32"], np.zeros(128, np.uint8))])
     with pytest.raises(UserError, match="no ternary tensors"):
         dispatch(["convert", str(tmp_path / "f.gguf"), str(tmp_path / "x.gguf")])

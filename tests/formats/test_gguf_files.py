@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nanochat_tui.formats.errors import FormatError, WriteError
-from nanochat_tui.formats.gguf import GGUFFile, GGUFValue, TensorData, ValueType, read_gguf, write_gguf
+from nanochat_tui.formats.gguf import GGUFFile, GGUFValue, TensorData, TensorSource, ValueType, read_gguf, write_gguf
 from nanochat_tui.formats.gguf_values import FIXED
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES, type_by_id
 
@@ -38,6 +38,16 @@ def test_every_type_and_value_survives(tmp_path: Path) -> None:
             with np.errstate(all="ignore"):
                 expected = tensor.type.decode(blocks, file.tail(tensor.name)).reshape(tensor.shape)
                 np.testing.assert_array_equal(file.array(tensor.name), expected)
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    def chunks() -> list[np.ndarray]:
+        raise AssertionError("nothing should be made")
+
+    huge = TensorSource("w", (1 << 32, 1 << 24), TENSOR_TYPES["F16"], chunks)
+    with pytest.raises(WriteError, match=r"would take 144115188\.08 GB, and its disk has .* GB left; make room"):
+        write_gguf(tmp_path / "a.gguf", {}, [huge])
+    assert not list(tmp_path.iterdir())
 
 
 def test_bytes_are_those_of_the_format(tmp_path: Path) -> None:
