@@ -33,21 +33,25 @@ def inspect(
         _compare(path, find_model(str(compare)), json)
         return
 
-    from nanochat_tui.inspection import inspect_file, open_whole, ternary_statistics
+    from nanochat_tui.inspection import inspect_file, open_whole, ternary_statistics, ternary_tensors
+    from nanochat_tui.inspection.ternary_stats import sample
     from nanochat_tui.inspection.text import summary_lines, ternary_lines
 
     summary = inspect_file(path, mhc, tokenizer)
-    statistics = None
-    if ternary and summary.is_gguf:
+    statistics, some = None, None
+    if summary.is_gguf and (ternary or not json):
         with open_whole(path) as file:
-            statistics = ternary_statistics(file)
+            if ternary:
+                statistics = ternary_statistics(file)
+            else:
+                some = ternary_statistics(file, sample(file)), len(ternary_tensors(file))
     if json:
         found = summary.to_json()
         if statistics is not None:
             found["ternary"] = [part.to_json() for part in statistics]
         typer.echo(json_module.dumps(found, indent=2))
     else:
-        lines = summary_lines(summary, metadata=metadata)
+        lines = summary_lines(summary, metadata=metadata, trits=some)
         if statistics is not None:
             lines += ["", *ternary_lines(statistics)]
         typer.echo("\n".join(lines))

@@ -17,6 +17,8 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """Points of a scale distribution that are reported, from the smallest scale to the largest."""
 SCALE_BINS = 32
 ZERO_BINS = 32
+SAMPLE_BYTES = 1 << 26
+"""What is read of a file to say how its trits are distributed, without being asked for all of them."""
 LISTED_ROWS = 8
 """Dead rows that are named, of all that are counted."""
 
@@ -113,6 +115,16 @@ def ternary_statistics(
             progress(name)
         found.append(tensor_statistics(file, name, tick))
     return found
+
+
+def sample(file: GGUFFile, nbytes: int = SAMPLE_BYTES) -> list[str]:
+    """Return names of ternary tensors that together take at most `nbytes`, in the order of the file."""
+    names = []
+    for name in ternary_tensors(file):
+        if file.tensor(name).nbytes <= nbytes:
+            nbytes -= file.tensor(name).nbytes
+            names.append(name)
+    return names
 
 
 def total(parts: Iterable[TernaryStatistics]) -> TernaryStatistics:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nanochat_tui.errors import display_safe
 from nanochat_tui.inspection.comparison import Comparison, Status, TensorChange
 from nanochat_tui.inspection.mhc_report import MhcInspection
@@ -12,8 +14,13 @@ from nanochat_tui.model.architectures.description import Architecture
 _MIB = 1 << 20
 
 
-def summary_lines(summary: Summary, metadata: bool = False) -> list[str]:
-    """Return what a file is, for people; `metadata` adds every key of the file."""
+def summary_lines(
+    summary: Summary, metadata: bool = False, trits: tuple[Sequence[TernaryStatistics], int] | None = None
+) -> list[str]:
+    """Return what a file is, for people.
+
+    metadata: whether every key of the file is added. trits: statistics of some ternary tensors, and how many there are.
+    """
     lines = [
         _row("file", display_safe(str(summary.path)) if summary.path else "(bytes)"),
         _row("size", f"{summary.bytes:,} bytes ({summary.bytes / _MIB:.1f} MiB), GGUF version {summary.version}"),
@@ -29,6 +36,8 @@ def summary_lines(summary: Summary, metadata: bool = False) -> list[str]:
     for index, (name, use) in enumerate(summary.types.items()):
         held = f"{use.tensors} tensors, {use.parameters:,} weights, {use.bytes:,} bytes ({use.bytes / data:.0%})"
         lines.append(_row("" if index else "types", f"{display_safe(name)}: {held}"))
+    if trits is not None and trits[0]:
+        lines.append(_row("trits", trits_line(*trits)))
     if summary.shape is not None:
         lines.append(_row("shape", shape_line(summary.shape)))
     if summary.context_length is not None:
@@ -70,6 +79,18 @@ def shape_line(shape: Architecture) -> str:
         parts.append(f"feed-forward {ffn.hidden}" + (f" ({ffn.used} of {ffn.experts} experts)" if ffn.experts else ""))
     parts.append("tied head" if shape.tied else "own head")
     return ", ".join(parts)
+
+
+def trits_line(parts: Sequence[TernaryStatistics], of: int) -> str:
+    """Return how the trits of some tensors are distributed, in a line; `of`: how many ternary tensors there are."""
+    found = total(parts)
+    minus, zero, plus, two = found.shares
+    values = f"-1 {minus:.1%}, 0 {zero:.1%}, +1 {plus:.1%}" + (f", +2 {two:.1%}" if two else "")
+    of_what = f"all {of}" if len(parts) == of else f"{len(parts)} of {of}"
+    return (
+        f"{values}; {found.entropy:.3f} bits of information each, {found.dead_rows} dead rows, in {of_what} ternary "
+        "tensors (more with --ternary)"
+    )
 
 
 def mhc_lines(found: MhcInspection) -> list[str]:

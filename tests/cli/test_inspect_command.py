@@ -39,6 +39,8 @@ def test_text_says_the_same_and_more_on_request(model: Path, capsys: pytest.Capt
     plain = capsys.readouterr().out
     assert f"{TINY.parameters:,}" in plain
     assert "verified" in plain
+    trits = next(line for line in plain.splitlines() if line.startswith("trits "))
+    assert f"in all {7 * TINY.n_layers} ternary tensors" in trits and "+2" not in trits
     assert run(dispatch, ["inspect", str(model), "--metadata", "--ternary"]) == 0
     more = capsys.readouterr().out
     assert "nanochat.block_count" in more

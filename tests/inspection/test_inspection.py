@@ -23,8 +23,8 @@ from nanochat_tui.formats.gguf import (
 from nanochat_tui.formats.mhc import HEADER, MAGIC, write_mhc
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES, encode_ternary_matrix
 from nanochat_tui.inspection import inspect_file, ternary_statistics, ternary_tensors
-from nanochat_tui.inspection.ternary_stats import total
-from nanochat_tui.inspection.text import mhc_lines, summary_lines, ternary_lines
+from nanochat_tui.inspection.ternary_stats import sample, total
+from nanochat_tui.inspection.text import mhc_lines, summary_lines, ternary_lines, trits_line
 
 
 @pytest.mark.parametrize("n_streams", [1, 2, 4])
@@ -198,6 +198,18 @@ def test_ternary_statistics_by_counting(tmp_path: Path, name: str) -> None:
     assert total([found, found]).weights == 2 * trits.size
     assert "w" in "\n".join(ternary_lines([found]))
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_sample_takes_what_is_small_enough(tmp_path: Path) -> None:
+    kind = TENSOR_TYPES["Q2_0"]
+    tensors = [
+        TensorData(name, (rows, 64), kind, np.full((rows, 18), 0xAA, np.uint8)) for name, rows in (("a", 9), ("b", 3))
+    ]
+    write_gguf(tmp_path / "m.gguf", {}, tensors)
+    with read_gguf(tmp_path / "m.gguf") as file:
+        assert [sample(file, nbytes) for nbytes in (11 * 18, 12 * 18, 10)] == [["a"], ["a", "b"], []]
+        line = trits_line(ternary_statistics(file, ["b"]), 2)
+    assert line.startswith("-1 0.0%, 0 0.0%, +1 100.0%; 0.000 bits") and "1 of 2 ternary tensors" in line
 
 
 def test_the_fourth_code_and_bad_scales_are_counted(tmp_path: Path) -> None:
