@@ -30,6 +30,20 @@ def peer_version() -> str:
         ) from None
 
 
+def _head_width(api: Any, model: Any) -> int:
+    """Return the components of one key head: what the file says, or the width divided by the heads."""
+
+    def said(key: str) -> str:
+        text = ctypes.create_string_buffer(128)
+        found = api.llama_model_meta_val_str(model, key.encode(), text, len(text))
+        return text.value.decode(errors="replace") if found > 0 else ""
+
+    width = said(said("general.architecture") + ".attention.key_length")
+    if width.isdigit():
+        return int(width)
+    return int(api.llama_model_n_embd(model)) // max(1, int(api.llama_model_n_head(model)))
+
+
 class PeerRunner:
     """A model in llama.cpp; see `measurement_worker.Runner`."""
 
@@ -69,7 +83,7 @@ class PeerRunner:
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.bytes_per_token = int(llama_cpp.llama_model_size(model))
         heads = llama_cpp.llama_model_n_head_kv(model)
-        width = llama_cpp.llama_model_n_embd(model) // max(1, llama_cpp.llama_model_n_head(model))
+        width = _head_width(llama_cpp, model)
         self.kv_bytes = 2 * 2 * llama_cpp.llama_model_n_layer(model) * heads * width
         self._held: list[int] = []
 
