@@ -57,12 +57,15 @@ class Shape:
     theta: float = 1e6
     eps: float = 1e-6
     tied: bool = True
+    experts: int = 0
+    used: int = 0
+    """Experts of `hidden` units, and how many of them a token takes; 0 for a plain feed-forward part."""
 
     @property
     def metadata(self) -> dict[str, GGUFValue]:
         """The keys that describe it, under llama.cpp's names."""
         name = self.architecture
-        return {
+        return self._experts_metadata | {
             "general.architecture": string(name),
             f"{name}.block_count": u32(self.layers),
             f"{name}.context_length": u32(self.context),
@@ -74,8 +77,23 @@ class Shape:
             f"{name}.attention.value_length": u32(self.head_dim),
             f"{name}.attention.layer_norm_rms_epsilon": f32(self.eps),
             f"{name}.rope.freq_base": f32(self.theta),
-            f"{name}.rope.dimension_count": u32(self.head_dim),
+            f"{name}.rope.dimension_count": u32(self.head_dim // 2 if self.experts else self.head_dim),
             f"{name}.vocab_size": u32(self.vocab),
+        }
+
+    @property
+    def _experts_metadata(self) -> dict[str, GGUFValue]:
+        """What Maple has beside the usual keys: experts, and a window in three layers of four."""
+        name = self.architecture
+        if not self.experts:
+            return {}
+        return {
+            f"{name}.expert_count": u32(self.experts),
+            f"{name}.expert_used_count": u32(self.used),
+            f"{name}.expert_feed_forward_length": u32(self.hidden),
+            f"{name}.attention.sliding_window": u32(512),
+            f"{name}.attention.sliding_window_pattern": array(np.arange(1, self.layers + 1) % 4 != 0),
+            f"{name}.swiglu_clamp_exp": array(np.full(self.layers, 7.0, np.float32)),
         }
 
 
@@ -87,6 +105,9 @@ SHAPES = {
     "bonsai-1.7b": Shape("qwen3", 28, 2048, 16, 8, 128, 6144, 151_669, "Q2_0", "Q2_0", 4096),
     "bonsai-4b": Shape("qwen3", 36, 2560, 32, 8, 128, 9728, 151_669, "Q2_0", "Q2_0", 4096),
     "bonsai-8b": Shape("qwen3", 36, 4096, 32, 8, 128, 12_288, 151_669, "Q2_0", "Q2_0", 4096, tied=False),
+    "maple": Shape(
+        "maple", 24, 2048, 16, 4, 128, 512, 151_936, "TQ2_0", "Q4_K", 4096, 1e4, tied=False, experts=256, used=8
+    ),
 }
 """Published shapes by name; d20-llama is d20 without mHC, as llama.cpp can run it."""
 
@@ -120,12 +141,15 @@ def tokenizer_metadata(vocab: int) -> dict[str, GGUFValue]:
 
 def tensors(shape: Shape, rng: np.random.Generator) -> Iterator[TensorData | TensorSource]:
     """Yield the tensors of a model in the order of the forward pass."""
-    q, kv, sub_norms = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.architecture == "bitnet"
+    q, kv, sub_norms = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, "bitnet" in shape.architecture
     norm = partial(_norm, rng)
     table = partial(_random, rng, kind=shape.table, size=1.0 / np.sqrt(shape.dim))
 
     def matrix(name: str, rows: int, columns: int) -> TensorSource:
         return _random(rng, name, (rows, columns), shape.ternary, 1.2 / np.sqrt(columns))
+
+    def experts(name: str, rows: int, columns: int) -> TensorSource:
+        return _random(rng, name, (shape.experts, rows, columns), shape.ternary, 1.2 / np.sqrt(columns))
 
     yield table("token_embd.weight", (shape.vocab, shape.dim))
     yield norm("output_norm.weight", shape.dim)
@@ -138,13 +162,20 @@ def tensors(shape: Shape, rng: np.random.Generator) -> Iterator[TensorData | Ten
         yield matrix(f"{b}attn_k.weight", kv, shape.dim)
         yield matrix(f"{b}attn_v.weight", kv, shape.dim)
         yield matrix(f"{b}attn_output.weight", shape.dim, q)
-        if shape.architecture == "qwen3":
+        if shape.architecture in ("qwen3", "maple"):
             yield norm(f"{b}attn_q_norm.weight", shape.head_dim)
             yield norm(f"{b}attn_k_norm.weight", shape.head_dim)
         yield norm(f"{b}ffn_norm.weight", shape.dim)
-        yield matrix(f"{b}ffn_gate.weight", shape.hidden, shape.dim)
-        yield matrix(f"{b}ffn_up.weight", shape.hidden, shape.dim)
-        yield matrix(f"{b}ffn_down.weight", shape.dim, shape.hidden)
+        if shape.experts:
+            router = rng.normal(0.0, 1.0 / np.sqrt(shape.dim), (shape.experts, shape.dim)).astype(np.float32)
+            yield tensor_from_array(f"{b}ffn_gate_inp.weight", router, TENSOR_TYPES["F32"])
+            yield experts(f"{b}ffn_gate_exps.weight", shape.hidden, shape.dim)
+            yield experts(f"{b}ffn_up_exps.weight", shape.hidden, shape.dim)
+            yield experts(f"{b}ffn_down_exps.weight", shape.dim, shape.hidden)
+        else:
+            yield matrix(f"{b}ffn_gate.weight", shape.hidden, shape.dim)
+            yield matrix(f"{b}ffn_up.weight", shape.hidden, shape.dim)
+            yield matrix(f"{b}ffn_down.weight", shape.dim, shape.hidden)
         if sub_norms:
             yield norm(f"{b}attn_sub_norm.weight", q)
             yield norm(f"{b}ffn_sub_norm.weight", shape.hidden)

@@ -23,7 +23,8 @@ def small(name: str, **changes: object) -> Shape:
     shape = SHAPES[name]
     if shape.architecture == "nanochat":
         return replace(shape, vocab=512)
-    return replace(shape, **SMALL, **changes)
+    few = {"experts": 8, "used": 2} if shape.experts else {}
+    return replace(shape, **SMALL | few, **changes)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -56,19 +57,27 @@ def test_any_types(kind: str, table: str, tmp_path: Path) -> None:
 
 def test_the_published_sizes() -> None:
     """Weights of the shapes by counting, against what is known of the models."""
-    for name, low, high in [("bonsai-1.7b", 1.71e9, 1.73e9), ("bonsai-4b", 4.0e9, 4.1e9), ("bonsai-8b", 8.1e9, 8.3e9)]:
+    for name, low, high in [
+        ("bonsai-1.7b", 1.71e9, 1.73e9),
+        ("bonsai-4b", 4.0e9, 4.1e9),
+        ("bonsai-8b", 8.1e9, 8.3e9),
+        ("maple", 20.1e9, 20.3e9),
+    ]:
         s = SHAPES[name]
         q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-        layer = s.dim * (2 * q + 2 * kv) + 3 * s.dim * s.hidden
+        layer = s.dim * (2 * q + 2 * kv) + 3 * s.dim * s.hidden * max(1, s.experts)
         assert low < s.layers * layer + s.vocab * s.dim * (1 if s.tied else 2) < high
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("name", ["d20-llama", "2b4t", "bonsai-1.7b", "bonsai-8b"])
+@pytest.mark.parametrize("name", ["d20-llama", "2b4t", "bonsai-1.7b", "bonsai-8b", "maple"])
 def test_llama_cpp_loads_them(name: str, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     from nanochat_tui.cli.measurement_peer import PeerRunner
 
-    logits = PeerRunner(write_model(tmp_path / "m.gguf", small(name)), 1, 64).logits([3, 300, 5])
+    shape = small(name)
+    runner = PeerRunner(write_model(tmp_path / "m.gguf", shape), 1, 64)
+    assert runner.kv_bytes == 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim
+    logits = runner.logits([3, 300, 5])
     assert logits.shape == (3, 512)
     assert 0.1 < float(logits.std()) < 10
