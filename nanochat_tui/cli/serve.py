@@ -63,6 +63,7 @@ def serve(
         aliases=tuple(alias or ()),
         api_keys=keys,
         cors_origins=tuple(cors_origin or ()),
+        loopback=host in LOOPBACK,
         max_sequences=parallel,
         max_waiting=queue,
         limits=Limits(

@@ -25,6 +25,8 @@ from nanochat_tui.version import __version__
 Kind = Literal["chat.completion", "text_completion"]
 DONE = b"data: [DONE]\n\n"
 PING = b": still working\n\n"
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""Line ends for Unicode though not for server-sent events; clients that split lines with Unicode's rules exist."""
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """No proxy may keep a stream back (the second is nginx's name for that)."""
 
@@ -98,7 +100,8 @@ def fingerprint(kernel: str) -> str:
 
 def event(row: dict[str, Any]) -> bytes:
     """Return a server-sent event."""
-    return b"data: " + json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    return b"data: " + text.translate(LINE_ENDS).encode() + b"\n\n"
 
 
 async def respond(request: Request, service: Service, answer: Answer, *, stream: bool, arrived: float) -> Response:

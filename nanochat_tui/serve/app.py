@@ -48,7 +48,7 @@ def create_app(service: Service) -> FastAPI:
     install_handlers(app)
     # the last one added is the outermost
     app.add_middleware(Bodies, settings=settings)
-    app.add_middleware(Gate, keys=settings.api_keys, origins=settings.cors_origins)
+    app.add_middleware(Gate, keys=settings.api_keys, origins=settings.cors_origins, loopback=settings.loopback)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

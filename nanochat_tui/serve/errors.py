@@ -96,6 +96,8 @@ def from_validation(problems: Sequence[Any]) -> ApiError:
     if kind == "json_invalid":
         reason = display_safe(str((first.get("ctx") or {}).get("error", message)))
         return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
+    if kind == "missing" and not place:
+        return ApiError(400, "the body is empty; send a JSON object", code="invalid_json")
     if kind == "unsupported_parameter":
         name = str((first.get("ctx") or {}).get("name", ""))
         return ApiError(400, message, param=name, code=kind)
@@ -121,8 +123,11 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        known = {404: "there is no such route", 405: "the route does not take this method"}
-        message = known.get(error.status_code, "the request cannot be read")
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        known = {
+            400: ("the body is not valid JSON in UTF-8", "invalid_json"),
+            404: ("there is no such route", "not_found"),
+            405: ("the route does not take this method", "method_not_allowed"),
+        }
+        message, code = known.get(error.status_code, ("the request cannot be read", None))
         headers = dict(error.headers) if error.headers else None
         return ApiError(error.status_code, message, code=code).response(headers)

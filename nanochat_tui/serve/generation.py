@@ -78,6 +78,8 @@ class Replies:
         metrics.prompt_tokens.inc(stream.prompt_tokens)
         metrics.cache_queries.inc(stream.prompt_tokens)
         metrics.cache_hits.inc(ended.stats.reused_tokens)
+        metrics.drafted.inc(ended.stats.drafted_tokens)
+        metrics.accepted.inc(ended.stats.accepted_tokens)
         metrics.prompt_sizes.observe(stream.prompt_tokens)
         metrics.reply_sizes.observe(count)
         metrics.whole.observe(time.monotonic() - self._arrived)
@@ -98,13 +100,25 @@ class Replies:
 
     async def next(self, timeout: float | None = None) -> list[Item]:
         """Wait for the next items; an empty list after `timeout` seconds without one."""
+        late = False
+
+        def ring() -> None:
+            nonlocal late
+            late = True
+            self._woken.set()
+
+        # asyncio.wait_for makes a task each time, and this is called for every token
+        timer = None if timeout is None else self._loop.call_later(timeout, ring)
+        lot: list[Item] = []
         try:
-            await asyncio.wait_for(self._woken.wait(), timeout)
-        except TimeoutError:
-            return []
-        self._woken.clear()
-        with self._lock:
-            lot, self._items = self._items, []
+            while not lot and not late:
+                await self._woken.wait()
+                self._woken.clear()
+                with self._lock:
+                    lot, self._items = self._items, []
+        finally:
+            if timer is not None:
+                timer.cancel()
         self.open -= sum(isinstance(item, Ended) for _, item in lot)
         return lot
 
@@ -125,6 +139,8 @@ class Replies:
             return from_user_error(ended.error)
         if ended.error is not None:
             return internal_error()
+        if ended.reason == "cancelled" and self._gone:  # read by nobody, but counted: it is not a failure of ours
+            return ApiError(499, "the client has left", code="client_closed_request")
         if ended.reason == "cancelled":
             return unavailable("the server is being stopped; the reply is not complete", "stopping")
         return None

@@ -6,6 +6,7 @@ prefix. All times are seconds; counters end in `_total`.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from nanochat_tui.engine.batching import BatcherStats
@@ -42,11 +43,13 @@ Snapshot = Callable[[], BatcherStats | None]
 class Metrics:
     """The counters of one server; `snapshot` tells what the engine is doing, None before it is loaded."""
 
-    content_type = CONTENT_TYPE_LATEST
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+    """The oldest version, which every scraper reads; newer ones differ in names that we do not have."""
 
     def __init__(self, model_name: str, snapshot: Snapshot = lambda: None) -> None:
         self.registry = CollectorRegistry()
         self._recent: deque[tuple[float, int]] = deque()
+        self._lock = threading.Lock()
         model, names = {"model_name": model_name}, ("model_name",)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -65,6 +68,8 @@ class Metrics:
         self.generation_tokens = counter("generation_tokens", "Tokens generated.").labels(**model)
         self.cache_queries = counter("prefix_cache_queries", "Prompt tokens looked up.").labels(**model)
         self.cache_hits = counter("prefix_cache_hits", "Prompt tokens found in the cache.").labels(**model)
+        self.drafted = counter("spec_decode_num_draft_tokens", "Tokens guessed ahead.").labels(**model)
+        self.accepted = counter("spec_decode_num_accepted_tokens", "Guesses that were right.").labels(**model)
         self.first = histogram("time_to_first_token_seconds", "From a request's arrival to its first token.", _FIRST)
         self.between = histogram("inter_token_latency_seconds", "Between two tokens of a reply.", _BETWEEN)
         self.whole = histogram("e2e_request_latency_seconds", "From a request's arrival to its end.", _WHOLE)
@@ -88,15 +93,17 @@ class Metrics:
     def generated(self, count: int) -> None:
         """Count tokens as they arrive."""
         self.generation_tokens.inc(count)
-        now = time.monotonic()
-        self._recent.append((now, count))
-        while self._recent and self._recent[0][0] < now - RATE_WINDOW:
-            self._recent.popleft()
+        with self._lock:  # each reply is counted by a thread of its own
+            now = time.monotonic()
+            self._recent.append((now, count))
+            while self._recent[0][0] < now - RATE_WINDOW:
+                self._recent.popleft()
 
     def rate(self) -> float:
         """Tokens per second of all replies together, over the last seconds."""
         since = time.monotonic() - RATE_WINDOW
-        return sum(count for at, count in list(self._recent) if at >= since) / RATE_WINDOW
+        with self._lock:
+            return sum(count for at, count in self._recent if at >= since) / RATE_WINDOW
 
     def exposition(self) -> bytes:
         """All metrics as text."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -27,6 +28,17 @@ QUIET_PATHS = ("/health", "/metrics")
 """Routes that machines ask for all the time; only refusals are worth a line."""
 
 
+def unambiguous(host: str) -> bool:
+    """Return whether no name server decides where a host is: an address (without brackets), or localhost."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 class Answers:
     """Logs and counts every answer, adds the safe headers, and answers in place of a route that raised."""
 
@@ -40,6 +52,8 @@ class Answers:
             return
         began = time.monotonic()
         status = 0
+        # every resource that can be got can be asked for its head; the protocol below leaves the body out
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -51,16 +65,15 @@ class Answers:
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(inner, receive, noting)
         except Exception as error:
             self._log(f"error: {scope['method']} {display_safe(scope['path'])}: {type(error).__name__}: {error}")
             if not status:
                 await internal_error().response()(scope, receive, noting)
         finally:
-            self._note(scope, status, time.monotonic() - began)
+            self._note(scope, getattr(inner.get("route"), "path", "other"), status, time.monotonic() - began)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "other")
+    def _note(self, scope: Scope, route: str, status: int, seconds: float) -> None:
         known = scope["method"] in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
         self._metrics.answered(route, scope["method"] if known else "other", status)
         path = scope["path"]
@@ -74,10 +87,12 @@ class Answers:
 class Gate:
     """Keeps out requests without a key, and pages of other sites that use a visitor's browser to reach this server."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], origins: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], origins: Sequence[str], loopback: bool) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
         self._origins = frozenset(origins)
+        # whoever has a key is known; and a server of the network has names that only its owner knows
+        self._own_names_only = loopback and not keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -98,7 +113,8 @@ class Gate:
             page, own = urlsplit(origin).hostname, urlsplit(f"//{headers.get('host', '')}").hostname
         except ValueError:
             page, own = None, None
-        if page is not None and page == own:
+        # a stranger's name can be made to lead to this machine (DNS rebinding), and its page would seem to be ours
+        if page is not None and page == own and (unambiguous(page) or not self._own_names_only):
             return None
         return ApiError(
             403,
@@ -144,6 +160,11 @@ class Bodies:
             text = f"{self._in_hand} requests are being worked on; try again in a moment"
             error = ApiError(429, text, kind="rate_limit_error", code="too_many_requests", retry_after=2)
             await error.response()(scope, receive, send)
+            return
+        coding = Headers(scope=scope).get("content-encoding", "identity")
+        if coding != "identity":
+            text = f"bodies are taken as they are, not compressed ({display_safe(coding)})"
+            await ApiError(415, text, code="unsupported_encoding").response()(scope, receive, send)
             return
         self._in_hand += 1
         try:

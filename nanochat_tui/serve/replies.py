@@ -30,11 +30,14 @@ class ChatLogprobs(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Probabilities of a text completion, in parallel lists; `text_offset` counts characters of the choice's text."""
+    """Probabilities of a text completion, in parallel lists; `text_offset` counts characters of the choice's text.
+
+    `top_logprobs` has the alternatives that were asked for, and the chosen token even if it is none of them.
+    """
 
     tokens: list[str]
     token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    top_logprobs: list[dict[str, float]]
     text_offset: list[int]
 
 

@@ -137,7 +137,6 @@ def completion_router(service: Service) -> APIRouter:
                 place * n + i,
                 _echo(model, prompt) if body.echo else "",
                 _spelling(model, body.logprobs is not None, ids),
-                body.logprobs or 0,
             )
             for place, (prompt, ids) in enumerate(zip(body.prompts, prompts, strict=True))
             for i in range(n)

@@ -19,7 +19,7 @@ def other_router(service: Service, page: Page) -> APIRouter:
     """Return the routes."""
     router = APIRouter()
 
-    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @router.get("/", include_in_schema=False)
     async def index() -> Response:
         return Response(page.body, media_type="text/html; charset=utf-8", headers=page.headers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import signal
 import socket
@@ -17,12 +18,35 @@ from nanochat_tui.serve.app import create_app
 from nanochat_tui.serve.loading import Loader
 from nanochat_tui.serve.protocol import protocol
 from nanochat_tui.serve.service import Service
-from nanochat_tui.serve.settings import Settings
+from nanochat_tui.serve.settings import Log, Settings
 
 BACKLOG = 2048
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LAST_SECONDS = 3
 """After replies were cut, the time they have to say so."""
+
+
+class _Errors(logging.Handler):
+    """Hands uvicorn's and asyncio's errors to the server's own log, a line each.
+
+    Their warnings are dropped: any client can cause them by the thousand, and they advise to install packages.
+    """
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.ERROR)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        what = f" ({type(error).__name__}: {error})" if error else ""
+        self._log(f"error: {record.getMessage().strip()}{what}")
+
+
+def collect_errors(log: Log) -> None:
+    """Let the libraries below the application write to `log` and nowhere else."""
+    for name in ("uvicorn", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [_Errors(log)], False
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -97,6 +121,7 @@ def run(load: Loader, settings: Settings, host: str, port: int, opened: Callable
     """
     listening = bind(host, port)
     allow_many_connections()
+    collect_errors(settings.log)
     failed: list[str] = []
 
     def give_up(reason: str) -> None:

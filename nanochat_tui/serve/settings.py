@@ -41,6 +41,8 @@ class Settings:
     """Accepted keys; with none, everybody who can connect is served."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may use the server, besides its own page."""
+    loopback: bool = True
+    """Whether only programs of this machine can connect."""
     max_sequences: int = 8
     max_waiting: int = 64
     limits: Limits = field(default_factory=Limits)

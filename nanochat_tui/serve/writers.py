@@ -94,17 +94,14 @@ class ChatWriter:
 class TextWriter:
     """A continuation of a text; `echo` is the prompt when the reply is to begin with it."""
 
-    def __init__(self, index: int, echo: str, spelling: Spelling | None, alternatives: int) -> None:
+    def __init__(self, index: int, echo: str, spelling: Spelling | None) -> None:
         self.tokens = 0
         self._index = index
         self._spelling = spelling
-        self._alternatives = alternatives
         self._echo = echo
         self._text: list[str] = []
         self._offset = len(echo)
-        self._all = CompletionLogprobs(
-            tokens=[], token_logprobs=[], top_logprobs=[] if alternatives else None, text_offset=[]
-        )
+        self._all = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
 
     def _choice(self, text: str, logprobs: CompletionLogprobs | None = None) -> dict[str, Any]:
         shown = logprobs.model_dump() if logprobs else None
@@ -128,9 +125,7 @@ class TextWriter:
         new = CompletionLogprobs(
             tokens=[legacy_name(entry) for entry in entries],
             token_logprobs=[entry.logprob for entry in entries],
-            top_logprobs=[{legacy_name(o): o.logprob for o in entry.top_logprobs} for entry in entries]
-            if self._alternatives
-            else None,
+            top_logprobs=[{legacy_name(o): o.logprob for o in (*entry.top_logprobs, entry)} for entry in entries],
             text_offset=[],
         )
         for entry in entries:
@@ -140,8 +135,7 @@ class TextWriter:
         whole.tokens += new.tokens
         whole.token_logprobs += new.token_logprobs
         whole.text_offset += new.text_offset
-        if whole.top_logprobs is not None and new.top_logprobs is not None:
-            whole.top_logprobs += new.top_logprobs
+        whole.top_logprobs += new.top_logprobs
         return new
 
     def closing(self, reason: FinishReason) -> list[dict[str, Any]]:

@@ -68,8 +68,18 @@ def test_the_seeds_command_serves_the_shipped_model() -> None:
         body = {"prompt": "fn main() {", "max_tokens": 20, "temperature": 0}
         answer = httpx.post(url + "/v1/completions", json=body, headers=key, timeout=60).json()
         assert answer["model"] == "d20-rust" and "    " in answer["choices"][0]["text"]
+        host, port = url.removeprefix("http://").split(":")
+        for nonsense in (
+            b"nonsense\r\n\r\n",
+            b"GET /health HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+        ):
+            with socket.create_connection((host, int(port)), timeout=20) as connection:
+                connection.sendall(nonsense + b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                while connection.recv(65_536):
+                    pass
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+    assert not any("Invalid HTTP" in line or "pip install" in line for line in lines)  # anybody could fill the log
     assert any("POST /v1/completions 200" in line for line in lines)
     assert not any("from-the-environment" in line for line in lines)
 

@@ -76,6 +76,16 @@ def test_malformed_bodies_are_bad_requests(base: Running, body: bytes) -> None:
     assert _answers(base)
 
 
+def test_what_cannot_be_read_is_told_how_it_should_be(base: Running) -> None:
+    for content, headers, status, words in (
+        (b"", {}, 400, "the body is empty"),
+        (b'{"prompt": "\xff"}', {}, 400, "not valid JSON in UTF-8"),
+        (b"\x1f\x8b\x08\x00", {"content-encoding": "gzip"}, 415, "not compressed (gzip)"),
+    ):
+        answer = httpx.post(base.url + "/v1/completions", content=content, headers=headers)
+        assert answer.status_code == status and words in answer.json()["error"]["message"]
+
+
 def test_a_form_as_curl_sends_it_is_read_as_json(base: Running) -> None:
     content = json.dumps({"prompt": PROMPT, "max_tokens": 1})
     answer = httpx.post(

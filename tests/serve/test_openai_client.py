@@ -88,9 +88,18 @@ def test_log_probabilities_of_a_completion(base: Running) -> None:
     for token, logprob, top in zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
         assert len(top) == 3 and top[token] == pytest.approx(logprob)
     assert logprobs.text_offset[0] == 0 and logprobs.text_offset == sorted(logprobs.text_offset)
-    chosen_only = client.completions.create(**settings, logprobs=0)
-    assert chosen_only.choices[0].logprobs.top_logprobs is None
-    assert chosen_only.choices[0].logprobs.tokens == logprobs.tokens
+    chosen_only = client.completions.create(**settings, logprobs=0).choices[0].logprobs
+    assert chosen_only.tokens == logprobs.tokens
+    assert [list(top) for top in chosen_only.top_logprobs] == [[token] for token in logprobs.tokens]
+
+
+def test_the_chosen_token_is_among_the_probabilities_even_if_unlikely(base: Running) -> None:
+    settings = {"model": "tiny", "prompt": PROMPT, "max_tokens": 20, "temperature": 2.0, "seed": 1}
+    logprobs = base.openai().completions.create(**settings, logprobs=1).choices[0].logprobs
+    for token, logprob, top in zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
+        assert top[token] == pytest.approx(logprob)
+        assert len(top) == (1 if max(top, key=top.__getitem__) == token else 2)
+    assert {len(top) for top in logprobs.top_logprobs} >= {2}
 
 
 def test_a_completion_defaults_to_sixteen_tokens_and_streams(base: Running) -> None:

@@ -22,7 +22,7 @@ from nanochat_tui.serve.spelling import Spelling, legacy_name
 
 def _samples(running: Running) -> dict[str, float]:
     answer = httpx.get(running.url + "/metrics")
-    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(answer.text):
         for sample in family.samples:
@@ -39,7 +39,6 @@ def test_health_is_ok_and_the_page_is_guarded(base: Running) -> None:
     assert "default-src 'none'" in policy and "unsafe" not in policy and policy.count("'sha256-") == 2
     assert page.headers["x-content-type-options"] == "nosniff" and page.headers["x-frame-options"] == "DENY"
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page.text), "the page asks somebody else for something"
-    assert httpx.head(base.url + "/").status_code == 200
 
 
 def test_tokens_there_and_back(base: Running) -> None:
@@ -82,6 +81,8 @@ def test_metrics_count_what_happened(base: Running) -> None:
     assert after["nanochat_num_requests_running"] == after["nanochat_num_requests_waiting"] == 0
     assert after["nanochat_model_load_time_seconds"] > 0 and after["nanochat_tokens_per_second"] > 0
     assert 0 <= after["nanochat_kv_cache_usage_perc"] <= 1
+    guessed, right = (after[f"nanochat_spec_decode_num_{kind}_tokens_total"] for kind in ("draft", "accepted"))
+    assert 0 <= right <= guessed
     assert after["process_resident_memory_bytes"] > 10_000_000
     assert all(after[name] >= value for name, value in before.items() if name.endswith(("_total", "_count")))
 
@@ -97,6 +98,20 @@ def test_wrong_routes_and_methods_get_error_objects(base: Running) -> None:
             assert answer.status_code == status
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
             assert "no" in answer.json()["error"]["message"]
+        options = client.options("/v1/completions")
+        assert options.status_code == 405 and options.headers["allow"] == "POST" and options.json()["error"]
+
+
+def test_what_can_be_got_has_a_head(base: Running) -> None:
+    with base.client() as client:
+        for path in ("/", "/health", "/metrics", "/v1/models", "/v1/models/tiny", "/openapi.json"):
+            whole, head = client.get(path), client.head(path)
+            assert head.status_code == 200 and head.content == b"", path
+            assert head.headers["content-type"] == whole.headers["content-type"]
+            assert int(head.headers["content-length"]) > 0
+        assert client.head("/nowhere").status_code == 404 and client.head("/v1/completions").status_code == 405
+    counted = _samples(base)
+    assert counted["nanochat_http_requests_total{method=HEAD,route=/health,status=200}"] >= 1
 
 
 def test_health_says_loading_and_requests_are_told_to_wait(base_file: Path) -> None:
@@ -172,6 +187,21 @@ def test_other_sites_pages_are_kept_out_unless_allowed(base: Running, base_file:
             headers={"origin": "https://friend.example", "access-control-request-method": "POST"},
         )
         assert preflight.status_code == 200
+
+
+def test_a_name_that_was_made_to_lead_here_is_a_stranger(base: Running, base_file: Path) -> None:
+    def ask(running: Running, host: str) -> int:
+        own = f"{host}:{running.port}"
+        headers = {"host": own, "origin": f"http://{own}", "authorization": "Bearer key"}
+        return httpx.post(
+            running.url + "/v1/completions", json={"prompt": "x", "max_tokens": 1}, headers=headers
+        ).status_code
+
+    assert [ask(base, host) for host in ("localhost", "127.0.0.1", "[::1]", "rebound.example")] == [200, 200, 200, 403]
+    with serving(files(base_file), Settings("tiny", loopback=False)) as running:
+        assert ask(running, "box.home.arpa") == 200
+    with serving(files(base_file), Settings("tiny", api_keys=("key",))) as running:
+        assert ask(running, "behind-a-proxy.example") == 200
 
 
 @pytest.mark.parametrize("prompt", ["", "fn main() {\n", "fn main() {\n    ", "let a ="])

@@ -85,6 +85,16 @@ def test_a_failure_in_the_middle_is_an_event(base_file: Path, monkeypatch) -> No
         wait_for(lambda: running.service.state == "ok")
 
 
+def test_line_ends_of_unicode_do_not_split_an_event(base_file: Path, monkeypatch) -> None:
+    said = "a\u2028b\u2029c\x85d\x0be\x1cf\r\n"
+    with serving(files(base_file)) as running:
+        monkeypatch.setattr(running.service, "submit", lambda *_, **__: Scripted([said]))
+        body = {"prompt": "x", "stream": True}
+        with running.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
+            lines = [line for line in answer.iter_lines() if line.startswith("data: {")]  # by Unicode's rules
+        assert "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines) == said
+
+
 def test_thoughts_go_to_reasoning_content(tmp_path: Path, monkeypatch) -> None:
     path = write_model(tmp_path / "m.gguf", LONG, chat_template=THINKING)
     with serving(files(path)) as running:
@@ -118,6 +128,8 @@ def test_a_client_that_leaves_before_the_whole_answer_frees_its_place(base: Runn
     except httpx.ReadTimeout:
         pass
     wait_for(lambda: base.running() == 0, 5)
+    # a failure of ours (503) would raise alarms for what the client did
+    wait_for(lambda: any(line.split()[2] == "499" for line in base.lines[-3:]), 5)
 
 
 def test_the_first_token_does_not_wait_for_the_last(base: Running) -> None:
