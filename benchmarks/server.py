@@ -1,23 +1,27 @@
 """Load on the server: tokens per second and time to first token with 1, 4, 8, ... streams at once.
 
     python benchmarks/server.py [--model M.gguf] [--clients 1 4 8] [--seconds 10] [--max-tokens 128] [--json]
+    python benchmarks/server.py --model M.gguf --clients 1 4 --rounds 7 --seconds 0 --prompt fn    # four against one
     python benchmarks/server.py --url http://127.0.0.1:8000 --name llama-cpp-python    # a server that runs already
 
-Every client sends one streamed completion after the other, with a prompt of its own, and measures on the wire. A row
-holds aggregate and per-stream tokens per second, the first token's p50 and p99, and what was lost (0, or it is a bug).
+Every client sends one streamed completion after the other, with a prompt of its own, and measures on the wire: always
+one, and more until the seconds are over. A row holds aggregate and per-stream tokens per second, the first token's p50
+and p99, and what was lost (0, or it is a bug). Rounds take the numbers of clients in turns, so that a machine that is
+slower for a while is so for all, and end with the median ratio of the last number's tokens per second to the first's.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field
-
-import httpx
+from urllib.parse import urlsplit
 
 PROMPT = "fn main() {\n    let values = vec!["
 
@@ -48,7 +52,34 @@ class Seen:
     lost: int = 0
 
 
-def client(http: httpx.Client, number: int, end: float, max_tokens: int, prompt: str, seen: Seen) -> None:
+def stream(connection: http.client.HTTPConnection, body: dict[str, object]) -> tuple[float | None, float, int, bool]:
+    """Ask for one streamed reply; return when its first and last text came, its tokens, and whether it was complete.
+
+    With the plainest client there is, because it shares the processors with the server.
+    """
+    first, last, count, done = None, 0.0, 0, False
+    try:
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        for line in answer:
+            if line.startswith(b"data: [DONE]"):
+                done = answer.status == 200
+            elif line.startswith(b"data: "):
+                row = json.loads(line[6:])
+                if row.get("choices") and row["choices"][0].get("text"):
+                    last = time.monotonic()
+                    first = first or last
+                    count += 1
+                count = (row.get("usage") or {}).get("completion_tokens", count)
+    except (OSError, http.client.HTTPException):
+        connection.close()  # the next request opens it again
+        done = False
+    return first, last, count, done
+
+
+def client(
+    connection: http.client.HTTPConnection, number: int, end: float, max_tokens: int, prompt: str, seen: Seen
+) -> None:
     turn = 0
     while not turn or time.monotonic() < end:
         turn += 1
@@ -61,22 +92,7 @@ def client(http: httpx.Client, number: int, end: float, max_tokens: int, prompt:
             "stream_options": {"include_usage": True},
         }
         began = time.monotonic()
-        first, last, count, done = None, began, 0, False
-        try:
-            with http.stream("POST", "/v1/completions", json=body) as answer:
-                answer.raise_for_status()
-                for line in answer.iter_lines():
-                    if line == "data: [DONE]":
-                        done = True
-                    elif line.startswith("data: "):
-                        row = json.loads(line[6:])
-                        if row.get("choices") and row["choices"][0].get("text"):
-                            last = time.monotonic()
-                            first = first or last
-                            count += 1
-                        count = (row.get("usage") or {}).get("completion_tokens", count)
-        except httpx.HTTPError:
-            done = False
+        first, last, count, done = stream(connection, body)
         seen.requests += 1
         seen.lost += not done
         seen.tokens += count
@@ -89,19 +105,19 @@ def client(http: httpx.Client, number: int, end: float, max_tokens: int, prompt:
 
 def measure(url: str, name: str, clients: int, seconds: float, max_tokens: int, prompt: str = PROMPT) -> Row:
     seen = [Seen() for _ in range(clients)]
-    opened = [httpx.Client(base_url=url, timeout=120) for _ in seen]  # some 30 ms each, not of the server's time
+    opened = [http.client.HTTPConnection(urlsplit(url).netloc, timeout=120) for _ in seen]
     began = time.monotonic()
     threads = [
-        threading.Thread(target=client, args=(http, i, began + seconds, max_tokens, prompt, one))
-        for i, (http, one) in enumerate(zip(opened, seen, strict=True))
+        threading.Thread(target=client, args=(connection, i, began + seconds, max_tokens, prompt, one))
+        for i, (connection, one) in enumerate(zip(opened, seen, strict=True))
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     took = time.monotonic() - began
-    for http in opened:
-        http.close()
+    for connection in opened:
+        connection.close()
     first = sorted(value for one in seen for value in one.first)
     writing = sum(one.writing for one in seen)
     tokens = sum(one.tokens for one in seen)
@@ -138,6 +154,7 @@ def main() -> None:
     parser.add_argument("--name", default="nanochat-serve")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=1, help="how often the numbers of clients are gone through")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--prompt", default=PROMPT, help="its end; every request begins with a line of its own")
     parser.add_argument("--parallel", type=int, default=16)
@@ -148,6 +165,7 @@ def main() -> None:
         measure(url, options.name, 1, 0.5, 16)  # nobody's first request pays for what is made once
         rows = [
             measure(url, options.name, count, options.seconds, options.max_tokens, options.prompt)
+            for _ in range(options.rounds)
             for count in options.clients
         ]
     finally:
@@ -157,11 +175,22 @@ def main() -> None:
     if options.json:
         print(json.dumps([asdict(row) for row in rows]))
         return
+    report(rows, options.clients)
+
+
+def report(rows: list[Row], clients: list[int]) -> None:
     print(f"{'server':<18} clients requests lost   tok/s  per stream  first p50  first p99")
     for row in rows:
         print(
             f"{row.server:<18} {row.clients:>7} {row.requests:>8} {row.lost:>4} {row.tokens_per_second:>7.1f} "
             f"{row.per_stream:>11.1f} {row.first_p50 * 1e3:>7.1f} ms {row.first_p99 * 1e3:>7.1f} ms"
+        )
+    rounds = [rows[at : at + len(clients)] for at in range(0, len(rows), len(clients))]
+    if len(rounds) > 1 and len(clients) > 1:
+        ratios = [one[-1].tokens_per_second / one[0].tokens_per_second for one in rounds]
+        print(
+            f"{clients[-1]} clients against {clients[0]}: {statistics.median(ratios):.2f} times the tok/s (median of "
+            f"{', '.join(f'{ratio:.2f}' for ratio in ratios)})"
         )
 
 
