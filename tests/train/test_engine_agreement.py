@@ -1,19 +1,24 @@
 """The engine and the PyTorch model on the same exported file.
 
-PyTorch takes the tables as the file holds them (dequantised) and the same roundings of activations.
+PyTorch takes the tables as the file holds them (dequantised) and the same roundings of activations. With activations
+left in float, whole models are compared; with int8 ones, where values on a rounding border may fall either way and move
+all that follows, sub-layer by sub-layer (see `teacher_forcing`). Run with -s for the figures.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from support import TINY, write_model
+from teacher_forcing import BOUND, Difference, differences
 
 from nanochat_tui.engine.model import load
 from nanochat_tui.export import export_model
@@ -23,6 +28,7 @@ from nanochat_tui.runs.config import parse_config
 from nanochat_tui.train.model import NanochatModel
 from nanochat_tui.train.trainer import Trainer
 
+Places = tuple[list[Difference], int]
 PROMPTS = [p["text"] for p in json.loads((Path(__file__).parents[1] / "data" / "held_out_prompts.json").read_text())]
 
 
@@ -36,24 +42,76 @@ def _pytorch(
     return model.eval()
 
 
-def _compare(path: Path, prompts: list[str], activations: Literal["int8", "float"]) -> None:
-    engine = load(path, activations=activations, kv="f32")
-    reference = _pytorch(path, engine.config, activations)
+def _require_equal_logits(path: Path, prompts: list[str]) -> None:
+    """Without rounding of activations differences stay small, so whole models are compared."""
+    engine = load(path, activations="float", kv="f32")
+    reference = _pytorch(path, engine.config, "float")
     for prompt in prompts:
         ids = engine.encode(prompt)[: engine.config.context_length]
-        got = engine.logits(ids)
         with torch.no_grad():
             expected = reference.logits(torch.tensor([ids]))[0].numpy()
-        if activations == "float":
-            np.testing.assert_allclose(got, expected, atol=1e-3)
-            continue
-        deviation = expected.std()
-        rms = np.sqrt(np.mean((got - expected) ** 2))
-        assert rms < 0.02 * deviation, (rms / deviation, prompt)
-        ordered = np.sort(expected, axis=-1)
+        np.testing.assert_allclose(engine.logits(ids), expected, atol=1e-3)
+
+
+def _require_close_logits(path: Path, prompts: list[str]) -> None:
+    """Models that were hardly trained amplify differences little: they are compared as a whole with rounding, too."""
+    engine = load(path, kv="f32")
+    reference = _pytorch(path, engine.config, "int8")
+    for prompt in prompts:
+        ids = engine.encode(prompt)[: engine.config.context_length]
+        with torch.no_grad():
+            expected = reference.logits(torch.tensor([ids]))[0].numpy()
+        found, bound = engine.logits(ids), 0.02 * expected.std()
+        assert np.sqrt(np.mean((found - expected) ** 2)) < bound, prompt
+        best = np.partition(expected, -2, axis=-1)[:, -2:]
         # each of the two logits may be off by the tolerance, so twice that separates them
-        clear = ordered[:, -1] - ordered[:, -2] > 2 * 0.02 * deviation
-        assert (got.argmax(-1) == expected.argmax(-1))[clear].all()
+        clear = best[:, 1] - best[:, 0] > 2 * bound
+        assert (found.argmax(-1) == expected.argmax(-1))[clear].all()
+
+
+def _int8_differences(path: Path, prompts: list[str], fault: Callable[[NanochatModel], None] | None = None) -> Places:
+    """Compare engine and PyTorch with int8 activations, place by place; `fault` changes the PyTorch model first."""
+    engine = load(path, kv="f32", threads=1)
+    reference = _pytorch(path, engine.config, "int8")
+    if fault:
+        with torch.no_grad():
+            fault(reference)
+    ids = [engine.encode(prompt)[: engine.config.context_length] for prompt in prompts]
+    return differences(engine, reference, ids)
+
+
+def _require_equal_places(places: list[Difference], wrong: int) -> None:
+    """Each sub-layer and the head are within BOUND, and nine tokens in ten are exact."""
+    for index, place in enumerate(places):
+        name = "head" if index == len(places) - 1 else f"block {index // 2} {('attention', 'feed-forward')[index % 2]}"
+        print(f"{name}: rms {place.relative:.4%} of its own output, {place.exact_share:.2%} of tokens exact")
+        assert place.relative < BOUND, name
+        assert place.exact_share > 0.9, name
+    assert wrong == 0
+
+
+@pytest.fixture(scope="module", params=[(1, 2), (2, 2), (4, 1), (4, 2)], ids=lambda p: f"n{p[0]}-v{p[1]}")
+def random_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with random weights: unlike after a short run, every number in it matters.
+
+    Prompts are bytes to it, and longer than what the engine runs at a time.
+    """
+    streams, version = request.param
+    config = replace(TINY, group_size=128, context_length=160, n_streams=streams, mhc_version=version)
+    return write_model(tmp_path_factory.mktemp("random") / "m.gguf", config)
+
+
+def test_random_models_agree_block_by_block_with_int8_activations(random_model: Path) -> None:
+    _require_equal_places(*_int8_differences(random_model, PROMPTS[:8]))
+
+
+def test_a_norm_half_a_percent_off_is_seen_in_its_sub_layer_and_nowhere_else(random_model: Path) -> None:
+    def fault(model: NanochatModel) -> None:
+        model.blocks[1].ffn_norm.weight.mul_(1.005)
+
+    places, _ = _int8_differences(random_model, PROMPTS[:2], fault)
+    assert [index for index, place in enumerate(places) if place.relative > BOUND] == [3]
+    assert places[3].exact_share == 0
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
@@ -85,9 +143,18 @@ def short_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activations", ["float", "int8"])
-def test_short_runs_agree(short_run: Path, activations: Literal["int8", "float"]) -> None:
-    _compare(short_run, PROMPTS[:8], activations)
+def test_short_runs_agree_without_rounding(short_run: Path) -> None:
+    _require_equal_logits(short_run, PROMPTS[:8])
+
+
+@pytest.mark.slow
+def test_short_runs_agree_block_by_block_with_int8_activations(short_run: Path) -> None:
+    _require_equal_places(*_int8_differences(short_run, PROMPTS[:8]))
+
+
+@pytest.mark.slow
+def test_short_runs_are_within_2_percent_as_a_whole_with_int8_activations(short_run: Path) -> None:
+    _require_close_logits(short_run, PROMPTS[:8])
 
 
 @pytest.mark.slow
@@ -100,17 +167,24 @@ def test_short_runs_can_be_chatted_with(short_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_shipped_model_agrees_on_held_out_code() -> None:
+def test_shipped_model_agrees_on_held_out_code_without_rounding() -> None:
     path = shipped_model()
     assert path is not None
-    _compare(path, PROMPTS, "float")
+    _require_equal_logits(path, PROMPTS)
+
+
+@pytest.mark.slow
+def test_shipped_model_agrees_block_by_block_with_int8_activations() -> None:
+    path = shipped_model()
+    assert path is not None
+    _require_equal_places(*_int8_differences(path, PROMPTS))
 
 
 @pytest.mark.slow
 def test_shipped_model_with_int8_activations_is_as_close_as_pytorch_to_itself() -> None:
-    """A value on a rounding border may fall either way and moves all that follows: float32 arithmetic allows no more.
+    """Over the whole model differences grow: a trained one is 2 to 3 % off its own PyTorch code in more precision.
 
-    So the measure is PyTorch itself: the engine is no further from PyTorch in float64 than PyTorch in float32 is.
+    That code is the measure: the engine is no further from PyTorch in float64 than PyTorch in float32 is.
     """
     path = shipped_model()
     assert path is not None
@@ -128,5 +202,7 @@ def test_shipped_model_with_int8_activations_is_as_close_as_pytorch_to_itself() 
         ordered = np.sort(exact, axis=-1)
         clear = ordered[:, -1] - ordered[:, -2] > 2 * 0.05 * exact.std()
         assert (found.argmax(-1) == exact.argmax(-1))[clear].all()
+    for name, off in (("engine", ours), ("PyTorch in float32", theirs)):
+        print(f"{name} against PyTorch in float64: rms {np.mean(off):.2%}, at most {max(off):.2%} of the deviation")
     assert np.mean(ours) <= 1.1 * np.mean(theirs)
     assert max(ours) <= 1.25 * max(theirs)
