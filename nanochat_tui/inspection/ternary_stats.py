@@ -61,7 +61,7 @@ class TernaryStatistics:
     def entropy(self) -> float:
         """Bits per weight that trits of these shares need at least; log2(3) = 1.585 at most for true trits."""
         shares = np.array([share for share in self.shares if share > 0])
-        return float(-(shares * np.log2(shares)).sum()) if shares.size else 0.0
+        return max(0.0, float(-(shares * np.log2(shares)).sum())) if shares.size else 0.0
 
     @property
     def balance(self) -> float:
