@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 
 import typer
 
-from nanochat_tui.cli import bench, cache, chat, convert, doctor, inspect_file, tui, web
-
-COMMANDS = ("chat", "inspect", "bench", "convert", "cache", "doctor", "web", "tui")
+COMMANDS = {
+    "tui": ("tui", "open_tui"),
+    "chat": ("chat", "chat"),
+    "inspect": ("inspect_file", "inspect"),
+    "bench": ("bench", "bench"),
+    "convert": ("convert", "convert"),
+    "cache": ("cache", "cache"),
+    "doctor": ("doctor", "doctor"),
+    "web": ("web", "web"),
+}
+"""Of every command, the module beside this one and the function in it."""
+COMPLETION_VARIABLE = "_NANOCHAT_TUI_COMPLETE"
+"""Set by a shell that asks how a line may go on."""
 _GROUP_OPTIONS = {"--help", "-h", "--version", "-V", "--install-completion", "--show-completion"}
 
-app = typer.Typer(
-    name="nanochat-tui",
-    help="A terminal workbench for ternary (1.58-bit) language models. Without a command it opens the TUI: "
-    "nanochat-tui [MODEL].",
-    no_args_is_help=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("tui")(tui.open_tui)
-app.command("chat")(chat.chat)
-app.command("inspect")(inspect_file.inspect)
-app.command("bench")(bench.bench)
-app.command("convert")(convert.convert)
-app.command("cache")(cache.cache)
-app.command("doctor")(doctor.doctor)
-app.command("web")(web.web)
 
-
-@app.callback()
 def _root(
     version: bool = typer.Option(False, "--version", "-V", help="Print the version and exit.", is_eager=True),
 ) -> None:
@@ -41,10 +34,30 @@ def _root(
         raise typer.Exit
 
 
+def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
+    """Return the command line with some commands: typer takes milliseconds for every option of each."""
+    app = typer.Typer(
+        name="nanochat-tui",
+        help="A terminal workbench for ternary (1.58-bit) language models. Without a command it opens the TUI: "
+        "nanochat-tui [MODEL].",
+        no_args_is_help=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in commands:
+        module, function = COMMANDS[name]
+        app.command(name)(getattr(import_module(f"nanochat_tui.cli.{module}"), function))
+    return app
+
+
 def dispatch(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Raises what the command raises."""
     words = list(arguments)
     if not words or (words[0] not in COMMANDS and words[0] not in _GROUP_OPTIONS):
         words.insert(0, "tui")
+    everything = words[0] in _GROUP_OPTIONS or COMPLETION_VARIABLE in os.environ
+    app = application(COMMANDS if everything else (words[0],))
     result = app(words, prog_name="nanochat-tui", standalone_mode=False)
     return result if isinstance(result, int) else 0

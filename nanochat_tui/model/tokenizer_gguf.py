@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,20 +183,23 @@ def _byte_level(
     metadata: Mapping[str, GGUFValue], tokens: Sequence[str], ids: Mapping[str, int], types: NDArray[np.int64]
 ) -> FileTokenizer:
     rules, note = word_rules(metadata_string(metadata, "tokenizer.ggml.pre", ""), tokens)
-    merges: list[tuple[str, str]] = []
-    for merge in metadata_strings(metadata, "tokenizer.ggml.merges"):
-        left, gap, right = merge.partition(" ")
-        if not (left and gap and right):
-            raise TokenizerError(f"the file's tokenizer holds the impossible merge {display_safe(merge)!r}")
-        merges.append((left, right))
     tokenizer = byte_level_bpe(
         ids,
-        merges,
+        _merges(metadata_strings(metadata, "tokenizer.ggml.merges")),
         _named(tokens, types, CONTROL),
         _named(tokens, types, USER_DEFINED),
         rules,
     )
     return FileTokenizer(tokenizer, rules.add_bos, unused=_unused(types), notes=(note,) if note else ())
+
+
+def _merges(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the two tokens of every merge, which stand with a space between. Raises TokenizerError."""
+    pairs = [tuple(text.split(" ", 1)) for text in texts]
+    if not all(map(all, pairs)) or any(length != 2 for length in set(map(len, pairs))):
+        wrong = next(text for text, pair in zip(texts, pairs, strict=True) if len(pair) != 2 or not all(pair))
+        raise TokenizerError(f"the file's tokenizer holds the impossible merge {display_safe(wrong)!r}")
+    return cast("list[tuple[str, str]]", pairs)
 
 
 def _sentencepiece(metadata: Mapping[str, GGUFValue], tokens: Sequence[str], types: NDArray[np.int64]) -> FileTokenizer:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from nanochat_tui.cli.app import COMMANDS, COMPLETION_VARIABLE, dispatch
 
 HEAVY = ("numpy", "numba", "llvmlite", "torch", "textual", "typer", "rich", "tokenizers", "pydantic", "jinja2", "gguf")
 
@@ -41,3 +44,24 @@ from nanochat_tui.cli.app import dispatch
 dispatch(["{command}", "--help"])
 """
     assert not modules_after(code) & {"textual", "torch", "numba", "tokenizers"}
+
+
+def test_a_command_does_not_pay_for_the_others() -> None:
+    loaded = modules_after('from nanochat_tui.cli.app import dispatch\ndispatch(["doctor", "--help"])')
+    assert "nanochat_tui.cli.doctor" in loaded
+    assert not loaded & {"nanochat_tui.cli.bench", "nanochat_tui.cli.chat", "nanochat_tui.cli.tui"}
+
+
+def test_help_and_completion_know_every_command() -> None:
+    module = [sys.executable, "-m", "nanochat_tui"]
+    done = subprocess.run([*module, "--help"], capture_output=True, text=True, check=True)
+    assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
+    words = {"COMP_WORDS": "nanochat-tui co", "COMP_CWORD": "1", COMPLETION_VARIABLE: "complete_bash"}
+    done = subprocess.run(module, capture_output=True, text=True, check=True, env={**os.environ, **words})
+    assert done.stdout.split() == ["convert"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_can_be_asked_for_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch([command, "--help"]) == 0
+    assert f"nanochat-tui {command} " in capsys.readouterr().out
