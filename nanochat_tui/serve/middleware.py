@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat_tui.errors import display_safe
-from nanochat_tui.serve.errors import ApiError, internal_error
+from nanochat_tui.serve.errors import RETRY_SECONDS, ApiError, internal_error
 from nanochat_tui.serve.metrics import Metrics
 from nanochat_tui.serve.page import SAFE_HEADERS
 from nanochat_tui.serve.settings import Log, Settings
@@ -149,51 +149,68 @@ class Bodies:
         self._app = app
         self._limit = settings.limits.body_bytes
         self._most = settings.limits.requests
-        self._in_hand = 0
+        self._most_held = max(self._limit, settings.limits.received_bytes)
+        self._in_hand = self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its whole body, or refuse it."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        if self._in_hand >= self._most:
-            text = f"{self._in_hand} requests are being worked on; try again in a moment"
-            error = ApiError(429, text, kind="rate_limit_error", code="too_many_requests", retry_after=2)
+        try:
+            coding = Headers(scope=scope).get("content-encoding", "identity")
+            if coding != "identity":
+                text = f"bodies are taken as they are, not compressed ({display_safe(coding)})"
+                raise ApiError(415, text, code="unsupported_encoding")
+            body = await self._whole(receive)
+            if self._in_hand >= self._most:
+                raise _busy(f"{self._in_hand} requests are being worked on")
+        except ApiError as error:
             await error.response()(scope, receive, send)
             return
-        coding = Headers(scope=scope).get("content-encoding", "identity")
-        if coding != "identity":
-            text = f"bodies are taken as they are, not compressed ({display_safe(coding)})"
-            await ApiError(415, text, code="unsupported_encoding").response()(scope, receive, send)
+        if body is None:
             return
         self._in_hand += 1
         try:
-            await self._bounded(scope, receive, send)
+            await self._pass_on(scope, body, receive, send)
         finally:
             self._in_hand -= 1
 
-    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _whole(self, receive: Receive) -> bytes | None:
+        """Return a body once all of it is there; None if the client leaves before. Raises ApiError.
+
+        Until then it counts by its bytes alone: a thousand clients that send one byte each keep nobody out.
+        """
         parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body = message.get("body", b"")
-            size += len(body)
-            if size <= self._limit:
-                parts.append(body)
-            elif size > self._limit * DRAIN_FACTOR:
-                break
-            else:
-                parts.clear()
-            if not message.get("more_body", False):
-                break
+        size = held = 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                part = message.get("body", b"")
+                size += len(part)
+                if size <= self._limit:
+                    parts.append(part)
+                    held += len(part)
+                    self._held += len(part)
+                    if self._held > self._most_held:
+                        raise _busy("too many bodies are arriving")
+                elif size > self._limit * DRAIN_FACTOR:
+                    break
+                else:
+                    parts.clear()
+                if not message.get("more_body", False):
+                    break
+        finally:
+            self._held -= held
         if size > self._limit:
             text = f"the body is larger than the {self._limit} bytes this server takes"
-            await ApiError(413, text, code="body_too_large").response()(scope, receive, send)
-            return
-        whole: Message | None = {"type": "http.request", "body": b"".join(parts), "more_body": False}
+            raise ApiError(413, text, code="body_too_large")
+        return b"".join(parts)
+
+    async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
         async def once() -> Message:
             nonlocal whole
@@ -205,3 +222,8 @@ class Bodies:
         others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
         scope["headers"] = [*others, (b"content-type", b"application/json")]
         await self._app(scope, once, send)
+
+
+def _busy(what: str) -> ApiError:
+    text = f"{what}; try again in a moment"
+    return ApiError(429, text, kind="rate_limit_error", code="too_many_requests", retry_after=RETRY_SECONDS)

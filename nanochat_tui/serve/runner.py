@@ -21,6 +21,8 @@ from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.settings import Log, Settings
 
 BACKLOG = 2048
+SEND_BUFFER = 1 << 17
+"""Bytes the system may hold back per connection: left to itself it takes megabytes before a stalled reader shows."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LAST_SECONDS = 3
 """After replies were cut, the time they have to say so."""
@@ -55,6 +57,7 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, proto)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # connections inherit it
         made.bind(address)
         made.listen(BACKLOG)
     except (OSError, OverflowError, UnicodeError) as error:

@@ -19,6 +19,8 @@ class Limits:
     """Replies of one request: prompts times `n`."""
     requests: int = 256
     """Requests being worked on at once, whatever they do; the rest is told to come again."""
+    received_bytes: int = 256 << 20
+    """Bodies that are on their way, all together."""
     receive_seconds: float = 30.0
     """From the first byte (or the connection) to the end of the body."""
     stall_seconds: float = 30.0
