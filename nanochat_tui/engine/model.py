@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,7 +115,7 @@ class Model:
         return self.codec.decode(ids)
 
     def logits(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """Return the logits after every token of a sequence, float32 [len(ids), vocab].
+        """Return the logits after every token of a sequence, float32 [len(ids), vocab]; those of padding are -inf.
 
         Raises UserError if the sequence is empty, longer than the context or has an id outside the vocabulary.
         """
@@ -229,6 +230,7 @@ def load(
                 progress(note)
         codec = codec_from_gguf(file.metadata, load_tokenizer(Path(tokenizer)) if tokenizer else None)
         require_vocabulary(codec.tokenizer.get_vocab_size(), shape.vocab_size)
+        shape = replace(shape, unnamed=shape.vocab_size - codec.named_rows(shape.vocab_size))
         as_float = activations == "float"
         if context is not None and context > shape.context_length:
             if progress:

@@ -96,6 +96,14 @@ class TextCodec:
         found = {self.eos, *(self.tokenizer.token_to_id(name) for name in END_NAMES)}
         return frozenset(token for token in found if token is not None)
 
+    def named_rows(self, rows: int) -> int:
+        """Return how many of a table's rows are left when those behind the last token are taken away."""
+        unused = set(self.unused_ids)
+        named = rows
+        while named and (named - 1 in unused or self.tokenizer.id_to_token(named - 1) is None):
+            named -= 1
+        return named or rows
+
     @cached_property
     def marks(self) -> tuple[str, ...]:
         """Spellings of the special tokens, the longest first."""

@@ -205,6 +205,8 @@ class Architecture:
     rotation: Rotation | None = None
     config: ModelConfig | None = None
     notes: tuple[str, ...] = ()
+    unnamed: int = 0
+    """Rows at the end of embedding and head that stand for no token: padding, whose logits are -infinity."""
     present: frozenset[str] = frozenset()
     """Names of the file's optional tensors (biases, scales of matrices) that take part."""
 
