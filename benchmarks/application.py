@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import statistics
@@ -29,6 +30,7 @@ from nanochat_tui.chat.backend import SamplingSettings
 from nanochat_tui.chat.local import LocalBackend
 from nanochat_tui.chat.records import SessionSettings, StoredSession, StoredTurn, new_session
 from nanochat_tui.chat.store import Store
+from nanochat_tui.cli.entry import OBJECTS_PER_COLLECTION
 from nanochat_tui.model.shipped import shipped_model
 from nanochat_tui.tui.app import NanochatApp
 
@@ -142,6 +144,7 @@ PARTS = ("paint", "idle", "lag", "key", "memory")
 
 async def measure(model: Path, seconds: float, replies: int, parts: list[str]) -> dict[str, float]:
     rows: dict[str, float] = {}
+    gc.set_threshold(OBJECTS_PER_COLLECTION)  # as the command does
 
     def found(new: dict[str, float]) -> None:
         rows.update(new)

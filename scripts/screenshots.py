@@ -31,6 +31,7 @@ from nanochat_tui.model.shipped import shipped_model
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.inspect.compare import ComparePane
 from nanochat_tui.tui.inspect.screen import InspectScreen
+from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
 from nanochat_tui.tui.train.screen import TrainScreen
 
 SEED = 20
@@ -164,6 +165,14 @@ def in_training(tab: str, *keys: str) -> Callable[[Pilot[None], NanochatApp], Aw
     return play
 
 
+async def scrubbing(pilot: Pilot[None], app: NanochatApp) -> None:
+    await in_training("checkpoints")(pilot, app)
+    assert isinstance(app.screen, TrainScreen)
+    view = app.screen.query_one(CheckpointsView)
+    view.action_scrub()
+    await wait(pilot, app, lambda: len(view.done) + len(view.errors) == len(view.checkpoints))
+
+
 @dataclass(frozen=True)
 class Shot:
     name: str
@@ -196,7 +205,7 @@ TRAIN = (
     Shot("train-runs", (110, 20), in_training("runs")),
     Shot("train", (160, 48), in_training("dashboard")),
     Shot("train-small", (80, 24), in_training("dashboard")),
-    Shot("train-checkpoints", (110, 30), in_training("checkpoints")),
+    Shot("train-checkpoints", (110, 30), scrubbing),
     Shot("train-compare", (110, 30), in_training("compare")),
     Shot("train-new", (110, 40), in_training("new")),
 )

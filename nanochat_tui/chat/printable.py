@@ -25,8 +25,8 @@ _TABLE |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
 
 def counted(number: int, thing: str) -> str:
-    """Return "1 turn", "2 turns": a number and what is counted, whose plural ends in s."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+    """Return "1 turn", "2,048 turns": a number and what is counted, whose plural ends in s."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def printable(text: str) -> str:

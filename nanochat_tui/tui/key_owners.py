@@ -8,6 +8,7 @@ from nanochat_tui.tui.chat.lens_view import TokenRibbon
 from nanochat_tui.tui.chat.prompt import Prompt
 from nanochat_tui.tui.chat.screen import ChatScreen
 from nanochat_tui.tui.chat.session_list import Sessions
+from nanochat_tui.tui.chat.side_panel import LiveScroll
 from nanochat_tui.tui.chat.transcript import Transcript
 from nanochat_tui.tui.inspect.layer_grid import LayerGrid
 from nanochat_tui.tui.inspect.screen import PANES, InspectScreen
@@ -23,7 +24,7 @@ from nanochat_tui.tui.train.screen import TrainScreen
 
 def key_owners() -> list[type[DOMNode]]:
     """Return the classes, mode by mode; those that only inherit the keys of another bring them once."""
-    chat: list[type[DOMNode]] = [ChatScreen, Prompt, Transcript, Sessions, TokenRibbon]
+    chat: list[type[DOMNode]] = [ChatScreen, Prompt, Transcript, Sessions, LiveScroll, TokenRibbon]
     panes: list[type[DOMNode]] = [pane for _, pane in PANES]
     train: list[type[DOMNode]] = [TrainScreen, RunList, Dashboard, Chart, CheckpointsView, CompareView, LaunchForm]
     return [*chat, InspectScreen, *panes, LayerGrid, TritView, *train]

@@ -16,6 +16,7 @@ from nanochat_tui.chat.store import Store
 from nanochat_tui.engine.model import load
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.chat.lens_view import Alternatives
+from nanochat_tui.tui.chat.side_panel import LiveScroll
 
 
 @pytest.fixture(scope="module")
@@ -110,5 +111,14 @@ async def test_the_live_panel_shows_speed_streams_and_matrices(model: Path) -> N
         assert "2f" in str(streams.render())
         assert "mixing H" in str(app.chat.query_one("#live-matrices", Static).render())
         assert app.chat.backend.kernel in str(app.chat.query_one("#live-speed", Static).render())
+        await pilot.resize_terminal(80, 24)
+        await pilot.pause()
+        rows = [strip.text for strip in app.screen._compositor.render_strips()]
+        (row,) = [row for row in rows if "│ 1a " in row]
+        assert "%" in row, "a row of the panel is one row of the screen, beside a scroll bar, too"
+        while not isinstance(app.focused, LiveScroll):
+            await pilot.press("shift+tab")
+        await pilot.press(*"jjj")
+        await until(pilot, lambda: app.focused is not None and app.focused.scroll_y > 0)
         await pilot.press("ctrl+l")
         assert not app.chat.side.display

@@ -29,6 +29,9 @@ async def test_what_was_said_is_there_again_next_time(tmp_path: Path) -> None:
         await until(pilot, lambda: state(app) == "ready" and "beta" in shown(app))
         assert "first question" in shown(app)
         assert app.chat.prompt.text == "half a thought"
+        await until(pilot, lambda: app.chat.status.stats is not None)
+        assert app.chat.status.stats is not None
+        assert app.chat.status.stats.context_used == 4, "what the last reply had used is known at once"
         await say(pilot, app, "third")
         request = app.chat.backend.requests[0]  # type: ignore[attr-defined]
         assert [m.content for m in request.messages] == ["first question", "alpha", "second question", "beta", "third"]
@@ -99,7 +102,7 @@ async def test_edit_delete_and_regenerate_change_what_is_kept(tmp_path: Path) ->
         app.chat.transcript.focus()
         await pilot.press("K", "K", "e")
         assert app.chat.prompt.text == "one"
-        assert "editing turn 1, 1 later turns go" in str(app.chat.prompt.border_subtitle)
+        assert "editing turn 1, 1 later turn goes" in str(app.chat.prompt.border_subtitle)
         await pilot.press("escape")
         assert app.chat.editing is None
         assert app.chat.prompt.text == ""

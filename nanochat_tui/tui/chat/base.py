@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from textual.screen import Screen
 
-from nanochat_tui.chat.backend import Backend, SamplingSettings
+from nanochat_tui.chat.backend import Backend, SamplingSettings, Stats
 from nanochat_tui.chat.printable import counted
 from nanochat_tui.chat.records import SessionInfo, SessionSettings, StoredSession, new_session, title_of
 from nanochat_tui.chat.store import Store
@@ -131,6 +131,13 @@ class ChatBase(Screen[None]):
         """The turn that turn commands mean."""
         index = self.chosen_index
         return None if index is None else self.conversation.turns[index]
+
+    def context_used(self) -> Stats | None:
+        """How much of the context the last reply had used, of the model that is loaded now; None where unknown."""
+        last = self.conversation.last
+        if last is None or last.stats is None:
+            return None
+        return Stats(None, None, last.stats.context_used, self.backend.context_size)
 
     # Keeping
 

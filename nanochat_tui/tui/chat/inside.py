@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.cells import set_cell_size
 from textual.content import Content
 
 from nanochat_tui.tui.chat.lens import spelled
@@ -75,7 +76,7 @@ def stream_rows(inside: Inside) -> list[Content]:
     for index, norms in enumerate(trace.norms):
         mark = "◆" if index == trace.depth else "◇" if trace.tops[index] == trace.tops[-1] else " "
         numbers = "".join(f"{float(norm):>7.1f}" for norm in norms)
-        said = f"{spelled(inside.texts[index])[:9]:<10}{float(trace.shares[index]) * 100:>3.0f}%"
+        said = f"{set_cell_size(spelled(inside.texts[index]), 7)} {float(trace.shares[index]) * 100:>3.0f}%"
         row = Content.assemble(
             (f"{sublayer(index):<3}", "$text 60%"),
             (mark, "$text-primary"),

@@ -40,6 +40,8 @@ For nanochat models also the **hyper-connections**: mixing matrix, read and writ
 how long the **streams** of the last token are after every sub-layer (1a: attention of block 1, 1f: its feed-forward),
 how alike they are, and what would be said if the model ended there. **◆** marks where the final token is first the
 likeliest. This is computed on the side, by a second forward pass, at most every second and a half.
+
+**Tab** goes here from the transcript; **j k** or **↑ ↓** scroll.
 """
 
     is_open: reactive[bool] = reactive(False, layout=False)

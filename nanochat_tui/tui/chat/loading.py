@@ -86,8 +86,9 @@ class LoadingPart(ChatBase):
             self.conversation = Conversation(is_chat=False)
             self.info = None
         self.show_kind()
+        size = backend.context_size
         self.set_status(
-            Status(backend.name, "ready", backend.kernel, backend.threads, context_size=backend.context_size)
+            Status(backend.name, "ready", backend.kernel, backend.threads, self.context_used(), context_size=size)
         )
         self.side.live.show_backend(backend)
         if not self.conversation.turns:

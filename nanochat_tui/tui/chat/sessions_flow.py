@@ -8,7 +8,6 @@ from pathlib import Path
 from textual import on
 from textual.widgets import TextArea
 
-from nanochat_tui.chat.backend import Stats
 from nanochat_tui.chat.exchange import export_session, import_session
 from nanochat_tui.chat.printable import counted
 from nanochat_tui.chat.records import StoredSession, named
@@ -80,9 +79,7 @@ class SessionPart(ReplyPart):
                 await self.transcript.note(
                     f"{self.backend.name} continues text and cannot answer messages; choose a chat model to go on here."
                 )
-            last = stored.turns[-1].stats if stored.turns else None
-            used = Stats(None, None, last.context_used, self.backend.context_size) if last is not None else None
-            self.set_status(replace(self.status, state="ready", stats=used, speeds=()))
+            self.set_status(replace(self.status, state="ready", stats=self.context_used(), speeds=()))
 
     def leave_session(self) -> None:
         """Save what is not saved yet and stand before an empty screen."""

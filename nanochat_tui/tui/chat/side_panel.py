@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import TabbedContent, TabPane
 
 from nanochat_tui.chat.records import SessionSettings
 from nanochat_tui.tui.chat.live_panel import LivePanel
 from nanochat_tui.tui.chat.settings_panel import SettingsPanel
+
+
+class LiveScroll(VerticalScroll):
+    """Lets the keyboard reach what is below the edge."""
+
+    HELP = LivePanel.HELP
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j", "scroll_down", "Down", show=False, id="live.down"),
+        Binding("k", "scroll_up", "Up", show=False, id="live.up"),
+    ]
 
 
 class SidePanel(Vertical):
@@ -23,7 +36,7 @@ class SidePanel(Vertical):
         with TabbedContent(initial="tab-settings"):
             with TabPane("Settings", id="tab-settings"), VerticalScroll(can_focus=False):
                 yield SettingsPanel(self._settings, id="settings")
-            with TabPane("Live", id="tab-live"), VerticalScroll(can_focus=False):
+            with TabPane("Live", id="tab-live"), LiveScroll():
                 yield LivePanel(id="live")
 
     @property

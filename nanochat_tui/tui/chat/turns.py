@@ -25,6 +25,8 @@ REASONS: dict[FinishReason, str] = {
     "length": "length limit",
     "cancelled": "stopped",
 }
+BROKEN = "broken off"
+"""How a reply ended that nobody ended: the application was killed, or the server died."""
 
 
 class TurnClicked(Message):
@@ -80,7 +82,7 @@ class CompletionTurn(Static):
     def _summary(self) -> str:
         turn = self.turn
         parts = summary(turn)
-        if self._last and turn.reason not in (None, "stop"):
+        if self._last and turn.reason != "stop":
             parts.append("Enter goes on")
         return " · ".join(parts)
 
@@ -108,8 +110,7 @@ def summary(turn: Turn) -> list[str]:
         parts.append(counted(turn.stats.generated, "token"))
         if turn.stats.decode_tps is not None:
             parts.append(f"{speed(turn.stats.decode_tps).strip()} tok/s")
-    if turn.reason is not None:
-        parts.append(REASONS[turn.reason])
+    parts.append(BROKEN if turn.reason is None else REASONS[turn.reason])
     return parts
 
 
@@ -191,8 +192,8 @@ class DialogueTurn(Vertical):
 
     def _answer(self) -> Content:
         content = markdown_content(printable(self.turn.reply))
-        if self.turn.reason not in (None, "stop"):
-            ending = REASONS[self.turn.reason]
+        if self.turn.reason != "stop":
+            ending = BROKEN if self.turn.reason is None else REASONS[self.turn.reason]
             content += Content.styled(("\n" if content else "") + f"[{ending}]", "$text 60% italic")
         return content
 

@@ -6,6 +6,7 @@ from textual.app import ComposeResult
 from textual.content import Content
 from textual.widgets import Static
 
+from nanochat_tui.chat.printable import counted
 from nanochat_tui.errors import display_safe
 from nanochat_tui.inspection.summary import Summary
 from nanochat_tui.inspection.text import remarks, shape_line
@@ -58,13 +59,14 @@ def overview_content(summary: Summary, width: int = 80) -> Content:
     for index, (name, use) in enumerate(summary.types.items()):
         share = use.bytes / data
         bits = 8 * use.bytes / max(1, use.parameters)
+        tensors = counted(use.tensors, "tensor")
         row(
             "" if index else "types",
             Content.styled(f"{display_safe(name, 16):<10}", "bold"),
             Content.styled(meter(share, bar), "$primary on $surface-lighten-1"),
             f" {percent(share):>6}  {human_bytes(use.bytes):>8}",
             Content.styled(
-                f"  {use.tensors} tensors, {human_count(use.parameters)} at {bits:.2f} bits"
+                f"  {tensors}, {human_count(use.parameters)} at {bits:.2f} bits"
                 if roomy
                 else f"  {use.tensors:>3} × {bits:.2f} bits",
                 quiet,

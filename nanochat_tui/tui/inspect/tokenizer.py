@@ -7,7 +7,7 @@ from textual.app import ComposeResult
 from textual.content import Content
 from textual.widgets import Input, Static
 
-from nanochat_tui.chat.printable import printable
+from nanochat_tui.chat.printable import counted, printable
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.inspection.vocabulary import TokenInfo, Vocabulary, parse_ids
 from nanochat_tui.tui.inspect.jobs import Job
@@ -144,7 +144,8 @@ searches the vocabulary, or turns ids such as `318 257` back into text. **Tab** 
             return
         per = len(text) / max(1, len(tokens))
         count = Content.assemble(
-            (f"{len(tokens):,} tokens", "bold"), (f" for {len(text):,} characters, {per:.2f} each", quiet)
+            (counted(len(tokens), "token"), "bold"),
+            (f" for {counted(len(text), 'character')}, {per:.2f} each", quiet),
         )
         self._show(Content("\n").join([coloured(tokens[:MOST]), count, Content(""), *table(tokens)]))
 
