@@ -184,25 +184,28 @@ def test_shipped_model_agrees_block_by_block_with_int8_activations() -> None:
 def test_shipped_model_with_int8_activations_is_as_close_as_pytorch_to_itself() -> None:
     """Over the whole model differences grow: a trained one is 2 to 3 % off its own PyTorch code in more precision.
 
-    That code is the measure: the engine is no further from PyTorch in float64 than PyTorch in float32 is.
+    That code is the measure: the engine is no further from PyTorch in float64 than PyTorch in float32 is, and its
+    likeliest token is another one no more often (with room for chance: it is about one token in a hundred).
     """
     path = shipped_model()
     assert path is not None
     engine = load(path, kv="f32")
     single = _pytorch(path, engine.config, "int8")
     double = _pytorch(path, engine.config, "int8", torch.float64).double()
-    ours, theirs = [], []
+    off: list[list[float]] = [[], []]
+    changed, tokens = [0, 0], 0
     for prompt in PROMPTS:
         ids = engine.encode(prompt)
         with torch.no_grad():
             exact, rounded = (m.logits(torch.tensor([ids]))[0].double().numpy() for m in (double, single))
-        found = engine.logits(ids).astype(np.float64)
-        ours.append(np.sqrt(np.mean((found - exact) ** 2)) / exact.std())
-        theirs.append(np.sqrt(np.mean((rounded - exact) ** 2)) / exact.std())
-        ordered = np.sort(exact, axis=-1)
-        clear = ordered[:, -1] - ordered[:, -2] > 2 * 0.05 * exact.std()
-        assert (found.argmax(-1) == exact.argmax(-1))[clear].all()
-    for name, off in (("engine", ours), ("PyTorch in float32", theirs)):
-        print(f"{name} against PyTorch in float64: rms {np.mean(off):.2%}, at most {max(off):.2%} of the deviation")
-    assert np.mean(ours) <= 1.1 * np.mean(theirs)
-    assert max(ours) <= 1.25 * max(theirs)
+        for i, found in enumerate((engine.logits(ids).astype(np.float64), rounded)):
+            off[i].append(np.sqrt(np.mean((found - exact) ** 2)) / exact.std())
+            changed[i] += int((found.argmax(-1) != exact.argmax(-1)).sum())
+        tokens += len(ids)
+    for name, shares, count in zip(("engine", "PyTorch in float32"), off, changed, strict=True):
+        print(
+            f"{name} against PyTorch in float64: rms {np.mean(shares):.2%} of the deviation, at most {max(shares):.2%}"
+        )
+        print(f"  and another likeliest token after {count} of {tokens}")
+    assert np.mean(off[0]) <= 1.1 * np.mean(off[1])
+    assert changed[0] <= 1.5 * changed[1] + 5
