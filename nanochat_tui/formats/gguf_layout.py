@@ -68,6 +68,12 @@ class Placed:
             return False
         return self.is_tight(kind, alignment) or (self.is_last and self.span >= kind.nbytes(self.elements))
 
+    def short_of(self, kind: TensorType) -> str:
+        """Say that the span is not what this type takes."""
+        said = f"tensor {display_safe(self.raw.name)} of type {kind.name} takes {kind.nbytes(self.elements)} bytes"
+        cut = "; it is cut short" if self.is_last and self.span < kind.nbytes(self.elements) else ""
+        return f"{said} and has {self.span}{cut}"
+
     def is_tight(self, kind: TensorType, alignment: int) -> bool:
         """Whether the span is what this type would take, and no more."""
         if self.raw.dims[0] % kind.block_elements:
@@ -98,7 +104,7 @@ def resolve(raws: Sequence[RawInfo], data_start: int, file_size: int, alignment:
                 )
             nbytes = kind.nbytes(item.elements)
             if not item.fits(kind, alignment):
-                raise LayoutError(f"tensor {name} of type {kind.name} takes {nbytes} bytes and has {item.span}")
+                raise LayoutError(item.short_of(kind))
         elif item.elements > item.span * _MAX_ELEMENTS_PER_BYTE:
             raise LayoutError(f"tensor {name} claims {item.elements} elements in {item.span} bytes")
         shape = tuple(reversed(item.raw.dims))
@@ -151,6 +157,10 @@ def _meaning(type_id: int, tensors: Sequence[Placed], alignment: int) -> TensorT
             f"bytes follow its last tensor, of type id {type_id}, so that its type cannot be told "
             f"({_names(candidates)} would fit)"
         )
+    if len(some) == 1 and len(tensors) > 1:  # all that is whole is of one type, so the rest is damaged
+        broken = next(item for item in tensors if not item.fits(some[0], alignment))
+        if not broken.raw.dims[0] % some[0].block_elements:
+            raise LayoutError(broken.short_of(some[0]))
     misfit = next((item for item in tensors if not any(item.fits(kind, alignment) for kind in kinds)), None)
     if misfit is None:
         raise LayoutError(f"its tensors of type id {type_id} are of different types, of {_names(some)}")

@@ -64,6 +64,8 @@ class TensorType:
     @property
     def refusal(self) -> str:
         """Why a tensor of this type is not decoded, and what to do, as the end of a sentence that names a tensor."""
+        if self.name == f"type {self.id}":
+            return f"the unknown type {self.id}; {self.remedy}"
         return f"type {self.name} (id {self.id}), which cannot be decoded; {self.remedy}"
 
     @property

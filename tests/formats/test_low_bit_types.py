@@ -212,6 +212,11 @@ def test_a_tensor_with_one_scale_is_written_and_read(tmp_path_factory: pytest.Te
 # ids, by what the bytes say ----------------------------------------------------------------------
 
 
+def refused(name: str, type_id: int) -> str:
+    """How a type is named where it cannot be decoded."""
+    return f"the unknown {name}; " if name == f"type {type_id}" else rf"type {name} \(id {type_id}\), which cannot be"
+
+
 def one_tensor(type_id: int, nbytes: int, dims: tuple[int, ...] = (2048, 2)) -> GGUFFile:
     return GGUFFile(samples.container(infos=[samples.info("a", dims, type_id, 0)], data=bytes(nbytes)))
 
@@ -239,9 +244,10 @@ def test_an_id_means_what_its_bytes_say(type_id: int, nbytes: int, name: str) ->
         assert file.array("a").shape == (2, 2048)
     else:
         assert file.raw("a").size == nbytes
-        with pytest.raises(
-            FormatError, match=rf"tensor a is of type {name} \(id {type_id}\), which cannot be"
-        ) as caught:
+        known = (
+            rf"type {name} \(id {type_id}\), which cannot be" if name != f"type {type_id}" else f"the unknown {name};"
+        )
+        with pytest.raises(FormatError, match=f"tensor a is of {known}") as caught:
             file.array("a")
         assert ";" in str(caught.value)  # what to do follows
 
@@ -281,10 +287,17 @@ def test_rows_that_do_not_divide_into_blocks_are_refused() -> None:
         one_tensor(36, 64, (64, 2))
 
 
+def test_a_cut_file_of_an_id_with_many_meanings_is_cut_and_not_mixed() -> None:
+    """The end of a Q2_0 tensor has room for an STQ1_0 one."""
+    infos = [samples.info("a", [2048], 42, 0), samples.info("b", [2048], 42, 576)]
+    with pytest.raises(FormatError, match="tensor b of type Q2_0 takes 576 bytes and has 480; it is cut short"):
+        GGUFFile(samples.container(infos=infos, data=bytes(576 + 480)))
+
+
 def test_one_damaged_tensor_of_several_does_not_change_what_the_id_means() -> None:
     infos = [samples.info("a", [2048], 43, 0), samples.info("b", [2048], 43, 352)]
     assert GGUFFile(samples.container(infos=infos, data=bytes(704))).tensors["b"].type.name == "STQ1_0"
-    with pytest.raises(FormatError, match="tensor b of type id 43 has 300 bytes"):
+    with pytest.raises(FormatError, match="tensor b of type STQ1_0 takes 336 bytes and has 300; it is cut short"):
         GGUFFile(samples.container(infos=infos, data=bytes(652)))
 
 
@@ -317,7 +330,10 @@ def test_unknown_ids_are_described_and_not_decoded() -> None:
     for type_id, name in ((100, "Q1_58"), (335, "IQ2_BN_R4"), (9999, "type 9999")):
         kind = type_by_id(type_id)
         assert (kind.id, kind.name, kind.is_known, kind.bits_per_weight) == (type_id, name, False, 0.0)
-        with pytest.raises(FormatError, match=rf"{name} \(id {type_id}\), which cannot be decoded; "):
+        known = (
+            rf"{name} \(id {type_id}\), which cannot be decoded; " if name != "type 9999" else "the unknown type 9999; "
+        )
+        with pytest.raises(FormatError, match=known):
             kind.decode(np.zeros((1, 1), np.uint8))
     assert TENSOR_TYPES["Q2_0"].bits_per_weight == 2.25
     bits = {"PTQ1_0": 1.75, "STQ1_0": 1.3125, "Q1_0": 1.125, "I2_S": 2.0}
