@@ -123,6 +123,43 @@ def test_a_conversation_is_streamed_kept_and_repeated(page: Any, chat: Running) 
     assert page.evaluate("kept.talks.length") == 2
 
 
+def test_two_tabs_keep_each_others_conversations(browser: Any, chat: Running) -> None:
+    context = browser.new_context()
+    first, second = context.new_page(), context.new_page()
+    for page in (first, second):
+        page.goto(chat.url)
+        _until(page, "server.known")
+    for page, text in ((first, "from the first"), (second, "from the second")):
+        page.keyboard.press("Alt+n")
+        _settings(page, max_tokens=3)
+        page.fill("#text", text)
+        page.press("#text", "Enter")
+        _finished(page)
+    first.fill("#text", "more")
+    first.press("#text", "Enter")
+    _finished(first)
+    first.reload()
+    _until(first, "server.known")
+    said = first.evaluate(
+        "kept.talks.flatMap((t) => t.messages.filter((m) => m.role === 'user').map((m) => m.content))"
+    )
+    assert sorted(said) == ["from the first", "from the second", "more"]
+    context.close()
+
+
+def test_a_full_browser_gives_up_probabilities_before_text(page: Any) -> None:
+    page.evaluate(
+        "for (const size of [3e6, 1e6]) kept.talks.push({ id: 'x' + size, messages: [{ role: 'assistant',"
+        " content: 'kept', tokens: [['t'.repeat(size), -1, []]] }] }); kept.current = 1; keep()"
+    )
+    page.evaluate("mine.add(kept.talks[2].id); kept.talks[2].messages[0].tokens[0][0] = 't'.repeat(9e6); keep()")
+    page.reload()
+    _until(page, "server.known")
+    kept = page.evaluate("kept.talks.slice(1).map((t) => [t.messages[0].content, t.messages[0].tokens.length])")
+    assert kept == [["kept", 1], ["kept", 0]]
+    assert page.locator(".note").count() == 0
+
+
 def test_a_hostile_reply_is_text(page: Any, chat: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     step = 7
     _scripted(chat, monkeypatch, [HOSTILE[i : i + step] for i in range(0, len(HOSTILE), step)])
@@ -205,6 +242,11 @@ def test_probabilities_are_shown_on_hover(page: Any) -> None:
     page.locator(".tokens span").nth(3).hover()
     tip = page.inner_text("#tip")
     assert tip.count("%") == 6 and len(tip.split("\n")) == 6
+    page.locator(".tokens span").first.focus()  # and without a mouse
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    third = page.evaluate("talk().messages[1].tokens[2][0]")
+    assert page.inner_text("#tip").startswith(page.evaluate("(t) => JSON.stringify(t)", third))
 
 
 def test_errors_are_said(page: Any, chat: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +301,10 @@ def test_a_phone_and_both_themes(browser: Any, chat: Running) -> None:
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.emulate_media(color_scheme="light")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+    page.click("#open")
+    page.select_option("#theme", "dark")  # against the system, and kept
+    page.reload()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
     context.close()
 
 
