@@ -28,6 +28,8 @@ from nanochat_tui.cli.measurement_worker import OURS, Worker
 from nanochat_tui.errors import UserError
 
 Found = dict[str, Any]
+PROMPT = 128
+"""Tokens that are read."""
 SECONDS = 60
 """Longest measurement; what takes longer is left out and said."""
 
@@ -36,8 +38,8 @@ SECONDS = 60
 class Case:
     """One row: a published file by what it is called, a shape, its types where they are not the shape's own.
 
-    prompt: tokens that are read; fewer where llama.cpp would need more than a minute. peer: whether llama.cpp may know
-    the file's types at all.
+    short: tokens of a further prompt, short enough for llama.cpp to read where PROMPT takes it minutes; 0: none.
+    context: tokens that decoding begins behind. peer: whether llama.cpp may know the file's types at all.
     """
 
     title: str
@@ -45,7 +47,8 @@ class Case:
     ternary: str | None = None
     table: str | None = None
     architecture: str | None = None
-    prompt: int = 128
+    short: int = 0
+    context: int = 16
     peer: bool = True
 
     def made(self) -> Shape:
@@ -60,10 +63,10 @@ class Case:
 
 
 CASES = {
-    "bonsai-1.7b": Case("Bonsai 1.7B, Q2_0", "bonsai-1.7b"),
+    "bonsai-1.7b": Case("Bonsai 1.7B, Q2_0", "bonsai-1.7b", short=32),
     "bonsai-1.7b-g128": Case("Bonsai 1.7B, Q2_0 of 128", "bonsai-1.7b", "Q2_0_g128", "Q2_0_g128", peer=False),
-    "bonsai-4b": Case("Bonsai 4B, Q2_0", "bonsai-4b", prompt=64),
-    "bonsai-8b": Case("Bonsai 8B, Q2_0", "bonsai-8b", prompt=32),
+    "bonsai-4b": Case("Bonsai 4B, Q2_0", "bonsai-4b", short=16, context=4),
+    "bonsai-8b": Case("Bonsai 8B, Q2_0", "bonsai-8b", short=8, context=4),
     "2b4t": Case("BitNet 2B4T, TQ2_0, Q6_K head", "2b4t"),
     "2b4t-i2_s": Case("BitNet 2B4T, I2_S, F16 head", "2b4t", "I2_S", "F16", architecture="bitnet-b1.58", peer=False),
     "maple": Case("Maple 20B-A1B, TQ2_0, Q4_K head", "maple"),
@@ -97,10 +100,10 @@ def run_part(name: str, kind: str, folder: Path, threads: int) -> Result:
     decodes = kind == "decode"
     plan = Plan(
         threads=(threads,),
-        prompts=() if decodes else (case.prompt,),
-        contexts=(16,) if decodes else (),
+        prompts=() if decodes else (PROMPT, *((case.short,) if case.short else ())),
+        contexts=(case.context,) if decodes else (),
         tokens=64,
-        repeats=3 if decodes else 2,
+        repeats=3 if decodes and not case.short else 2,
         seconds=3.0,
         limit=SECONDS / 4,
     )
@@ -136,10 +139,10 @@ def refusal(name: str, folder: Path) -> str | None:
     return None
 
 
-def speed(found: Found, engine: str) -> float | None:
-    """Return an engine's median tokens per second of the only kind of run in a part, or None."""
-    rows = found.get("rows", [])
-    return next((float(row["tps"]) for row in rows if row["engine"] == engine), None)
+def speed(found: Found, engine: str, tokens: int = 0) -> float | None:
+    """Return an engine's median tokens per second of the first run in a part, or of that of so many tokens, or None."""
+    rows = (row for row in found.get("rows", []) if row["engine"] == engine and tokens in (0, row["tokens"]))
+    return next((float(row["tps"]) for row in rows), None)
 
 
 def resident(found: Found, engine: str) -> float | None:
@@ -156,23 +159,35 @@ def as_markdown(cases: dict[str, Found], threads: int) -> str:
     notes = []
     for name, found in cases.items():
         cells = [CASES[name].title, f"{found['file_bytes'] / 1e9:.2f} GB"]
-        for kind in ("decode", "prompt"):
-            ours, theirs = speed(found[kind], OURS), speed(found[kind], PEER)
-            cells += [_number(ours), _number(theirs), f"{ours / theirs:.1f} x" if ours and theirs else ""]
+        cells += _compared(speed(found["decode"], OURS), speed(found["decode"], PEER))
+        ours, theirs, short = (
+            speed(found["prompt"], OURS, PROMPT),
+            speed(found["prompt"], PEER, PROMPT),
+            CASES[name].short,
+        )
+        if theirs is None and short:  # compared at a size that both can read
+            beside = _compared(speed(found["prompt"], OURS, short), speed(found["prompt"], PEER, short))
+            cells += [_number(ours), f"{beside[1]} (of {short})", beside[2]]
+        else:
+            cells += _compared(ours, theirs)
         cells += [_size(resident(found["decode"], engine)) for engine in (OURS, PEER)]
         lines.append("| " + " | ".join(cells) + " |")
         parts = [found["decode"], found["prompt"]]
         problems = [found.get("refused"), *(part.get("error") for part in parts)]
-        problems += [sentence for part in parts for sentence in part.get("skipped", [])]
+        if not CASES[name].short:
+            problems += [sentence for part in parts for sentence in part.get("skipped", [])]
         notes += [f"- {CASES[name].title}: {problem}" for problem in problems if problem]
     plural = "s" if threads > 1 else ""
-    lines += ["", f"{threads} thread{plural}; medians; prompts of " + _prompts(cases) + "; decoding behind 16 tokens."]
+    lines += [
+        "",
+        f"{threads} thread{plural}; medians; prompts of {PROMPT} tokens, or of so many as are said in brackets: then",
+    ]
+    lines[-1] += " the ratio is of prompts of that length on both sides; decoding behind 4 or 16 tokens."
     return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
-def _prompts(cases: dict[str, Found]) -> str:
-    sizes = sorted({CASES[name].prompt for name in cases}, reverse=True)
-    return ", ".join(f"{size} ({', '.join(n for n in cases if CASES[n].prompt == size)})" for size in sizes)
+def _compared(ours: float | None, theirs: float | None) -> list[str]:
+    return [_number(ours), _number(theirs), f"{ours / theirs:.1f} x" if ours and theirs else ""]
 
 
 def _number(value: float | None) -> str:

@@ -165,6 +165,15 @@ def in_training(tab: str, *keys: str) -> Callable[[Pilot[None], NanochatApp], Aw
     return play
 
 
+async def launching(pilot: Pilot[None], app: NanochatApp) -> None:
+    python, sys.executable = sys.executable, "python"  # the command line is shown, and this machine's path says nothing
+    try:
+        await in_training("new")(pilot, app)
+        await pilot.pause(1.0)
+    finally:
+        sys.executable = python
+
+
 async def scrubbing(pilot: Pilot[None], app: NanochatApp) -> None:
     await in_training("checkpoints")(pilot, app)
     assert isinstance(app.screen, TrainScreen)
@@ -207,7 +216,7 @@ TRAIN = (
     Shot("train-small", (80, 24), in_training("dashboard")),
     Shot("train-checkpoints", (110, 30), scrubbing),
     Shot("train-compare", (110, 30), in_training("compare")),
-    Shot("train-new", (110, 40), in_training("new")),
+    Shot("train-new", (110, 40), launching),
 )
 """The train mode; needs runs to look at."""
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nanochat_tui.cli.options import JsonOption, MhcOption, ModelArgument, TokenizerOption, check_file, find_model
 from nanochat_tui.errors import UserError
+
+if TYPE_CHECKING:
+    from nanochat_tui.engine.plan_memory import Forecast
+    from nanochat_tui.inspection import Summary
 
 
 def inspect(
@@ -38,6 +42,7 @@ def inspect(
     from nanochat_tui.inspection.text import summary_lines, ternary_lines
 
     summary = inspect_file(path, mhc, tokenizer)
+    memory = _memory(path, summary)
     statistics, some = None, None
     if summary.is_gguf and (ternary or not json):
         with open_whole(path) as file:
@@ -49,14 +54,37 @@ def inspect(
         found = summary.to_json()
         if statistics is not None:
             found["ternary"] = [part.to_json() for part in statistics]
+        found["memory"] = None if memory is None else memory.to_json()
         typer.echo(json_module.dumps(found, indent=2))
     else:
-        lines = summary_lines(summary, metadata=metadata, trits=some)
+        lines = summary_lines(summary, metadata=metadata, trits=some, memory=_said(memory))
         if statistics is not None:
             lines += ["", *ternary_lines(statistics)]
         typer.echo("\n".join(lines))
     if summary.problem is not None:
         raise UserError(summary.problem)
+
+
+def _memory(path: Path, summary: Summary) -> Forecast | None:
+    """Return what a file that can be run would take, with its whole context."""
+    from nanochat_tui.engine.plan_memory import forecast
+    from nanochat_tui.model.shards import open_model
+
+    if summary.shape is None or not summary.runs:
+        return None
+    with open_model(path) as file:
+        return forecast(file, summary.shape)
+
+
+def _said(memory: Forecast | None) -> str | None:
+    if memory is None:
+        return None
+    said = str(memory).removeprefix("memory: ")
+    if memory.fits:
+        return said
+    if memory.largest_context < 1:
+        return f"{said}: it does not fit"
+    return f"{said}: the largest context that fits is {memory.largest_context} tokens"
 
 
 def _compare(before: Path, after: Path, json: bool) -> None:

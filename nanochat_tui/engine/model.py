@@ -230,7 +230,6 @@ def load(
                 progress(note)
         codec = codec_from_gguf(file.metadata, load_tokenizer(Path(tokenizer)) if tokenizer else None)
         require_vocabulary(codec.tokenizer.get_vocab_size(), shape.vocab_size)
-        shape = replace(shape, unnamed=shape.vocab_size - codec.named_rows(shape.vocab_size))
         as_float = activations == "float"
         if context is not None and context > shape.context_length:
             if progress:
@@ -240,6 +239,7 @@ def load(
         if progress and (context is not None or memory.total >= WORTH_TELLING):
             progress(str(memory))
         require_memory(memory, asked=context is not None)
+        shape = replace(shape, unnamed=shape.vocab_size - codec.named_rows(shape.vocab_size))
         sidecar = Path(mhc) if mhc else None
         weights: Weights = load_weights(file, shape, as_float=as_float, bias=isa.q8_bias, mhc=sidecar)
         name = metadata_string(file.metadata, "general.name", file_path.stem)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanochat_tui.engine.cache import KEPT_STATES
@@ -45,6 +45,10 @@ class Forecast:
     def fits(self) -> bool:
         """Whether that much is free."""
         return self.total + RESERVE <= self.available
+
+    def to_json(self) -> dict[str, int | bool]:
+        """Return the forecast as JSON values, in bytes and tokens."""
+        return asdict(self) | {"total": self.total, "fits": self.fits}
 
     def __str__(self) -> str:
         return (

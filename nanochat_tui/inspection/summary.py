@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -177,7 +177,12 @@ def inspect_file(path: Path | str, mhc: Path | None = None, tokenizer: Path | No
     """
     if is_original(Path(path)):
         return _summarise_original(Path(path))
-    with open_whole(Path(path)) as file:
+    try:
+        file = open_model(path)
+    except UserError as error:
+        with read_gguf(path) as alone:
+            return replace(summarise(alone, mhc, tokenizer), reason=str(error))
+    with file:
         return summarise(file, mhc, tokenizer)
 
 

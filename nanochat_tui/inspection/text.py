@@ -15,11 +15,15 @@ _MIB = 1 << 20
 
 
 def summary_lines(
-    summary: Summary, metadata: bool = False, trits: tuple[Sequence[TernaryStatistics], int] | None = None
+    summary: Summary,
+    metadata: bool = False,
+    trits: tuple[Sequence[TernaryStatistics], int] | None = None,
+    memory: str | None = None,
 ) -> list[str]:
     """Return what a file is, for people.
 
     metadata: whether every key of the file is added. trits: statistics of some ternary tensors, and how many there are.
+    memory: what running it takes.
     """
     lines = [
         _row("file", display_safe(str(summary.path)) if summary.path else "(bytes)"),
@@ -53,6 +57,8 @@ def summary_lines(
         lines.append(_row("rotation", summary.rotation.sentence()))
     for index, text in enumerate(remarks(summary)):
         lines.append(_row("" if index else "notes", text))
+    if memory is not None:
+        lines.append(_row("memory", memory))
     lines.append(_row("runs", "yes" if summary.reason is None else f"no: {summary.reason}"))
     if metadata:
         lines += ["", "metadata"]
@@ -62,7 +68,8 @@ def summary_lines(
 
 def remarks(summary: Summary) -> list[str]:
     """Return the sentences that a person should read before using a file: its traps, and what was corrected."""
-    notes = () if summary.shape is None else summary.shape.notes
+    told = any(trap.kind == "bitnet_activation" for trap in summary.traps)
+    notes = () if summary.shape is None or told else summary.shape.notes
     return [*(trap.text for trap in summary.traps), *(display_safe(note, 500) for note in notes)]
 
 

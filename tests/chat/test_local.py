@@ -111,6 +111,30 @@ def test_stats_are_measured(base: LocalBackend) -> None:
     assert 0 < stats.seconds_to_first_token < 60
 
 
+def test_how_far_a_long_prompt_was_read_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = loaded(write_model(tmp_path / "long.gguf", TINY.with_(context_length=512)))
+    assert backend.reading() is None
+    ask(backend, Request(prompt="fn", sampling=GREEDY, max_tokens=4))
+    assert backend.reading() is None, "what another request read is not this one's"
+    seen: list[Stats | None] = []
+    run = backend.model.executor.run
+
+    def watched(*arguments: object) -> object:
+        seen.append(backend.reading())
+        return run(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backend.model.executor, "run", watched)
+    prompt = "".join(chr(97 + i % 26) for i in range(350))
+    events = ask(backend, Request(prompt=prompt, sampling=GREEDY, max_tokens=4))
+    assert started(events).prompt_tokens > 256
+    assert seen[0] is None
+    assert isinstance(seen[1], Stats)
+    reused = backend.model.codec.bos is not None  # the mark of the beginning is still in the cache
+    assert (seen[1].context_used, seen[1].context_size, seen[1].decode_tps) == (128 + reused, 512, None)
+    assert seen[1].prompt_tps is not None
+    assert seen[1].prompt_tps > 0
+
+
 def test_the_same_seed_gives_the_same_text_whatever_was_asked_before(base: LocalBackend) -> None:
     request = Request(prompt="let", sampling=SamplingSettings(seed=5), max_tokens=20)
     first = text_of(ask(base, request))

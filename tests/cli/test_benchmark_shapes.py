@@ -16,11 +16,11 @@ from shapes import CASES, DEFAULT, Found, as_markdown
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "shapes.py"
 
 
-def part(kind: str, ours: float, theirs: float | None) -> Found:
+def part(kind: str, ours: float, theirs: float | None, tokens: int = 128) -> Found:
     speeds = [("nanochat-tui", ours), ("llama-cpp-python", theirs)]
     known = [(engine, tps) for engine, tps in speeds if tps is not None]
     return {
-        "rows": [{"engine": engine, "kind": kind, "tps": tps} for engine, tps in known],
+        "rows": [{"engine": engine, "kind": kind, "tps": tps, "tokens": tokens} for engine, tps in known],
         "loaded": [{"engine": engine, "rss_bytes": 10**9} for engine, _ in known],
         "skipped": [],
     }
@@ -42,6 +42,14 @@ def test_the_table_has_both_sides_and_the_reasons() -> None:
     assert "| 30.0 | 10.0 | 3.0 x | 400 | 50.0 | 8.0 x | 1.00 GB | 1.00 GB |" in first
     assert "| 12.3 | – |  | – | – |  | 1.00 GB | – |" in second
     assert any("it does not load x.gguf" in line for line in rest) and any("it did not end" in line for line in rest)
+
+
+def test_a_slow_peer_is_compared_over_what_it_can_read() -> None:
+    found = {"file_bytes": 10**9, "decode": part("decode", 30.0, 10.0), "prompt": part("prompt", 400.0, None)}
+    found["prompt"]["rows"] += part("prompt", 250.0, 2.5, tokens=32)["rows"]
+    found["prompt"]["skipped"] = ["too slow"]
+    text = as_markdown({"bonsai-1.7b": found}, 1)
+    assert "| 400 | 2.5 (of 32) | 100.0 x |" in text and "too slow" not in text
 
 
 @pytest.mark.peer

@@ -32,6 +32,9 @@ def test_json_has_the_promised_keys(model: Path, capsys: pytest.CaptureFixture[s
     assert found["mhc"]["verified"] is True
     assert (found["mhc"]["streams"], found["mhc"]["records"], found["mhc"]["error"]) == (2, 2 * TINY.n_layers, None)
     assert "ternary" not in found
+    memory = found["memory"]
+    assert memory["total"] == memory["weights"] + memory["cache"] + memory["work"] > 0
+    assert memory["fits"] is True and memory["context"] == TINY.context_length
 
 
 def test_text_says_the_same_and_more_on_request(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +42,7 @@ def test_text_says_the_same_and_more_on_request(model: Path, capsys: pytest.Capt
     plain = capsys.readouterr().out
     assert f"{TINY.parameters:,}" in plain
     assert "verified" in plain
+    assert any(line.startswith("memory ") and "GB weights" in line for line in plain.splitlines())
     trits = next(line for line in plain.splitlines() if line.startswith("trits "))
     assert f"in all {7 * TINY.n_layers} ternary tensors" in trits and "+2" not in trits
     assert run(dispatch, ["inspect", str(model), "--metadata", "--ternary"]) == 0

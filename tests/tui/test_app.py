@@ -391,7 +391,7 @@ async def test_palette_offers_what_makes_sense_and_help_opens() -> None:
         assert {"New session", "Session settings", "Help", "Theme", "Quit"} <= titles
         assert "Stop the reply" not in titles
         assert "Write again" not in titles
-        assert not {"Completion or conversation", "Models of the server", "System prompt"} & titles
+        assert not {"Completion or conversation", "Inspect this model", "System prompt"} & titles
         await say(pilot, app, "a")
         titles = {command.title for command in app.get_system_commands(app.chat)}
         assert {"Write again", "Copy the reply", "Copy everything"} <= titles

@@ -143,6 +143,31 @@ def test_a_home_that_is_no_folder_gives_a_message_and_the_chat_goes_on(tmp_path:
         assert screen.wait() == 0
 
 
+def test_a_full_disk_gives_a_message_and_the_chat_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    program = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file grows beyond it, whatever it is
+from nanochat_tui.cli.entry import main
+main()
+"""
+    words = [f"word{i} " * 60 + "\n\n" for i in range(200)]
+    with serving(words=words, owner="vllm") as server:
+        with terminal(tmp_path, "--attach", server.url, python=program) as screen:
+            screen.until(lambda: b"Message" in screen.seen)
+            screen.type("hi\r")
+            screen.until(lambda: b"not being saved" in screen.seen)
+            screen.until(lambda: b"unsaved" in screen.seen)
+            screen.until(lambda: b"word199" in screen.seen)
+            screen.type("\x11")
+            assert screen.wait() == 0
+            assert b"Traceback" not in screen.seen
+        with terminal(tmp_path, "--attach", server.url) as screen:
+            screen.until(lambda: b"word" in screen.seen)  # what was saved before is there
+            screen.type("\x11")
+            assert screen.wait() == 0
+
+
 def test_no_color_draws_without_colours(tmp_path: Path) -> None:
     with serving() as server, terminal(tmp_path, "--attach", server.url, NO_COLOR="1") as screen:
         screen.until(lambda: b"Message" in screen.seen)
