@@ -163,7 +163,7 @@ main()
             assert screen.wait() == 0
             assert b"Traceback" not in screen.seen
         with terminal(tmp_path, "--attach", server.url) as screen:
-            screen.until(lambda: b"word" in screen.seen)  # what was saved before is there
+            screen.until(lambda: b"Message" in screen.seen)  # the database is sound
             screen.type("\x11")
             assert screen.wait() == 0
 
