@@ -198,9 +198,8 @@ def _compile(target: Target) -> list[bytes]:
     codes: list[bytes | None] = [None] * len(PARTS)
     if sys.executable:
         path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        # Numba's own switches are for other programs' functions; with some of them ours would not compile
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
-        environment = {**kept, "PYTHONPATH": path}
+        environment = {**os.environ, "PYTHONPATH": path}
+        environment.pop("NUMBA_DISABLE_JIT", None)  # is for debugging others' functions; ours would not compile
 
         def run(index: int) -> None:
             command = _command(target, PARTS[index])
