@@ -16,6 +16,7 @@ from nanochat_tui.formats.gguf import GGUFFile, metadata_int
 from nanochat_tui.inspection.rotation import Rotation
 from nanochat_tui.model.architectures.bitnet import is_2b4t
 from nanochat_tui.model.architectures.keys import Keys
+from nanochat_tui.model.chat_families import PLACEHOLDER, chat_format
 from nanochat_tui.model.tokenizer_patterns import word_rules
 
 _FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 7: "Q8_0", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 141: "PQ2_0"}
@@ -115,8 +116,26 @@ def _tokenizer(file: GGUFFile) -> Iterator[Trap]:
             "falcon_pre",
             f"programs disagree on how {pre} splits digits and punctuation; the model's tokenizer.json would decide",
         )
-    if _value(file, "tokenizer.chat_template") is None and str(_value(file, "general.architecture")) != "nanochat":
-        yield Trap("no_template", "the file has no chat template; a chat needs the one of its family")
+    if str(_value(file, "general.architecture")) != "nanochat":
+        yield from _template(file)
+
+
+def _template(file: GGUFFile) -> Iterator[Trap]:
+    given = _value(file, "tokenizer.chat_template")
+    kind = "no_template" if not given else "placeholder_template" if PLACEHOLDER in str(given) else "broken_template"
+    try:
+        found = chat_format(file.metadata)
+    except UserError:  # a damaged vocabulary, which is reported elsewhere
+        return
+    if found is None:
+        fault = {
+            "no_template": "the file has no chat template",
+            "placeholder_template": "the file's chat template is a converter's placeholder",
+            "broken_template": "the file's chat template is not valid Jinja",
+        }[kind]
+        yield Trap(kind, f"{fault} and its family is not known, so text is completed as it is")
+    elif found.note is not None:
+        yield Trap(kind, found.note)
 
 
 def _word_rules(pre: str, tokens: object) -> Iterator[Trap]:

@@ -38,6 +38,10 @@ _FAMILIES: Final = (
 )
 """Name, marks that the vocabulary must have, architectures (none: any) and template of each family."""
 
+PLACEHOLDER: Final = "BITNETAssistant"
+"""Stands in the template that BitNet's converter writes into its files: it leaves system messages out and ends the text
+before the reply. No model was trained on it, and Microsoft's own BitNet 2B4T was published with it."""
+
 THINKING: Final = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -58,6 +62,8 @@ class ChatFormat:
     """The marks around what the model thinks before it answers, if it does."""
     note: str | None = None
     """What was assumed, for people; None where the file says it all."""
+    family: str | None = None
+    """The family whose template it is; None where it is the file's own."""
 
 
 def chat_format(metadata: Mapping[str, GGUFValue]) -> ChatFormat | None:
@@ -67,9 +73,12 @@ def chat_format(metadata: Mapping[str, GGUFValue]) -> ChatFormat | None:
     if template:
         from nanochat_tui.model.chat_template import is_usable
 
-        if is_usable(template):
+        if PLACEHOLDER in template:
+            wrong = "the file's chat template is a converter's placeholder, which the model was not trained on"
+        elif is_usable(template):
             return ChatFormat(template, thinking_tags(template))
-        wrong = "the file's chat template is not valid Jinja"
+        else:
+            wrong = "the file's chat template is not valid Jinja"
     architecture = metadata_string(metadata, "general.architecture", "")
     if architecture == "nanochat" or "tokenizer.ggml.tokens" not in metadata:
         return None
@@ -77,7 +86,7 @@ def chat_format(metadata: Mapping[str, GGUFValue]) -> ChatFormat | None:
     for name, marks, architectures, family in _FAMILIES:
         if marks <= known and (not architectures or architecture in architectures):
             thinking = ("<think>", "</think>") if {"<think>", "</think>"} <= known else None
-            return ChatFormat(family, thinking, f"{wrong}; that of its family, {name}, is used")
+            return ChatFormat(family, thinking, f"{wrong}; that of its family, {name}, is used", name)
     return None
 
 

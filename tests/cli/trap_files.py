@@ -125,6 +125,17 @@ def with_pre(folder: Path, pre: str | None) -> Path:
     return rewritten(path, damage, kept)
 
 
+def placeholder_template(folder: Path) -> Path:
+    """BitNet 2B4T as Microsoft published it: its converter wrote a template that the model was not trained on."""
+    template = (
+        "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{% if message['role'] == 'user' %}"
+        "{{ 'Human: ' + message['content'] + '\\n\\nBITNETAssistant: ' + eos_token }}"
+        "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    change = {"tokenizer.chat_template": string(template)}
+    return rewritten(with_pre(folder, "llama-bpe"), lambda metadata: metadata.update(change))
+
+
 def unknown_pre(folder: Path) -> Path:
     d = draft("llama")
     path = finish(d, folder / "m.gguf")
@@ -302,11 +313,16 @@ TRAPS = {
     "BitNet embedding model": Case(embedding_model, ("*_norm_in",), refused="normalises the input of every matrix"),
     "missing pre": Case(lambda folder: with_pre(folder, None), ("llama-bpe",), noted="llama-bpe"),
     "wrong pre": Case(lambda folder: with_pre(folder, "qwen2"), ("'qwen2'", "llama-bpe"), noted="llama-bpe"),
+    "placeholder chat template": Case(
+        placeholder_template, ("a converter's placeholder", "BitNet b1.58 2B4T"), noted="a converter's placeholder"
+    ),
     "unknown pre": Case(unknown_pre, ("from-the-future",), refused="--tokenizer"),
     "GUGF": Case(gugf, ("GUGF", "convert"), refused="nanochat-tui convert"),
     "GUGF, lost scales": Case(lost_scales, ("GUGF", "not zero", "scales are lost"), refused="nanochat-tui convert"),
     "truncated file": Case(truncated, ("cut short",), refused="cut short", code=2),
-    "truncated shard": Case(truncated_shard, ("file 1 of 2", "m-00002-of-00002.gguf", "it is cut short"), refused="it is cut short"),
+    "truncated shard": Case(
+        truncated_shard, ("file 1 of 2", "m-00002-of-00002.gguf", "it is cut short"), refused="it is cut short"
+    ),
     "missing shard": Case(
         missing_shard, ("file 1 of 2", "00002.gguf is missing"), refused="m-00002-of-00002.gguf is missing"
     ),

@@ -98,6 +98,7 @@ def test_family_templates() -> None:
         CHATML,
         ("<think>", "</think>"),
         "the file has no chat template; that of its family, ChatML, is used",
+        "ChatML",
     )
     bitnet = chat_format(metadata(["<|begin_of_text|>", "<|eot_id|>"], "bitnet-b1.58"))
     assert bitnet is not None
@@ -131,6 +132,22 @@ def test_a_broken_template_gives_way_to_the_family() -> None:
     assert found is not None
     assert found.template == CHATML
     assert "not valid Jinja" in str(found.note)
+
+
+PLACEHOLDER = (  # as in the file of BitNet b1.58 2B4T that Microsoft published
+    "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{% if message['role'] == 'user' %}"
+    "{{ 'Human: ' + message['content'] + '\\n\\nBITNETAssistant: ' + eos_token }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_converters_placeholder_gives_way_to_the_family() -> None:
+    marks = ["<|begin_of_text|>", "<|eot_id|>"]
+    found = chat_format(metadata(marks, "bitnet-b1.58", tokenizer__chat_template=string(PLACEHOLDER)))
+    assert found is not None
+    assert found.template == BITNET
+    assert "placeholder" in str(found.note) and "BitNet b1.58 2B4T" in str(found.note)
+    assert chat_format(metadata(["</s>"], "bitnet", tokenizer__chat_template=string(PLACEHOLDER))) is None
 
 
 def test_the_files_own_template_is_used() -> None:
