@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 from support_architectures import add_rotation, draft, finish, write_architecture
 
-from nanochat_tui.formats.gguf import GGUFValue, TensorData, array, i32, read_gguf, string, u32, write_gguf
+from nanochat_tui.formats.gguf import GGUFValue, TensorData, array, boolean, i32, read_gguf, string, u32, write_gguf
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES
 
 FORMATS = Path(__file__).parents[1] / "formats"
@@ -302,6 +302,16 @@ TRAPS = {
     ),
     "rotated, unknown version": Case(
         rotated_wrongly(lambda keys: keys.update({H + "version": u32(3)})), ("version 3",), refused="version 3"
+    ),
+    "rotated, a matrix left out": Case(
+        rotated_wrongly(lambda keys: keys.update({H + "weight_names": array(["blk.0.attn_q.weight"])})),
+        ("not blk.0.attn_k.weight",),
+        refused="not blk.0.attn_k.weight",
+    ),
+    "rotated, a tied head unsaid": Case(
+        rotated_wrongly(lambda keys: keys.update({H + "tied_output": boolean(False)})),
+        ("does not say tied_output",),
+        refused="does not say tied_output",
     ),
     "rotated by another vendor": Case(
         rotated_wrongly(lambda keys: keys.update({"onebit.hadamard_q4_0": i32(1)})),

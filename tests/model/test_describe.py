@@ -221,6 +221,16 @@ def _rotation(key: str, value: Any = None) -> Callable[[dict[str, Any]], Any]:
     return lambda keys: keys.update({PREFIX + key: value})
 
 
+def _without(name: str) -> Callable[[dict[str, Any]], Any]:
+    """Leave a matrix out of those that are rotated."""
+
+    def change(keys: dict[str, Any]) -> None:
+        key = PREFIX + "weight_names"
+        keys[key] = array([one for one in keys[key].value if one != f"{name}.weight"])
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -235,7 +245,14 @@ def _rotation(key: str, value: Any = None) -> Callable[[dict[str, Any]], Any]:
         (_rotation("transform", string("fourier")), "rotated by fourier"),
         (_rotation("block_size", u32(48)), "no power of two"),
         (_rotation("block_size", u32(512)), "do not divide the rows"),
-        (_rotation("tied_output", boolean(False)), None),
+        (_rotation("tied_output", boolean(False)), "does not say tied_output"),
+        (_rotation("tied_output"), "does not say tied_output"),
+        (_rotation("version", u32(1)), "of version 1 and says tied_output"),
+        (_rotation("inverse_weight_names"), "does not undo that of the embedding"),
+        (_without("blk.0.attn_k"), r"names blk.0.attn_q.weight but not blk.0.attn_k.weight"),
+        (_without("blk.1.attn_q"), r"names blk.1.attn_k.weight but not blk.1.attn_q.weight"),
+        (_without("blk.1.attn_v"), r"not blk.1.attn_v.weight, which reads the same input"),
+        (_without("blk.0.ffn_up"), r"not blk.0.ffn_up.weight, which reads the same input"),
         (_rotation("weight_names", array(["blk.9.attn_q.weight"])), "does not hold"),
         (_rotation("weight_names", array(["token_embd.weight", "output_norm.weight"])), "output_norm"),
         (_rotation("inverse_weight_names", array(["blk.0.attn_q.weight"])), "undone behind"),
@@ -243,15 +260,42 @@ def _rotation(key: str, value: Any = None) -> Callable[[dict[str, Any]], Any]:
     ],
 )
 def test_rotations_that_are_not_understood_are_refused(
-    change: Callable[[dict[str, Any]], Any], message: str | None, tmp_path: Path
+    change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path
 ) -> None:
     d = draft("qwen3")
     add_rotation(d)
     change(d.plain_keys)
-    with read_gguf(finish(d, tmp_path / "m.gguf")) as file:
-        if message is None:  # a head that is not rotated is possible
-            found = describe(file).rotation
-            assert found is not None and "token_embd.weight" not in found.forward
-        else:
-            with pytest.raises(UserError, match=message):
-                describe(file)
+    with read_gguf(finish(d, tmp_path / "m.gguf")) as file, pytest.raises(UserError, match=message):
+        describe(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("blk.0.attn_gate"), r"names blk.0.attn_qkv.weight but not blk.0.attn_gate.weight"),
+        (_without("blk.3.attn_k"), r"names blk.3.attn_q.weight but not blk.3.attn_k.weight"),
+        (_rotation("weight_names", array(["token_embd.weight"])), "for a head, but there is an output.weight"),
+        (_rotation("tied_output", boolean(True)), "there is an output.weight"),
+    ],
+)
+def test_untied_and_hybrid_rotations_that_contradict_the_file_are_refused(
+    change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path
+) -> None:
+    d = draft("qwen35", tied=False)
+    add_rotation(d, version=2)
+    change(d.plain_keys)
+    with read_gguf(finish(d, tmp_path / "m.gguf")) as file, pytest.raises(UserError, match=message):
+        describe(file)
+
+
+def test_tables_and_whole_stacks_may_stay_as_they_are(tmp_path: Path) -> None:
+    """Without inverse_weight_names the embedding is plain; an untied head and a whole stack may be plain too."""
+    d = draft("qwen3", tied=False)
+    add_rotation(d)
+    for part in ("output", "blk.0.attn_q", "blk.0.attn_k", "blk.0.attn_v"):
+        _without(part)(d.plain_keys)
+    del d.plain_keys[PREFIX + "inverse_weight_names"]
+    found = described(tmp_path, d).rotation
+    assert found is not None and not found.inverse
+    assert "output.weight" not in found.forward and "blk.0.attn_q.weight" not in found.forward
+    assert "blk.1.attn_q.weight" in found.forward

@@ -18,12 +18,14 @@ from nanochat_tui.model.architectures.description import Rotation
 
 PREFIX = "prism.hadamard."
 FOREIGN = "onebit.hadamard"
-REQUIRED = ("version", "block_size", "transform", "axis", "sign_mode", "weight_names", "inverse_weight_names")
+REQUIRED = ("version", "block_size", "transform", "axis", "sign_mode", "weight_names")
 TRANSFORM, AXIS = "normalized-sylvester-walsh-hadamard", "input-last-dimension"
 ROTATABLE = frozenset(
     {"attn_q", "attn_k", "attn_v", "attn_output", "attn_qkv", "attn_gate", "ssm_out", "ffn_gate", "ffn_up", "ffn_down"}
 )
 """Matrices of a block whose input may be rotated."""
+TOGETHER = (("attn_q", "attn_k", "attn_v"), ("attn_qkv", "attn_gate"), ("ffn_gate", "ffn_up"))
+"""Matrices that read one input. It is rotated once for all of them, so that either all are listed or none."""
 
 
 def read_rotation(
@@ -58,8 +60,8 @@ def read_rotation(
     forward = _names(metadata, "weight_names")
     inverse = _names(metadata, "inverse_weight_names")
     _check_names(forward, inverse, shapes, block)
-    if tied and not tied_output and "token_embd.weight" in forward:
-        raise UserError("the file's rotation does not say tied_output, but has no output.weight; fetch it again")
+    _check_stacks(forward, shapes)
+    _check_embedding(forward, inverse, tied=tied, tied_output=tied_output)
     if tied_output:
         forward |= {"token_embd.weight"}
     widths = {shapes[name][-1] for name in forward | inverse}
@@ -73,7 +75,8 @@ def read_rotation(
 
 
 def _names(metadata: Mapping[str, GGUFValue], key: str) -> set[str]:
-    value = metadata[PREFIX + key].value
+    found = metadata.get(PREFIX + key)
+    value: object = [] if found is None else found.value
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise UserError(f"the file's {PREFIX}{key} is no list of names; fetch it again")
     return set(cast("Sequence[str]", value))
@@ -93,6 +96,34 @@ def _check_names(forward: set[str], inverse: set[str], shapes: Mapping[str, tupl
         kind = name.removesuffix(".weight").rpartition(".")[2]
         if kind not in ROTATABLE:
             raise UserError(f"the input of {display_safe(name)} is rotated, which this version cannot do")
+
+
+def _check_stacks(forward: set[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name in sorted(forward):
+        block, _, kind = name.removesuffix(".weight").rpartition(".")
+        for other in next((stack for stack in TOGETHER if kind in stack), ()):
+            missed = f"{block}.{other}.weight"
+            if missed in shapes and missed not in forward:
+                raise UserError(
+                    f"the file's rotation names {display_safe(name)} but not {display_safe(missed)}, which reads the "
+                    "same input; fetch it again"
+                )
+
+
+def _check_embedding(forward: set[str], inverse: set[str], *, tied: bool, tied_output: bool) -> None:
+    """Refuse a table that is rotated for one of its two uses only: it holds the same numbers for both."""
+    table = "token_embd.weight"
+    if tied and not tied_output and table in forward | inverse:
+        raise UserError(
+            "the file's rotated embedding is the head too, as there is no output.weight, but its rotation does not say "
+            "tied_output; fetch it again"
+        )
+    if tied_output and table not in inverse:
+        raise UserError("the file's rotation says tied_output, but does not undo that of the embedding; fetch it again")
+    if not tied and table in forward:
+        raise UserError(
+            "the file's rotation names the embedding for a head, but there is an output.weight; fetch it again"
+        )
 
 
 def _signs(metadata: Mapping[str, GGUFValue], widths: set[int]) -> dict[int, NDArray[np.float32]]:
