@@ -99,11 +99,16 @@ def random_blocks(rng: np.random.Generator, kind: str, n: int, size: float) -> N
 
     if kind == "Q6_K":
         half(208, size / (74 * 18.5))
-    elif kind == "Q4_K":
-        half(0, size / (32 * 4.6))
-        half(2, size / (32 * 4.6) * 7.5)
+    elif kind in ("Q4_K", "Q5_K"):
+        middle, spread = (7.5, 4.6) if kind == "Q4_K" else (15.5, 9.2)
+        half(0, size / (32 * spread))
+        half(2, size / (32 * spread) * middle)
+    elif kind in ("Q4_1", "Q5_1"):
+        middle, spread = (7.5, 4.6) if kind == "Q4_1" else (15.5, 9.2)
+        half(0, size / spread)
+        half(2, -size / spread * middle)
     else:
-        half(0, size / 4.6)  # Q4_0
+        half(0, size / (9.2 if kind == "Q5_0" else 4.6))  # Q4_0
     return blocks
 
 

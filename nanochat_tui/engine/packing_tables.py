@@ -76,6 +76,12 @@ def _lanes(values: Bytes, size: int) -> Bytes:
     return moved
 
 
+def packed_bytes(name: str, rows: int, columns: int) -> int:
+    """Return the bytes that `pack_blocks` makes of so many rows (filled up) of a type in `KIND_OF_TYPE`."""
+    layout = k.LAYOUTS[KIND_OF_TYPE[name]]
+    return rows // ROW_BLOCK * (columns // layout.columns) * (4 * layout.words * ROW_BLOCK + layout.scale_bytes)
+
+
 def pack_blocks(
     name: str,
     blocks: Bytes,

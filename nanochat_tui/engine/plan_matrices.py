@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ RELEASE_BYTES = 1 << 24
 """Bytes that are read of a file before its pages are given back, so that loading needs little beside the result."""
 Rows = tuple[str, NDArray[np.int64]]
 """A tensor and the rows wanted of it, in order (of an expert tensor all experts' rows, one after another)."""
+Route = Literal["ternary", "ternary by row", "BF16", "blocks", "F16", "F32"]
+"""How a stack is packed, see `route_of`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,11 @@ def all_rows(file: GGUFFile, name: str) -> Rows:
     return name, np.arange(info.elements // info.shape[-1])
 
 
+def names_of(rows: Sequence[Rows]) -> list[str]:
+    """Return the names of a stack's tensors, each once."""
+    return list(dict.fromkeys(name for name, _ in rows))
+
+
 def is_ternary(file: GGUFFile, name: str) -> bool:
     """Whether the ternary kernel takes this tensor."""
     kind = file.tensor(name).type
@@ -94,6 +101,26 @@ def group_of(file: GGUFFile, names: Sequence[str]) -> int:
     return group
 
 
+def route_of(file: GGUFFile, names: Sequence[str], *, as_float: bool) -> Route:
+    """Return how a stack of these tensors is packed, as far as their types say: `load_matrix` and the forecast ask.
+
+    Types of one stack that no kernel takes together become floats, which are several times as large.
+    """
+    types = {file.tensor(name).type.name for name in names}
+    if as_float:
+        return "F32"
+    if types == {"I2_S"}:
+        return "ternary by row"
+    if "I2_S" not in types and all(is_ternary(file, name) for name in names):
+        return "ternary"
+    if types == {"BF16"}:
+        return "BF16"
+    if len(types) == 1 and types <= set(KIND_OF_TYPE):
+        return "blocks"
+    # float16 loses nothing that a quantised type ever held
+    return "F32" if types & {"F32", "BF16"} else "F16"
+
+
 def load_matrix(
     file: GGUFFile, rows: Sequence[Rows], *, group: int, bias: int, as_float: bool, multiple: int = s.ROW_BLOCK
 ) -> Matrix:
@@ -101,19 +128,19 @@ def load_matrix(
 
     as_float: float32 whatever the type. Raises UserError if a number is not finite.
     """
-    names = list(dict.fromkeys(name for name, _ in rows))
-    types = {file.tensor(name).type.name for name in names}
+    names = names_of(rows)
+    route = route_of(file, names, as_float=as_float)
     factor, added = _row_vectors(file, rows, multiple)
-    if not as_float and types == {"I2_S"}:
+    if route == "ternary by row":
         packed = _ternary(file, rows, group, multiple)
         by_row = _i2_s_scales(file, rows, multiple)
         return Matrix(k.TERNARY_ROW, Packed(packed.weights, by_row, packed.rows, packed.columns), factor, added)
-    if not as_float and "I2_S" not in types and all(is_ternary(file, name) for name in names):
+    if route == "ternary":
         return Matrix(k.TERNARY, _ternary(file, rows, group, multiple), factor, added)
-    if not as_float and types == {"BF16"}:
+    if route == "BF16":
         return Matrix(k.BF16, pack_dense(_raw16(file, rows), multiple), factor, added)
-    if not as_float and len(types) == 1 and (blocks := _blocks(file, rows)) is not None:
-        (name,) = types
+    if route == "blocks" and (blocks := _blocks(file, rows)) is not None:
+        kind = file.tensor(names[0]).type.name
 
         def release_all() -> None:
             for each in names:
@@ -121,7 +148,7 @@ def load_matrix(
 
         try:
             packed = pack_blocks(
-                name,
+                kind,
                 blocks,
                 file.tensor(names[0]).shape[-1],
                 bias=bias,
@@ -130,9 +157,9 @@ def load_matrix(
             )
         except ValueError as error:
             raise UserError(f"the tensor {names[0]} holds a value that is not finite; the file is damaged") from error
-        return Matrix(KIND_OF_TYPE[name], packed, factor, added)
+        return Matrix(KIND_OF_TYPE[kind], packed, factor, added)
     values = _floats(file, rows)
-    if not as_float and (half := _as_half(types, values)) is not None:
+    if route != "F32" and (half := _as_half(values)) is not None:
         return Matrix(k.F16, pack_dense(half, multiple), factor, added)
     return Matrix(k.F32, pack_dense(values, multiple), factor, added)
 
@@ -266,10 +293,8 @@ def _floats(file: GGUFFile, rows: Sequence[Rows]) -> NDArray[np.float32]:
 
 
 def _blocks(file: GGUFFile, rows: Sequence[Rows]) -> NDArray[np.uint8] | None:
-    """Return the blocks of rows of one type, uint8 [n_blocks, block_bytes], if there are kernels for them."""
+    """Return the blocks of rows of one type, uint8 [n_blocks, block_bytes], or None if the kernels do not take them."""
     info = file.tensor(rows[0][0])
-    if info.type.name not in KIND_OF_TYPE:
-        return None
     width = info.shape[-1] // info.type.block_elements
     parts = []
     for name, wanted in rows:
@@ -293,10 +318,8 @@ def _raw16(file: GGUFFile, rows: Sequence[Rows]) -> NDArray[np.uint16]:
     return np.concatenate(parts)
 
 
-def _as_half(types: set[str], values: NDArray[np.float32]) -> NDArray[np.float16] | None:
-    """Return values as float16 where that loses nothing, or nothing that a quantised type ever held."""
-    if types & {"F32", "BF16"}:
-        return None
+def _as_half(values: NDArray[np.float32]) -> NDArray[np.float16] | None:
+    """Return values as float16, or None if one is too large for that."""
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     return half if np.isfinite(half).all() else None

@@ -8,13 +8,14 @@ from pathlib import Path
 from nanochat_tui.engine.cache import KEPT_STATES
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.packing import round_up
-from nanochat_tui.engine.packing_tables import KIND_OF_TYPE
+from nanochat_tui.engine.packing_tables import packed_bytes
 from nanochat_tui.engine.paging import CacheType, PagePool, pages_for
 from nanochat_tui.engine.plan import CHUNK
-from nanochat_tui.engine.plan_matrices import is_ternary
+from nanochat_tui.engine.plan_matrices import Rows, all_rows, is_ternary, names_of, route_of
+from nanochat_tui.engine.weights import layer_stacks
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile
-from nanochat_tui.model.architectures.description import Architecture, Part
+from nanochat_tui.model.architectures.description import Architecture
 
 LEAST_CONTEXT = 512
 """A model that has no room for this many tokens is refused."""
@@ -72,21 +73,44 @@ def available_memory() -> int:
     return max(0, free)
 
 
-def _part_bytes(file: GGUFFile, part: Part, as_float: bool) -> int:
-    info = file.tensor(part.name)
-    exact = any(name in part.name for name in ("ssm_alpha", "ssm_beta", "ffn_gate_inp"))
-    if part.role not in ("table", "ternary") or exact or as_float:
-        return 4 * info.elements
-    columns = info.shape[-1]
-    rows = round_up(info.elements // columns, s.STATISTICS_BLOCK if part.role == "table" else s.ROW_BLOCK)
-    if is_ternary(file, part.name):
-        group = 128 if info.type.name == "I2_S" else min(128, max(64, info.type.block_elements))
-        padded = round_up(columns, group)
-        scales = 4 * rows if info.type.name == "I2_S" else 2 * rows * (padded // group)
-        return rows * padded // 4 + scales
-    if info.type.name in KIND_OF_TYPE:
-        return info.nbytes * rows // max(1, info.elements // columns)
-    return rows * columns * (4 if info.type.name == "F32" else 2)
+def _stack_bytes(file: GGUFFile, rows: list[Rows], group: int, as_float: bool, multiple: int = s.ROW_BLOCK) -> int:
+    """Return the bytes of a stack of tensors as `plan_matrices.load_matrix` packs it."""
+    names = names_of(rows)
+    info = file.tensor(names[0])
+    columns, total = info.shape[-1], round_up(sum(len(wanted) for _, wanted in rows), multiple)
+    match route_of(file, names, as_float=as_float):
+        case "ternary":
+            padded = round_up(columns, group)
+            return total * padded // 4 + 2 * total * (padded // group)
+        case "ternary by row":
+            return total * round_up(columns, group) // 4 + 4 * total
+        case "blocks":
+            return packed_bytes(info.type.name, total, columns)
+        case "F32":
+            return 4 * total * columns
+        case _:
+            return 2 * total * columns
+
+
+def _weight_bytes(file: GGUFFile, shape: Architecture, as_float: bool) -> int:
+    """Return the bytes of all weights: matrices as they will be stacked, and small tensors in float32."""
+    found = 0
+    named = [part.name for part in shape.parts() if part.role in ("ternary", "table")]
+    types = [file.tensor(name).type for name in named if is_ternary(file, name)]
+    # neighbours may share their scales, but that is not known before the tensors are read
+    group = 64 if any(kind.block_elements < 128 for kind in types if kind.name != "I2_S") else 128
+    for number in range(shape.n_layers):
+        rows = layer_stacks(file, shape, number)
+        for stack in (rows.qkv, rows.output, rows.gate_up, rows.down):
+            found += _stack_bytes(file, stack, group, as_float)
+        for stack in (rows.small, rows.router):
+            found += _stack_bytes(file, stack, group, True) if stack else 0
+    for part in shape.parts():
+        if part.role == "table":
+            found += _stack_bytes(file, [all_rows(file, part.name)], group, as_float, s.STATISTICS_BLOCK)
+        elif part.role != "ternary":
+            found += 4 * file.tensor(part.name).elements
+    return found
 
 
 def _work_bytes(shape: Architecture) -> int:
@@ -105,7 +129,7 @@ def forecast(
     available: int | None = None,
 ) -> Forecast:
     """Return what loading a described file takes; context: None is the model's own. available: None asks the system."""
-    weights = sum(_part_bytes(file, part, as_float) for part in shape.parts())
+    weights = _weight_bytes(file, shape, as_float)
     page = PagePool(shape, 0, kv).page_bytes
     fixed = 4 * (1 + KEPT_STATES) * shape.state_floats
     work = _work_bytes(shape)

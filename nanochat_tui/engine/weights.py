@@ -204,6 +204,38 @@ def _vectors(file: GGUFFile, block: str, shape: LayerShape, rope: Rope) -> Vecto
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class LayerStacks:
+    """Which rows of which tensors each of a layer's matrices is stacked from. small and router stay float32."""
+
+    qkv: list[Rows]
+    output: list[Rows]
+    gate_up: list[Rows]
+    down: list[Rows]
+    small: list[Rows]
+    router: list[Rows]
+
+
+def layer_stacks(file: GGUFFile, shape: Architecture, number: int) -> LayerStacks:
+    """Return the stacks of layer `number`; the forecast reckons with the same ones that `load_weights` packs."""
+    layer, b = shape.layers[number], f"blk.{number}."
+
+    def stack(*names: str) -> list[Rows]:
+        return [all_rows(file, f"{b}{name}.weight") for name in names]
+
+    small: list[Rows] = []
+    router: list[Rows] = []
+    if isinstance(layer.mixer, DeltaNet):
+        qkv, output, small = stack("attn_qkv", "attn_gate"), stack("ssm_out"), stack("ssm_alpha", "ssm_beta")
+    else:
+        qkv, output = _attention_rows(b, layer.mixer, shape.rope), stack("attn_output")
+    if layer.ffn.experts:
+        (gate_up, down), router = _expert_rows(b, layer, shape.dim), stack("ffn_gate_inp")
+    else:
+        gate_up, down = stack("ffn_gate", "ffn_up"), stack("ffn_down")
+    return LayerStacks(qkv, output, gate_up, down, small, router)
+
+
 def load_weights(
     file: GGUFFile, shape: Architecture | ModelConfig, *, as_float: bool, bias: int, mhc: Path | None
 ) -> Weights:
@@ -220,35 +252,21 @@ def load_weights(
     def load(rows: list[Rows], exact: bool = as_float) -> Matrix:
         return load_matrix(file, rows, group=group, bias=bias, as_float=exact)
 
-    def stack(*names: str, exact: bool = as_float) -> Matrix:
-        return load([all_rows(file, name) for name in names], exact)
-
     layers = []
     for number, layer in enumerate(shape.layers):
         b = f"blk.{number}."
-        small = router = None
-        if isinstance(layer.mixer, DeltaNet):
-            qkv, output = stack(f"{b}attn_qkv.weight", f"{b}attn_gate.weight"), stack(f"{b}ssm_out.weight")
-            small = stack(f"{b}ssm_alpha.weight", f"{b}ssm_beta.weight", exact=True)
-        else:
-            rows = _attention_rows(b, layer.mixer, shape.rope)
-            qkv, output = load(rows), stack(f"{b}attn_output.weight")
-        if layer.ffn.experts:
-            ups, downs = _expert_rows(b, layer, shape.dim)
-            gate_up, down, router = load(ups), load(downs), stack(f"{b}ffn_gate_inp.weight", exact=True)
-        else:
-            gate_up, down = stack(f"{b}ffn_gate.weight", f"{b}ffn_up.weight"), stack(f"{b}ffn_down.weight")
+        rows = layer_stacks(file, shape, number)
         layers.append(
             Layer(
-                qkv,
-                output,
-                gate_up,
-                down,
+                load(rows.qkv),
+                load(rows.output),
+                load(rows.gate_up),
+                load(rows.down),
                 load_vector(file, f"{b}attn_norm.weight"),
                 load_vector(file, f"{b}{layer.ffn_norm}.weight"),
                 mixes[2 * number : 2 * number + 2].copy(),
-                small,
-                router,
+                load(rows.small, exact=True) if rows.small else None,
+                load(rows.router, exact=True) if rows.router else None,
                 _vectors(file, b, layer, shape.rope),
             )
         )
