@@ -8,28 +8,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-APPLICATION = "nanochat-tui"
+from nanochat_tui.errors import UserError
+from nanochat_tui.folders import Kind, place_of
 
 
 def config_directory() -> Path:
     """Return the folder of `settings.toml`; `NANOCHAT_CONFIG_DIR` overrides it."""
-    import platformdirs
-
-    return _chosen("NANOCHAT_CONFIG_DIR") or platformdirs.user_config_path(APPLICATION)
+    return _chosen("NANOCHAT_CONFIG_DIR", "config")
 
 
 def data_directory() -> Path:
     """Return the folder of the sessions; `NANOCHAT_DATA_DIR` overrides it."""
-    import platformdirs
-
-    return _chosen("NANOCHAT_DATA_DIR") or platformdirs.user_data_path(APPLICATION)
+    return _chosen("NANOCHAT_DATA_DIR", "data")
 
 
 def state_directory() -> Path:
     """Return the folder of logs and crash reports; `NANOCHAT_STATE_DIR` overrides it."""
-    import platformdirs
-
-    return _chosen("NANOCHAT_STATE_DIR") or platformdirs.user_state_path(APPLICATION)
+    return _chosen("NANOCHAT_STATE_DIR", "state")
 
 
 def make_private(folder: Path) -> Path:
@@ -38,6 +33,12 @@ def make_private(folder: Path) -> Path:
     return folder
 
 
-def _chosen(variable: str) -> Path | None:
+def _chosen(variable: str, kind: Kind) -> Path:
+    """Return the folder that a variable names, or the usual one. Raises UserError where there is no home for it."""
     value = os.environ.get(variable)
-    return Path(value).expanduser() if value else None
+    if not value:
+        return place_of(kind)
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise UserError(f"{variable} begins with ~, and there is no home folder; name the folder in full") from None

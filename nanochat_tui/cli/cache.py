@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +12,6 @@ import typer
 
 from nanochat_tui.cli.options import JsonOption
 from nanochat_tui.errors import display_safe
-
-PATTERNS = {"kernels": ("*.o", "*.tmp"), "weights": ("*.npk", "*.tmp")}
-"""Files that are ours, by kind of folder: a folder that somebody named may hold others too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +28,13 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete them; the next start takes a few seconds.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show, or delete, compiled kernels and repacked weights kept between starts."""
+    """Show, or delete, the compiled kernels kept between starts."""
     found = held()
     if clear:
-        for path in files():
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                path.unlink()
+        for one in found:
+            for path in files(Path(one.folder)):
+                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                    path.unlink()
     if json:
         typer.echo(json_module.dumps({"cleared": clear, "held": [asdict(one) for one in found]}, indent=2))
         return
@@ -49,27 +46,20 @@ def cache(
         typer.echo("deleted")
 
 
-def folders() -> dict[str, Path]:
-    """Return the folders by kind."""
-    from nanochat_tui.engine.compile_cache import cache_directory
+def files(folder: Path) -> list[Path]:
+    """Return this program's own files in a folder."""
+    from nanochat_tui.engine.compile_cache import own_files
 
-    kernels = cache_directory()
-    return {} if kernels is None else {"kernels": kernels, "weights": kernels.parent / "weights"}
-
-
-def files(kind: str | None = None) -> Iterator[Path]:
-    """Yield the files, of one kind or of all."""
-    for name, folder in folders().items():
-        if kind in (None, name) and folder.is_dir():
-            for pattern in PATTERNS[name]:
-                yield from (path for path in sorted(folder.glob(pattern)) if path.is_file())
+    kept, unfinished = own_files(folder)
+    return kept + unfinished
 
 
 def held() -> list[Held]:
-    """Return what is kept, by kind; folders that do not exist are left out."""
-    out = []
-    for name, folder in folders().items():
-        if folder.is_dir():
-            sizes = [path.stat().st_size for path in files(name)]
-            out.append(Held(name, str(folder), len(sizes), sum(sizes)))
-    return out
+    """Return what is kept, by kind; nothing if there is no folder for it."""
+    from nanochat_tui.engine.compile_cache import cache_directory
+
+    folder = cache_directory()
+    if folder is None:
+        return []
+    sizes = [path.stat().st_size for path in files(folder)]
+    return [Held("kernels", str(folder), len(sizes), sum(sizes))]

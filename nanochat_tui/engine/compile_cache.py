@@ -14,6 +14,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 from nanochat_tui.engine.dispatch import KernelInfo, cpu_feature_text, cpu_name
 from nanochat_tui.engine.kernels.kinds import ALL
 from nanochat_tui.errors import UserError
+from nanochat_tui.folders import own_private, temporary_folder, user_folder
 
 if TYPE_CHECKING:
     from nanochat_tui.engine.simd.library import Target
@@ -40,9 +42,13 @@ KEPT = 40
 versions of the sources."""
 PARTS = ("program", "kernels")
 """What is compiled at the same time, each by a process of its own: LLVM and Numba let only one thread work."""
+FOLDER = "kernels"
+"""Name of the folder in the user's cache directory."""
 STALE_SECONDS = 3600
 """Age at which a temporary file is taken to be left over from a process that ended while writing."""
 _DIGEST = 32
+_FILE_NAME = re.compile(r"[a-z0-9-]+-[0-9]+-[0-9a-f]{24}\.o")
+_UNFINISHED = ("nanochat-", ".tmp")
 _loaded: dict[Target, Entry] = {}
 _lock = threading.Lock()
 
@@ -90,18 +96,6 @@ def _file_name(target: Target) -> str:
     return f"{target.isa.name}-{target.group}-{digest}.o"
 
 
-def _own_private(folder: Path) -> bool:
-    """Create a folder that only this user can write, and say whether it is one: code is loaded from it."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError:
-        return False
-    if os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
-
-
 def cache_directory() -> Path | None:
     """Return where compiled code is kept, or None if no directory is both private and writable.
 
@@ -110,18 +104,11 @@ def cache_directory() -> Path | None:
     """
     chosen = os.environ.get(ENVIRONMENT)
     if chosen:
-        candidates = [Path(chosen)]
-    else:
-        import tempfile
-
-        import platformdirs
-
-        owner = os.geteuid() if os.name == "posix" else "user"
-        candidates = [
-            Path(platformdirs.user_cache_dir("nanochat-tui")) / "kernels",
-            Path(tempfile.gettempdir()) / f"nanochat-tui-{owner}" / "kernels",
-        ]
-    return next((folder for folder in candidates if _own_private(folder)), None)
+        return Path(chosen) if own_private(Path(chosen)) else None
+    usual = user_folder("cache")
+    if usual is not None and own_private(usual / FOLDER):
+        return usual / FOLDER
+    return temporary_folder(FOLDER)
 
 
 def _read(path: Path) -> bytes | None:
@@ -148,7 +135,7 @@ def _write(path: Path, code: bytes) -> None:
     import tempfile
 
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_UNFINISHED[0], suffix=_UNFINISHED[1])
         with os.fdopen(handle, "wb") as file:
             file.write(_sealed(code))
         Path(temporary).replace(path)
@@ -165,14 +152,21 @@ def _age(path: Path) -> float:
         return 0.0
 
 
+def own_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of compiled code in a folder, and those being written: one that a user named may hold others."""
+    names = sorted(folder.iterdir())
+    begin, end = _UNFINISHED
+    unfinished = [path for path in names if path.name.startswith(begin) and path.name.endswith(end)]
+    return [path for path in names if _FILE_NAME.fullmatch(path.name)], unfinished
+
+
 def _tidy(folder: Path) -> None:
     """Remove the compiled code that was not used for longest, and what interrupted processes left behind.
 
     Another process that wants a removed file compiles again; one that has read it needs it no more.
     """
-    unused = sorted(folder.glob("*.o"), key=_age)[KEPT:]
-    unused += [path for path in folder.glob("*.tmp") if _age(path) > STALE_SECONDS]
-    for path in unused:
+    kept, unfinished = own_files(folder)
+    for path in sorted(kept, key=_age)[KEPT:] + [path for path in unfinished if _age(path) > STALE_SECONDS]:
         with contextlib.suppress(OSError):
             path.unlink()
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-import platformdirs
 import psutil
 
 from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.folders import place_of
 from nanochat_tui.runs.config import TrainConfig
 from nanochat_tui.runs.directory import RunDirectory, write_json
 from nanochat_tui.runs.state import LAUNCH_FILE, read_state
@@ -178,7 +178,7 @@ def start(
     """Start `command` for a run directory, detached. Raises UserError; see `launch`."""
     if remote and not directory.is_dir():
         # the directory is on the other machine: what ssh itself says is kept with this program's own state
-        state = Path(platformdirs.user_state_dir("nanochat-tui")) / "launches"
+        state = place_of("state") / "launches"
         state.mkdir(parents=True, exist_ok=True)
         console = state / f"{directory.name}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
         return _spawn(command, directory, console, environment)

@@ -76,6 +76,30 @@ def test_cache_directory_falls_back(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert found.is_relative_to(tmp_path)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="folders have owners and modes on POSIX")
+def test_the_shared_temporary_folder_is_not_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.delenv(compile_cache.ENVIRONMENT, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ours = tmp_path / f"nanochat-tui-{os.geteuid()}"
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "kernels").mkdir(mode=0o700, parents=True)
+    ours.symlink_to(elsewhere)
+    assert compile_cache.cache_directory() is None, "whoever made the link says where it leads"
+    ours.unlink()
+    ours.mkdir()
+    (ours / "kernels").symlink_to(elsewhere / "kernels")
+    assert compile_cache.cache_directory() is None
+    (ours / "kernels").unlink()
+    (ours / "kernels").mkdir(mode=0o700)
+    ours.chmod(0o777)
+    assert compile_cache.cache_directory() is None, "whoever can write to the parent can put another in its place"
+    ours.chmod(0o700)
+    assert compile_cache.cache_directory() == ours / "kernels"
+
+
 def test_cache_files_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "a.o"
     assert compile_cache._read(path) is None
@@ -137,21 +161,26 @@ def test_importing_the_library_imports_no_compiler() -> None:
 
 def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
     now = time.time()
+    others = [tmp_path / "main.o", tmp_path / "letter.tmp"]
+    for path in others:
+        path.write_bytes(b"somebody else's")
+        os.utime(path, (now - 9000, now - 9000))
     for number in range(compile_cache.KEPT + 3):
-        path = tmp_path / f"avx2-128-{number}.o"
+        path = tmp_path / f"avx2-128-{number:024x}.o"
         compile_cache._write(path, b"code")
         os.utime(path, (now - 1000 + number, now - 1000 + number))
-    left, fresh = tmp_path / "old.tmp", tmp_path / "new.tmp"
+    left, fresh = tmp_path / "nanochat-old.tmp", tmp_path / "nanochat-new.tmp"
     for path in (left, fresh):
         path.write_bytes(b"half")
     os.utime(left, (now - 7200, now - 7200))
-    oldest = min(tmp_path.glob("*.o"), key=lambda path: path.stat().st_mtime)
+    oldest = min(tmp_path.glob("avx2-*.o"), key=lambda path: path.stat().st_mtime)
     assert compile_cache._read(oldest) == b"code"
-    compile_cache._write(tmp_path / "avx2-128-last.o", b"code")
+    last = tmp_path / f"avx2-128-{'f' * 24}.o"
+    compile_cache._write(last, b"code")
     names = {path.name for path in tmp_path.iterdir()}
-    assert len([name for name in names if name.endswith(".o")]) == compile_cache.KEPT
-    assert {oldest.name, "avx2-128-last.o", "new.tmp"} <= names
-    assert "old.tmp" not in names
+    assert len([name for name in names if name.startswith("avx2-")]) == compile_cache.KEPT
+    assert {oldest.name, last.name, fresh.name, *(path.name for path in others)} <= names
+    assert left.name not in names
 
 
 def test_versions_without_importing_metadata() -> None:

@@ -24,12 +24,15 @@ class Found:
     size: int
 
 
-def hugging_face_cache() -> Path:
-    """Return the folder of the Hugging Face hub's downloads, by its own environment variables."""
+def hugging_face_cache() -> Path | None:
+    """Return the folder of the Hugging Face hub's downloads, by its own environment variables; None without a home."""
     if cache := os.environ.get("HF_HUB_CACHE"):
         return Path(cache)
     home = os.environ.get("HF_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "huggingface") / "hub"
+    try:
+        return (Path(home) if home else Path.home() / ".cache" / "huggingface") / "hub"
+    except RuntimeError:
+        return None
 
 
 def find_models(recent: Iterable[str], folder: Path | None, cache: Path | None = None) -> list[Found]:
@@ -47,7 +50,7 @@ def find_models(recent: Iterable[str], folder: Path | None, cache: Path | None =
     return found
 
 
-def _candidates(recent: Iterable[str], folder: Path | None, cache: Path) -> Iterator[tuple[Path, str, str]]:
+def _candidates(recent: Iterable[str], folder: Path | None, cache: Path | None) -> Iterator[tuple[Path, str, str]]:
     shipped = shipped_model()
     if shipped is not None:
         yield shipped, "shipped", shipped.stem
@@ -56,7 +59,7 @@ def _candidates(recent: Iterable[str], folder: Path | None, cache: Path) -> Iter
     if folder is not None:
         for path in _files(folder, DEEPEST):
             yield path, "folder", str(path.relative_to(folder))
-    for repository in sorted(_entries(cache)):
+    for repository in sorted(_entries(cache) if cache else ()):
         if repository.name.startswith("models--"):
             name = repository.name.removeprefix("models--").replace("--", "/")
             for path in _files(repository / "snapshots", DEEPEST):
