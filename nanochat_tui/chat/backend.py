@@ -150,6 +150,9 @@ class Stats:
     generated: int = 0
     seconds_to_first_token: float | None = None
     """From the request to the first token, loading excluded."""
+    drafted: int = 0
+    """Tokens guessed ahead; of them, `accepted` were right and so cost no pass of their own."""
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from nanochat_tui.model.chat_families import thinking_tags
 if TYPE_CHECKING:
     from nanochat_tui.engine.model import Model
     from nanochat_tui.engine.session import Session
+    from nanochat_tui.engine.speculation import Mode
 
 STATS_INTERVAL = 0.25
 """Seconds between two `Stats` while a reply is being written; nobody reads faster."""
@@ -49,9 +50,11 @@ class LocalBackend:
         tokenizer: Path | None = None,
         threads: int | None = None,
         context: int | None = None,
+        speculation: Mode = "auto",
     ) -> None:
         self.path = path
         self._context = context
+        self._speculation: Mode = speculation
         self._mhc = mhc
         self._tokenizer = tokenizer
         self._threads = threads
@@ -119,6 +122,7 @@ class LocalBackend:
                     tokenizer=self._tokenizer,
                     threads=self._threads,
                     context=self._context,
+                    speculation=self._speculation,
                     progress=progress,
                 )
                 self._loaded = model, Session(model)
@@ -194,6 +198,8 @@ class LocalBackend:
                 context_size=self.context_size,
                 generated=count,
                 seconds_to_first_token=None if first is None else first - started,
+                drafted=s.drafted_tokens,
+                accepted=s.accepted_tokens,
             )
 
         stream = session.generate(

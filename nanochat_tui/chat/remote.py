@@ -214,6 +214,8 @@ class RemoteBackend:
                 context_size=self.context_size,
                 generated=generated,
                 seconds_to_first_token=waited if first is not None else None,
+                drafted=reply.drafted,
+                accepted=reply.accepted,
             )
 
         started = False

@@ -25,6 +25,8 @@ class Reply:
     completion_tokens: int | None = None
     prompt_tps: float | None = None
     decode_tps: float | None = None
+    drafted: int = 0
+    accepted: int = 0
     notes: list[str] = field(default_factory=list)
 
     def feed(self, line: str) -> Iterator[Token]:
@@ -72,6 +74,8 @@ class Reply:
         if isinstance(timings, dict):
             self.prompt_tps = _number(timings.get("prompt_per_second")) or self.prompt_tps
             self.decode_tps = _number(timings.get("predicted_per_second")) or self.decode_tps
+            self.drafted = _whole(timings.get("draft_n"), self.drafted) or 0
+            self.accepted = _whole(timings.get("draft_n_accepted"), self.accepted) or 0
 
 
 def _text(value: object) -> str:

@@ -13,6 +13,7 @@ from nanochat_tui.cli.options import (
     JsonOption,
     MhcOption,
     ModelArgument,
+    SpeculationOption,
     ThreadsOption,
     TokenizerOption,
     check_context,
@@ -44,6 +45,7 @@ def chat(
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
     context: ContextOption = None,
+    speculation: SpeculationOption = None,
     json: JsonOption = False,
 ) -> int:
     """Answer once, streaming to stdout: -p TEXT, or the text on stdin."""
@@ -59,9 +61,10 @@ def chat(
     if attach is not None:
         from nanochat_tui.chat.remote import RemoteBackend
 
-        if any(given is not None for given in (mhc, tokenizer, threads, context)):
+        if any(given is not None for given in (mhc, tokenizer, threads, context, speculation)):
             raise UserError(
-                "--mhc, --tokenizer, --threads and --context are for files; a server has its own, so leave them out."
+                "--mhc, --tokenizer, --threads, --context and --speculation are for files; a server has its own, "
+                "so leave them out."
             )
         backend = RemoteBackend(attach, model)
     else:
@@ -71,6 +74,7 @@ def chat(
             tokenizer=check_file(tokenizer, "tokenizer"),
             threads=check_threads(threads),
             context=check_context(context),
+            speculation=speculation or "auto",
         )
     text = prompt if prompt is not None else _read_stdin()
     with Narration() as narrate:

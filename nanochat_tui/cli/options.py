@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,14 @@ ThreadsOption = Annotated[
 ContextOption = Annotated[
     int | None,
     typer.Option("--context", "-c", help="Tokens of prompt and reply that memory has to be there for."),
+]
+SpeculationOption = Annotated[
+    Literal["auto", "on", "off"] | None,
+    typer.Option(
+        "--speculation",
+        help="Guess tokens ahead: where it was measured to pay (auto), always, or never; the reply is the same.",
+        show_default="auto",
+    ),
 ]
 AttachOption = Annotated[
     str | None,

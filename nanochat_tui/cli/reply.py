@@ -91,6 +91,8 @@ class JsonWriter:
                     "prompt_tps": stats.prompt_tps if stats else None,
                     "decode_tps": stats.decode_tps if stats else None,
                     "seconds_to_first_token": stats.seconds_to_first_token if stats else None,
+                    "drafted": stats.drafted if stats else 0,
+                    "accepted": stats.accepted if stats else 0,
                 }
         print(json.dumps(row), flush=True)
 
@@ -104,6 +106,8 @@ def summary(stats: Stats, reason: str) -> str:
         parts.append(f"prompt {stats.prompt_tps:.0f} tok/s")
     if stats.context_size:
         parts.append(f"context {stats.context_used} of {stats.context_size}")
+    if stats.drafted:
+        parts.append(f"guessed ahead {stats.accepted} of {stats.drafted} kept")
     parts.append({"stop": "done", "length": "length limit", "cancelled": "interrupted"}[reason])
     return " · ".join(parts)
 

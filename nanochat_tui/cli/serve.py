@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from nanochat_tui.cli.options import MhcOption, ThreadsOption, TokenizerOption, check_file, check_threads, find_model
+from nanochat_tui.cli.options import (
+    MhcOption,
+    SpeculationOption,
+    ThreadsOption,
+    TokenizerOption,
+    check_file,
+    check_threads,
+    find_model,
+)
 from nanochat_tui.errors import UserError, display_safe
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -24,6 +32,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
     threads: ThreadsOption = None,
+    speculation: SpeculationOption = None,
     parallel: Annotated[int, typer.Option(min=1, max=16, help="Replies computed together.")] = 8,
     queue: Annotated[int, typer.Option(min=0, max=10_000, help="Requests that may wait; more are told 429.")] = 64,
     kv_tokens: Annotated[
@@ -85,6 +94,7 @@ def serve(
         max_sequences=parallel,
         max_waiting=queue,
         kv_tokens=kv_tokens,
+        speculation=speculation or "auto",
     )
     if host not in LOOPBACK and not keys:
         _say(f"note: anybody who reaches {display_safe(host)} can use this server; --api-key asks for a key")

@@ -11,6 +11,7 @@ from nanochat_tui.cli.options import (
     ContextOption,
     MhcOption,
     ModelArgument,
+    SpeculationOption,
     ThreadsOption,
     TokenizerOption,
     check_context,
@@ -34,6 +35,7 @@ def open_tui(
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
     context: ContextOption = None,
+    speculation: SpeculationOption = None,
 ) -> int:
     """Open the terminal application on a model or a server; this is what happens without a command."""
     path = None
@@ -63,7 +65,14 @@ def open_tui(
     elif path is None:
         backend = MissingBackend("This installation ships no model; choose one with Ctrl+G or give one as argument.")
     else:
-        backend = LocalBackend(path, mhc=mhc, tokenizer=tokenizer, threads=threads, context=context)
+        backend = LocalBackend(
+            path,
+            mhc=mhc,
+            tokenizer=tokenizer,
+            threads=threads,
+            context=context,
+            speculation=speculation or "auto",
+        )
     app = NanochatApp(
         backend,
         store=Store(data_directory() / SESSIONS),

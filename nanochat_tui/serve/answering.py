@@ -76,6 +76,8 @@ class Answer:
             predicted_n=stats.generated_tokens,
             predicted_ms=stats.decode_seconds * 1e3,
             predicted_per_second=stats.generated_tokens / stats.decode_seconds if stats.decode_seconds > 0 else 0.0,
+            draft_n=stats.drafted_tokens,
+            draft_n_accepted=stats.accepted_tokens,
         )
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:

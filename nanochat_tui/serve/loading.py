@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from nanochat_tui.engine.batching import Batcher
+from nanochat_tui.engine.speculation import Mode
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.serve.numa import SYSTEM, Node, find_nodes, run_on, usable_cpus
 from nanochat_tui.serve.settings import Log
@@ -27,6 +28,7 @@ class ModelFiles:
     max_sequences: int = 8
     max_waiting: int = 64
     kv_tokens: int | None = None
+    speculation: Mode = "auto"
 
 
 def load_one(files: ModelFiles, log: Log, threads: int | None = None) -> Batcher:
@@ -39,6 +41,7 @@ def load_one(files: ModelFiles, log: Log, threads: int | None = None) -> Batcher
             mhc=files.mhc,
             tokenizer=files.tokenizer,
             threads=threads or files.threads,
+            speculation=files.speculation,
             progress=log,
         )
         return Batcher(

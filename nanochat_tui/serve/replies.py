@@ -93,6 +93,8 @@ class Timings(BaseModel):
     predicted_n: int
     predicted_ms: float
     predicted_per_second: float
+    draft_n: int = 0
+    draft_n_accepted: int = 0
 
 
 class ChatCompletion(BaseModel):

@@ -69,6 +69,17 @@ def test_json_tells_every_event(model: Path) -> None:
     assert json.loads(again.stdout.splitlines()[-1])["text"] == last["text"]
 
 
+def test_guesses_are_counted_and_change_nothing(model: Path) -> None:
+    """Greedy replies of a random model run in circles, which is what guesses are good at."""
+    last = {}
+    for mode in ("off", "on"):
+        done = run(model, "-p", PROMPT, "-n", 120, "--temperature", 0, "--json", "--speculation", mode)
+        last[mode] = json.loads(done.stdout.splitlines()[-1])
+    assert last["on"]["text"] == last["off"]["text"]
+    assert last["off"]["drafted"] == last["off"]["accepted"] == 0
+    assert 0 < last["on"]["accepted"] <= last["on"]["drafted"]
+
+
 def test_system_message_without_template_is_refused(model: Path) -> None:
     done = run(model, "-p", "x", "--system", "rules")
     assert done.returncode == 2

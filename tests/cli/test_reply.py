@@ -51,7 +51,7 @@ REPLY = (
     Token("fn ", 5, -0.5, ((5, "fn ", -0.5), (6, "pub", -1.25))),
     Stats(100.0, 50.0, 4, 64, 1, 0.25),
     Token(EVIL, 7, -1.0),
-    Stats(100.0, 60.0, 5, 64, 2, 0.25),
+    Stats(100.0, 60.0, 5, 64, 2, 0.25, drafted=6, accepted=4),
     Finished("length"),
 )
 
@@ -75,7 +75,8 @@ def test_a_terminal_gets_safe_text_after_the_prompt(monkeypatch: pytest.MonkeyPa
     play(Listed(*REPLY), Request(prompt="x"), TextWriter(echo="pro\x1bmpt"))
     assert out.getvalue() == "fn a\\x1b]0;owned\\x07\\r\n\tb\n"
     assert "pro\\x1bmpt" in err.getvalue()
-    assert "2 tokens · 60 tok/s · prompt 100 tok/s · context 5 of 64 · length limit" in err.getvalue()
+    assert "2 tokens · 60 tok/s · prompt 100 tok/s · context 5 of 64 · " in err.getvalue()
+    assert " · guessed ahead 4 of 6 kept · length limit" in err.getvalue()
 
 
 def test_json_has_one_object_per_event_and_sums_up(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +100,8 @@ def test_json_has_one_object_per_event_and_sums_up(capsys: pytest.CaptureFixture
         "prompt_tps": 100.0,
         "decode_tps": 60.0,
         "seconds_to_first_token": 0.25,
+        "drafted": 6,
+        "accepted": 4,
     }
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from servers import Running, files, serving, wait_for
+from servers import PROMPT, Running, files, serving, wait_for
 from support import tiny_tokenizer
 
+from nanochat_tui.chat.backend import Request, SamplingSettings, Stats
+from nanochat_tui.chat.remote import RemoteBackend
 from nanochat_tui.engine.batching import Batcher
 from nanochat_tui.engine.session import Token
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.tokenizer import TextCodec
+from nanochat_tui.serve.loading import ModelFiles, loader
 from nanochat_tui.serve.replies import TopLogprob
 from nanochat_tui.serve.settings import Log, Settings
 from nanochat_tui.serve.spelling import Spelling, legacy_name
@@ -85,6 +89,19 @@ def test_metrics_count_what_happened(base: Running) -> None:
     assert 0 <= right <= guessed
     assert after["process_resident_memory_bytes"] > 10_000_000
     assert all(after[name] >= value for name, value in before.items() if name.endswith(("_total", "_count")))
+
+
+def test_guesses_of_a_reply_are_counted_in_its_timings(base_file: Path) -> None:
+    """As llama-server tells them; a chat that is attached shows them as those of an engine of its own."""
+    with serving(loader(ModelFiles(base_file, threads=1, speculation="on"))) as running:
+        body = {"prompt": PROMPT, "max_tokens": 120, "temperature": 0}
+        timings = running.post("/v1/completions", **body).json()["timings"]
+        assert 0 < timings["draft_n_accepted"] <= timings["draft_n"]
+        remote = RemoteBackend(running.url)
+        remote.load()
+        request = Request(prompt=PROMPT, max_tokens=120, sampling=SamplingSettings(temperature=0.0))
+        stats = [event for event in remote.chat(request, threading.Event()) if isinstance(event, Stats)][-1]
+        assert 0 < stats.accepted <= stats.drafted
 
 
 def test_wrong_routes_and_methods_get_error_objects(base: Running) -> None:

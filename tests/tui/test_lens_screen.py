@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,16 +102,20 @@ async def test_a_session_of_another_day_is_scored_when_the_lens_opens(model: Pat
 async def test_the_live_panel_shows_speed_streams_and_matrices(model: Path) -> None:
     from textual.widgets import Static
 
-    app = NanochatApp(LocalBackend(model, threads=1))
+    app = NanochatApp(LocalBackend(model, threads=1, speculation="on"))
     async with app.run_test(size=(120, 50)) as pilot:
         await until(pilot, lambda: state(app) == "ready", 120)
+        app.chat.sampling = SamplingSettings(temperature=0.0)  # it repeats itself, and is guessed
         await pilot.press("ctrl+l")
+        assert "guessed" not in str(app.chat.query_one("#live-speed", Static).render())
         await say(pilot, app, "fn main() {")
         streams = app.chat.query_one("#live-streams", Static)
         await until(pilot, lambda: "decided" in str(streams.render()), 30)
         assert "2f" in str(streams.render())
         assert "mixing H" in str(app.chat.query_one("#live-matrices", Static).render())
-        assert app.chat.backend.kernel in str(app.chat.query_one("#live-speed", Static).render())
+        figures = str(app.chat.query_one("#live-speed", Static).render())
+        assert app.chat.backend.kernel in figures
+        assert re.search(r"guessed +ahead: [1-9][0-9]* of [1-9][0-9]* kept\n", figures), figures
         await pilot.resize_terminal(80, 24)
         await pilot.pause()
         rows = [strip.text for strip in app.screen._compositor.render_strips()]

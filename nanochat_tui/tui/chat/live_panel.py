@@ -34,7 +34,7 @@ class LivePanel(Vertical):
     HELP = """\
 ### Live
 What the model does while it writes: tokens per second over the last minute, the memory of this process and the kernel
-that computes.
+that computes. Where tokens are **guessed ahead**, how many of the guesses were right, and so came for nothing.
 
 For nanochat models also the **hyper-connections**: mixing matrix, read and write weights of every record, alpha of all;
 how long the **streams** of the last token are after every sub-layer (1a: attention of block 1, 1f: its feed-forward),
@@ -87,9 +87,13 @@ likeliest. This is computed on the side, by a second forward pass, at most every
         if not self.is_open or not self.is_attached or self._backend is None:
             return
         stats, backend = self._stats, self._backend
+        guessed = []
+        if stats is not None and stats.drafted:
+            guessed.append(("guessed", f"ahead: {stats.accepted} of {stats.drafted} kept"))
         rows = [
             ("writing", f"{speed(stats.decode_tps if stats else None).strip()} tok/s"),
             ("reading", f"{speed(stats.prompt_tps if stats else None).strip()} tok/s"),
+            *guessed,
             ("context", f"{stats.context_used if stats else 0} of {backend.context_size or '?'}"),
             ("kernel", backend.kernel),
             ("threads", str(backend.threads or "–")),
