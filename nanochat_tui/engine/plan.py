@@ -126,10 +126,7 @@ class Tables:
         m[s.DIM], m[s.LAYERS], m[s.HEADS], m[s.KV_HEADS] = a.dim, a.n_layers, a.n_heads, a.n_kv_heads
         m[s.HEAD_DIM], m[s.HEAD_PADDED] = a.head_dim, round_up(a.head_dim, 16)
         m[s.HIDDEN] = max(layer.ffn.hidden for layer in a.layers)
-        # the last thread blots out what is no token, and only in its own share of the rows
-        blocks = self.vocab_padded // s.STATISTICS_BLOCK
-        last = blocks * (threads - 1) // threads * s.STATISTICS_BLOCK
-        m[s.VOCAB], m[s.VOCAB_PADDED] = min(a.vocab_size, max(a.vocab_size - a.unnamed, last)), self.vocab_padded
+        m[s.VOCAB], m[s.VOCAB_PADDED] = a.vocab_size - a.unnamed, self.vocab_padded
         m[s.STREAMS] = a.config.n_streams if a.config else 1
         m[s.QUERY_WIDTH] = a.n_heads * a.head_dim
         m[s.QKV_STRIDE] = 4 * round_up(max(layer.qkv.packed.rows for layer in self._weights.layers), s.ROW_BLOCK)

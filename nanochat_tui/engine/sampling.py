@@ -17,6 +17,7 @@ MAX_ALTERNATIVES = 1000
 GREEDY_BELOW = 1e-30
 """Temperatures at which only equal logits still share a draw; their inverse need not fit a float32."""
 MAX_PENALTY = 1e6
+NO_TOKEN = -1
 SEED_BITS = 63
 
 
@@ -90,7 +91,8 @@ class Draw:
         self._ends: NDArray[np.int64] = np.array(sorted(end_ids), np.int64)
         self._ids = np.zeros(capacity, np.int64)
         self._logprobs = np.zeros(capacity, np.float32)
-        self._other_ids = np.zeros((capacity, self._k), np.int64)
+        # the program fills in as many as the table has tokens for, which may be fewer than rows
+        self._other_ids = np.full((capacity, self._k), NO_TOKEN, np.int64)
         self._other_logprobs = np.zeros((capacity, self._k), np.float32)
         # 0: never seen; n + 1: generated n times
         self._times = np.zeros(vocab if sampling.counts_tokens else 0, np.int32)
@@ -133,7 +135,7 @@ class Draw:
         self.passes = int(sequence[s.PASSES])
         self._drawn, self._n_seen = int(sequence[s.DRAW]), int(sequence[s.SEEN_COUNT])
         others = [
-            list(zip(ids, logprobs, strict=True))
+            [(token, logprob) for token, logprob in zip(ids, logprobs, strict=True) if token != NO_TOKEN]
             for ids, logprobs in zip(self._other_ids[:n].tolist(), self._other_logprobs[:n].tolist(), strict=True)
         ]
         return Drawn(self._ids[:n].tolist(), self._logprobs[:n].tolist(), others)

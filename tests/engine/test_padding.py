@@ -35,7 +35,7 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_padding_is_never_chosen(padded: Path) -> None:
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 6, 8):
         model = load(padded, threads=threads)
         assert model.config.vocab_size == PADDED
         session = Session(model)
@@ -48,9 +48,21 @@ def test_padding_is_never_chosen(padded: Path) -> None:
 
 
 def test_its_logits_are_minus_infinity(padded: Path) -> None:
+    alone = load(padded, threads=1).logits(IDS)
+    assert np.isneginf(alone[:, VOCAB:]).all() and np.isfinite(alone[:, :VOCAB]).all()
+    for threads in (2, 6, 8):
+        model = load(padded, threads=threads)
+        np.testing.assert_array_equal(model.logits(IDS), alone, err_msg=f"{threads} threads")
+        model.close()
+
+
+def test_only_tokens_are_alternatives(padded: Path) -> None:
     model = load(padded, threads=1)
-    logits = model.logits(IDS)
-    assert np.isneginf(logits[:, VOCAB:]).all() and np.isfinite(logits[:, :VOCAB]).all()
+    logits = model.logits(IDS)[-1, :VOCAB].astype(np.float64)
+    logprobs = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    (token,) = Session(model).generate(IDS, max_tokens=1, temperature=0.0, top_logprobs=VOCAB + 50)
+    assert sorted(id for id, _, _ in token.top) == list(range(VOCAB)), "each once, and nothing else"
+    np.testing.assert_allclose([logprob for *_, logprob in token.top], np.sort(logprobs)[::-1], rtol=0, atol=1e-4)
 
 
 def test_the_rows_would_have_won(padded: Path, monkeypatch: pytest.MonkeyPatch) -> None:

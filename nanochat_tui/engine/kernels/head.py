@@ -44,7 +44,7 @@ def head_input(model, thread, token, place, count):
 def table_product(model, thread, tid, count, logits):
     """Multiply `count` head inputs by this thread's share of the table; logits float32 [count][vocab padded].
 
-    Rows beyond the vocabulary become -infinity.
+    Rows that stand for no token become -infinity.
     """
     dim, padded, threads = get(model, s.DIM), get(model, s.VOCAB_PADDED), get(model, s.THREADS)
     # shares are whole statistics blocks, so that each thread can go on with the blocks it made
@@ -56,10 +56,10 @@ def table_product(model, thread, tid, count, logits):
         get(model, s.HEAD_FLOAT), dim * 4, get(thread, s.SUMS), logits, padded * 4, first, last, count, 0,
         (count + tile - 1) // tile, 1, 0,
     )  # fmt: skip
-    if tid == threads - 1:
-        beyond = padded - get(model, s.VOCAB)
-        for i in range(count):
-            fill_floats(logits + (i * padded + get(model, s.VOCAB)) * 4, beyond, f32_from_bits(MINUS_INFINITY_BITS))
+    # in whatever share it lies: with many threads the last one's is smaller than what some files pad with
+    begin, end = max(get(model, s.VOCAB), first * s.ROW_BLOCK), last * s.ROW_BLOCK
+    for i in range(count if begin < end else 0):
+        fill_floats(logits + (i * padded + begin) * 4, end - begin, f32_from_bits(MINUS_INFINITY_BITS))
 
 
 @compiled("v:iiiiii")
