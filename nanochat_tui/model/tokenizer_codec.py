@@ -7,8 +7,8 @@ byte-level token may end in the middle of a character.
 from __future__ import annotations
 
 import codecs
+import copy
 import re
-import threading
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
@@ -74,13 +74,32 @@ class TextCodec:
         """What was assumed or corrected when the file was read, a sentence each."""
         self._ends = ends
         self._bytes: dict[int, bytes] = {}
-        self._lock = threading.Lock()
 
     @cached_property
     def _added(self) -> dict[int, tuple[bytes, bool]]:
         """Tokens that are matched whole: their own text, and whether they are special."""
         added = self.tokenizer.get_added_tokens_decoder()
         return {index: (token.content.encode(), token.special) for index, token in added.items()}
+
+    @cached_property
+    def _markless(self) -> Tokenizer:
+        """The tokenizer with marks read as text.
+
+        That is a switch of the whole tokenizer, and other threads encode with it meanwhile; so it is set on a second
+        one, which shares the vocabulary and merges of the first and costs nothing.
+        """
+        first = self.tokenizer
+        added = sorted(first.get_added_tokens_decoder().items())
+        second = Tokenizer(first.model)
+        if first.normalizer is not None:
+            second.normalizer = first.normalizer
+        if first.pre_tokenizer is not None:
+            second.pre_tokenizer = first.pre_tokenizer
+        second.add_tokens([token for _, token in added])
+        if any(second.token_to_id(token.content) != index for index, token in added):
+            second = copy.deepcopy(first)  # a tokenizer.json may number its added tokens with gaps
+        second.encode_special_tokens = True
+        return second
 
     @cached_property
     def _has_space_prefix(self) -> bool:
@@ -130,12 +149,7 @@ class TextCodec:
     def _encode_plain(self, text: str) -> list[int]:
         if not any(mark in text for mark in self.marks):
             return self._encode(text)
-        with self._lock:  # the switch is the tokenizer's, and texts with marks in them are rare
-            self.tokenizer.encode_special_tokens = True
-            try:
-                return self._encode(text)
-            finally:
-                self.tokenizer.encode_special_tokens = False
+        return list(self._markless.encode(text, add_special_tokens=False).ids)
 
     def encode_guarded(self, text: str, guard: str, bos: bool = True) -> list[int]:
         """Return the ids of a text in which `guard`, a character, stands inside marks that are not to be taken for one.

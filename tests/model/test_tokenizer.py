@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,32 @@ def test_special_tokens_are_shown_on_demand() -> None:
     assert CODEC.decode([50_256, 64]) == "a"
     assert CODEC.decode([50_256, 64], special=True) == "<|endoftext|>a"
     assert CODEC.end_ids == {50_256}
+
+
+def test_a_text_without_marks_does_not_take_them_from_another_thread() -> None:
+    """A server encodes the prompts of several people at once, some with marks and some with text about marks."""
+    codec = TextCodec(small(user=("<think>",)), bos=None, eos=None, add_bos=False)
+    with_marks, about_marks = "ab<|endoftext|>ba<think>" * 20, "ab<|endoftext|>ba<think>" * 40
+    expected = codec.encode(with_marks), codec.encode(about_marks, special=False)
+    end = codec.tokenizer.token_to_id("<|endoftext|>")
+    assert expected[0].count(end) == 20 and end not in expected[1]
+    assert expected[1].count(codec.tokenizer.token_to_id("<think>")) == 40
+    with ThreadPoolExecutor(2) as threads:
+        plain = threads.submit(lambda: [codec.encode(about_marks, special=False) for _ in range(300)])
+        marked = [codec.encode(with_marks) for _ in range(600)]
+    assert all(ids == expected[0] for ids in marked)
+    assert all(ids == expected[1] for ids in plain.result())
+
+
+def test_marks_as_text_keep_the_ids_of_a_tokenizer_with_gaps() -> None:
+    parts = json.loads(small(user=("<think>",)).to_str())
+    for added in parts["added_tokens"]:
+        added["id"] += 7
+        parts["model"]["vocab"].pop(added["content"], None)
+    codec = TextCodec(Tokenizer.from_str(json.dumps(parts)), bos=None, eos=None, add_bos=False)
+    think = codec.tokenizer.token_to_id("<think>")
+    ids = codec.encode("<|endoftext|><think>", special=False)
+    assert ids[-1] == think and codec.tokenizer.token_to_id("<|endoftext|>") not in ids
 
 
 def test_half_a_surrogate_pair_is_refused() -> None:
