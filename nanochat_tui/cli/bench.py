@@ -35,6 +35,10 @@ def bench(
     peer_model: Annotated[
         Path | None, typer.Option(help="File for the peer, where it cannot load the same one.", show_default=False)
     ] = None,
+    speculation: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(help="Let ours guess tokens ahead; how many were right is shown, and depends on the text."),
+    ] = "off",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -55,7 +59,7 @@ def bench(
         seconds=seconds,
         limit=limit,
     )
-    engines = [Engine(OURS, path, kernel)]
+    engines = [Engine(OURS, path, kernel, speculation)]
     if peer is not None:
         peer_version()
         engines.append(Engine(peer, check_file(peer_model, "peer's model") or path))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nanochat_tui.errors import UserError
 
@@ -49,6 +50,8 @@ class Engine:
     name: str
     path: Path
     kernel: str | None = None
+    speculation: Literal["auto", "on", "off"] = "off"
+    """Whether ours guesses tokens ahead; how far that brings it depends on the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,9 @@ class Row:
     bytes_per_token: int
     bandwidth_gbps: float
     bandwidth_share: float | None
+    drafted: int = 0
+    """Tokens guessed ahead in all runs together; of them, `accepted` were right."""
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +125,6 @@ class Result:
 
 def measure(engines: Sequence[Engine], plan: Plan, say: Say) -> Result:
     """Measure engines side by side. Raises UserError if one cannot load its model or a run fails."""
-    from nanochat_tui.cli.measurement_worker import Worker
-
     result = Result(engines[0].path.name)
     room = -(-max(*plan.prompts, *(context + plan.tokens + 2 for context in plan.contexts), 32) // 256) * 256
     for threads in plan.threads:
@@ -128,10 +132,10 @@ def measure(engines: Sequence[Engine], plan: Plan, say: Say) -> Result:
             workers = []
             for engine in engines:
                 say(f"loading {engine.path.name} in {engine.name}, {_threads(threads)}")
-                worker = Worker(engine.name, engine.path, threads, engine.kernel, positions=room)
+                worker = _worker(engine, threads, room)
                 if worker.ready["compiled"]:  # the first start on a machine, which is not what loading costs
                     worker.close()
-                    worker = Worker(engine.name, engine.path, threads, engine.kernel, positions=room)
+                    worker = _worker(engine, threads, room)
                 stack.enter_context(worker)
                 workers.append(worker)
             bandwidth = read_bandwidth(threads)
@@ -142,6 +146,12 @@ def measure(engines: Sequence[Engine], plan: Plan, say: Say) -> Result:
                 _case(result, workers, plan, kind, size, bandwidth)
             result.loaded += [_loaded(worker) for worker in workers]
     return result
+
+
+def _worker(engine: Engine, threads: int, room: int) -> Any:
+    from nanochat_tui.cli.measurement_worker import Worker
+
+    return Worker(engine.name, engine.path, threads, engine.kernel, positions=room, speculation=engine.speculation)
 
 
 def _threads(count: int) -> str:
@@ -181,19 +191,21 @@ def _case(result: Result, workers: Sequence[Any], plan: Plan, kind: Kind, size: 
             worker.run(kind, size, tokens=2, seed=1, vocabulary=vocabulary)  # fills the context, once
     rates: dict[Any, list[float]] = {worker: [] for worker in amounts}
     counts: dict[Any, int] = dict.fromkeys(amounts, 0)
+    guesses = {worker: np.zeros(2, np.int64) for worker in amounts}
     for repeat in range(plan.repeats):
         for worker, amount in amounts.items():
             # a prompt must be new to the engine; what is decoded behind may be the same
             seed = 100 + repeat if kind == "prompt" else 1
             found = worker.run(kind, size, tokens=amount, seed=seed, vocabulary=vocabulary)
             worker.peak = found["peak_rss_bytes"]
+            guesses[worker] += (found["drafted"], found["accepted"])
             if found["tokens"] and found["seconds"] > 0:
                 rates[worker].append(found["tokens"] / found["seconds"])
                 counts[worker] = max(counts[worker], found["tokens"])
     for worker, found_rates in rates.items():
         if not found_rates:
             raise UserError(f"{worker.engine} wrote nothing behind {size} tokens; try another --context")
-        result.rows.append(_row(worker, kind, size, counts[worker], found_rates, bandwidth))
+        result.rows.append(_row(worker, kind, size, counts[worker], found_rates, bandwidth, guesses[worker]))
 
 
 def _reading(worker: Any, vocabulary: int, size: int, limit: float) -> float:
@@ -210,7 +222,15 @@ def _probe(worker: Any, kind: Kind, vocabulary: int, size: int) -> float:
     return float(max(found["tokens"], 1) / max(found["seconds"], 1e-6))
 
 
-def _row(worker: Any, kind: Kind, size: int, tokens: int, rates: list[float], bandwidth: float) -> Row:
+def _row(
+    worker: Any,
+    kind: Kind,
+    size: int,
+    tokens: int,
+    rates: list[float],
+    bandwidth: float,
+    guesses: NDArray[np.int64],
+) -> Row:
     median = statistics.median(rates)
     moved = 0
     if kind == "decode":
@@ -228,6 +248,8 @@ def _row(worker: Any, kind: Kind, size: int, tokens: int, rates: list[float], ba
         bytes_per_token=moved,
         bandwidth_gbps=bandwidth / 1e9,
         bandwidth_share=median * moved / bandwidth if moved else None,
+        drafted=int(guesses[0]),
+        accepted=int(guesses[1]),
     )
 
 

@@ -47,6 +47,8 @@ def _head_width(api: Any, model: Any) -> int:
 class PeerRunner:
     """A model in llama.cpp; see `measurement_worker.Runner`."""
 
+    guesses = (0, 0)
+
     def __init__(self, path: Path, threads: int, positions: int = 4096, *, exact: bool = False) -> None:
         """Load a model with room for so many positions. exact: attention in float32 throughout.
 

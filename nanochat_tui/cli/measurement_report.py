@@ -16,11 +16,24 @@ def _cells(row: Row, ratio: float | None) -> list[str]:
         f"{100 * (row.tps_max - row.tps_min) / row.tps:.0f}%",
         "" if not row.bytes_per_token else f"{row.tps * row.bytes_per_token / 1e9:.1f}",
         "" if row.bandwidth_share is None else f"{row.bandwidth_share:.0%}",
+        "" if not row.drafted else f"{row.accepted} of {row.drafted}",
         "" if ratio is None else f"{ratio:.2f} x",
     ]
 
 
-HEADS = ["engine", "kind", "threads", "tokens", "context", "tok/s", "spread", "GB/s", "of read", "against peer"]
+HEADS = [
+    "engine",
+    "kind",
+    "threads",
+    "tokens",
+    "context",
+    "tok/s",
+    "spread",
+    "GB/s",
+    "of read",
+    "guesses kept",
+    "against peer",
+]
 
 
 def ratios(result: Result) -> list[float | None]:

@@ -1,6 +1,6 @@
 """One engine with one model in a process of its own, doing timed runs on command.
 
-    python -m nanochat_tui.cli.measurement_worker ENGINE MODEL THREADS POSITIONS [KERNEL]
+    python -m nanochat_tui.cli.measurement_worker ENGINE MODEL THREADS POSITIONS [KERNEL] [SPECULATION]
 
 Two engines that are to be compared must not share a process: their threads, memory and instruction-set state would
 disturb each other. Commands are JSON lines on stdin, answers JSON lines on stdout; `Worker` is the other end, and
@@ -18,12 +18,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from nanochat_tui.cli.measurement_peer import PEER, PeerRunner
 from nanochat_tui.errors import UserError, display_safe
+
+if TYPE_CHECKING:
+    from nanochat_tui.engine.speculation import Mode
 
 OURS = "nanochat-tui"
 
@@ -45,17 +48,21 @@ class Runner(Protocol):
 
     vocabulary: int
 
+    @property
+    def guesses(self) -> tuple[int, int]:
+        """Tokens guessed ahead in the last run, and those of them that were right."""
+
 
 class EngineRunner:
     """Our engine, through the session that chat uses."""
 
-    def __init__(self, path: Path, threads: int, kernel: str | None) -> None:
+    def __init__(self, path: Path, threads: int, kernel: str | None, speculation: Mode = "off") -> None:
         from nanochat_tui.engine.model import load
         from nanochat_tui.engine.session import Session
         from nanochat_tui.model.tokenizer import TextCodec
 
         said: list[str] = []
-        self._model = load(path, threads=threads, kernel=kernel, speculation="off", progress=said.append)
+        self._model = load(path, threads=threads, kernel=kernel, speculation=speculation, progress=said.append)
         self.compiled = any("compiling" in line for line in said)
         # a run is as long as it is asked to be: no token ends it
         tokenizer = self._model.codec.tokenizer
@@ -67,6 +74,11 @@ class EngineRunner:
         layers = getattr(config, "n_cached_layers", config.n_layers)
         self.kv_bytes = 2 * 2 * layers * config.n_kv_heads * config.head_dim
         self.vocabulary = tokenizer.get_vocab_size()
+
+    @property
+    def guesses(self) -> tuple[int, int]:
+        """See `Runner`."""
+        return self._session.stats.drafted_tokens, self._session.stats.accepted_tokens
 
     def prompt(self, ids: list[int]) -> float:
         """See `Runner`."""
@@ -92,7 +104,9 @@ def memory() -> dict[str, int]:
 
     from nanochat_tui.cli.measurement import peak_rss
 
-    return {"rss_bytes": int(psutil.Process().memory_info().rss), "peak_rss_bytes": peak_rss()}
+    now = int(psutil.Process().memory_info().rss)
+    # the kernel notes the peak with a delay, and may tell less than what is there now
+    return {"rss_bytes": now, "peak_rss_bytes": max(now, peak_rss())}
 
 
 def random_ids(seed: int, count: int, vocabulary: int) -> list[int]:
@@ -101,7 +115,7 @@ def random_ids(seed: int, count: int, vocabulary: int) -> list[int]:
     return found
 
 
-def serve(engine: str, path: Path, threads: int, positions: int, kernel: str | None) -> None:
+def serve(engine: str, path: Path, threads: int, positions: int, kernel: str | None, speculation: Mode = "off") -> None:
     """Load with room for so many positions, say so, then answer commands until stdin ends."""
     _die_with_parent()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -112,7 +126,11 @@ def serve(engine: str, path: Path, threads: int, positions: int, kernel: str | N
 
     try:
         began = time.perf_counter()
-        runner: Runner = PeerRunner(path, threads, positions) if engine == PEER else EngineRunner(path, threads, kernel)
+        runner: Runner
+        if engine == PEER:
+            runner = PeerRunner(path, threads, positions)
+        else:
+            runner = EngineRunner(path, threads, kernel, speculation)
         runner.decode(random_ids(0, 2, runner.vocabulary), 2)
         loaded = time.perf_counter() - began
     except UserError as error:
@@ -138,7 +156,8 @@ def serve(engine: str, path: Path, threads: int, positions: int, kernel: str | N
             else:
                 tokens, seconds = runner.decode(ids, command["tokens"])
                 found = {"tokens": tokens, "seconds": seconds}
-            answer(found | memory())
+            drafted, accepted = runner.guesses
+            answer(found | {"drafted": drafted, "accepted": accepted} | memory())
         except UserError as error:
             answer({"error": str(error)})
 
@@ -154,14 +173,23 @@ class Worker:
     """The near end of a worker process. Use it as a context manager."""
 
     def __init__(
-        self, engine: str, path: Path, threads: int, kernel: str | None = None, *, positions: int = 4096
+        self,
+        engine: str,
+        path: Path,
+        threads: int,
+        kernel: str | None = None,
+        *,
+        positions: int = 4096,
+        speculation: Mode = "off",
     ) -> None:
         """Start the process and wait until the model is loaded. Raises UserError with the worker's reason.
 
         positions: the longest context that will be asked for; only the peer reserves memory for it at once.
+        speculation: whether ours guesses tokens ahead.
         """
         self.engine, self.path, self.threads = engine, path, threads
-        command = [sys.executable, "-P", "-m", __name__, engine, str(path), str(threads), str(positions), kernel or ""]
+        command = [sys.executable, "-P", "-m", __name__, engine, str(path), str(threads), str(positions)]
+        command += [kernel or "", speculation]
         root = str(Path(__file__).parents[2])
         environment = {
             **os.environ,
@@ -179,7 +207,10 @@ class Worker:
         self._stop()
 
     def run(self, kind: str, ids: int, *, tokens: int = 0, seed: int = 0, vocabulary: int) -> dict[str, Any]:
-        """Do one timed run and return its answer: tokens, seconds, rss_bytes, peak_rss_bytes. Raises UserError."""
+        """Do one timed run and return its answer: tokens, seconds, drafted, accepted, rss_bytes, peak_rss_bytes.
+
+        Raises UserError.
+        """
         command = {"run": kind, "ids": ids, "tokens": tokens, "seed": seed, "vocabulary": vocabulary}
         self._continue()
         stdin = self._process.stdin
@@ -235,4 +266,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] or None)
+    serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] or None, *sys.argv[6:])  # type: ignore[arg-type]

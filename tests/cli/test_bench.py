@@ -48,12 +48,24 @@ def test_json_has_the_promised_keys(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert row["threads"] == 1
         assert 0 < row["tps_min"] <= row["tps"] <= row["tps_max"]
         assert row["runs"] == 2
+        assert (row["drafted"], row["accepted"]) == (0, 0)
     decode = result["rows"][1]
     assert decode["context"] == 16 + decode["tokens"]
     assert decode["bandwidth_share"] == pytest.approx(
         decode["tps"] * decode["bytes_per_token"] / (decode["bandwidth_gbps"] * 1e9)
     )
     assert 0.1 < result["bandwidth_gbps"] < 10_000
+
+
+def test_guesses_are_counted_where_they_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_model(tmp_path / "m.gguf", TINY)
+    words = ["bench", str(path), *QUICK, "-n", "64", "--speculation", "on"]
+    assert dispatch([*words, "--json"]) == 0
+    prompt, decode = json.loads(capsys.readouterr().out)["rows"]
+    assert (prompt["drafted"], prompt["accepted"]) == (0, 0)
+    assert 0 < decode["accepted"] <= decode["drafted"]
+    assert dispatch(words) == 0
+    assert "guesses kept" in capsys.readouterr().out
 
 
 def test_a_worker_says_why_it_cannot(tmp_path: Path) -> None:
