@@ -23,6 +23,7 @@ from nanochat_tui.engine.executor import Piece
 from nanochat_tui.engine.kernels.slots import HEAD_ROWS
 from nanochat_tui.engine.paging import PAGE, PagePool, pages_for
 from nanochat_tui.engine.plan import CHUNK
+from nanochat_tui.engine.plan_memory import LEAST_CONTEXT, available_memory
 from nanochat_tui.engine.replies import FinishReason, Reply, Stats, Token, checked_prompt, reply_room
 from nanochat_tui.engine.sampling import Drawn, Sampling
 from nanochat_tui.engine.speculation import History, Speculator
@@ -148,7 +149,7 @@ class Batcher:
     """Runs up to `max_sequences` (1 to 16) replies of a model at once; `max_waiting` more requests wait their turn.
 
     kv_tokens: positions of the key-value cache for all of them; None is a full context for each, as far as a
-    quarter of the free memory goes. Raises UserError for impossible sizes.
+    quarter of the free memory goes, or what one short reply takes. Raises UserError for impossible sizes.
     """
 
     def __init__(
@@ -178,11 +179,9 @@ class Batcher:
         self._thread.start()
 
     def _default_tokens(self, sequences: int) -> int:
-        import psutil
-
         context = self.model.config.context_length
-        fitting = int(psutil.virtual_memory().available) // MEMORY_SHARE // self._pool.page_bytes * PAGE
-        return max(context, min(sequences * context, fitting))
+        fitting = available_memory() // MEMORY_SHARE // max(1, self._pool.page_bytes) * PAGE
+        return max(min(context, LEAST_CONTEXT), min(sequences * context, fitting))
 
     def submit(
         self,
@@ -280,8 +279,14 @@ class Batcher:
             request = self._waiting[0]
             if promised + request.pages > self._pool.capacity:
                 return
-            self._running.append(self._waiting.popleft())
-            request.cache = KVCache(self.model.config, self.context, self.model.kv, self._pool)
+            self._waiting.popleft()
+            try:
+                request.cache = KVCache(self.model.config, self.context, self.model.kv, self._pool)
+            except BaseException as error:  # no memory for this one; its reader learns of it, and the others go on
+                request.stream._end("cancelled", error)
+                self._changed.notify_all()
+                continue
+            self._running.append(request)
 
     def _finish(self, request: _Running, reason: FinishReason, error: BaseException | None = None) -> None:
         with self._changed:

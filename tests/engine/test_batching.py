@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support import TINY
 
+from nanochat_tui.engine import batching
 from nanochat_tui.engine.batching import Batcher, QueueFull
 from nanochat_tui.engine.cache import KVCache
 from nanochat_tui.engine.executor import Piece
@@ -211,3 +212,39 @@ def test_a_closed_model_ends_the_stream_with_its_reason(make_model: MakeModel) -
     with pytest.raises(UserError, match="was closed"):
         list(batcher.submit([1, 2]))
     batcher.close()
+
+
+def test_a_request_that_finds_no_memory_ends_alone(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = batching.KVCache
+
+    def third_fails(*arguments: Any) -> KVCache:
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError("no room for a table")
+        return made(*arguments)
+
+    calls: list[int] = []
+    monkeypatch.setattr(batching, "KVCache", third_fails)
+    batcher = Batcher(model, max_sequences=2)
+    streams = [batcher.submit([n + 1], max_tokens=4, **GREEDY) for n in range(5)]
+    for n, stream in enumerate(streams):
+        if n == 2:
+            with pytest.raises(MemoryError):
+                list(stream)
+        else:
+            assert [t.id for t in stream] == [i for i, _, _ in alone(model, [n + 1], max_tokens=4, **GREEDY)[0]]
+    assert batcher.snapshot().running == 0
+    batcher.close()
+
+
+def test_the_cache_takes_no_more_than_its_share(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(TINY.with_(context_length=100_000), threads=1)
+    for free, tokens in ((1 << 20, 512), (1 << 26, None), (1 << 50, 400_000)):
+        monkeypatch.setattr(batching, "available_memory", lambda free=free: free)
+        batcher = Batcher(model, max_sequences=4)
+        total = batcher.snapshot().kv_total_tokens
+        assert tokens is None or tokens <= total < tokens + batching.PAGE
+        assert tokens == 512 or total // batching.PAGE * batcher._pool.page_bytes <= free // batching.MEMORY_SHARE
+        assert batcher.context == min(100_000, total)
+        assert len(list(batcher.submit([1], max_tokens=2, **GREEDY))) == 2
+        batcher.close()
