@@ -8,6 +8,7 @@ added by the tokenizer: that is a text convention, see `TextCodec`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -58,10 +59,30 @@ END_NAMES = (
 )
 """Marks that end a reply wherever a vocabulary has them, beside those that its file names."""
 
+MARKS = (
+    "<|im_start|>",
+    "<|begin_of_text|>",
+    "<|startoftext|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|start|>",
+    "<|channel|>",
+    "<|message|>",
+)
+"""Marks that begin a text or a message; none of them comes about by merging words."""
+
 VISIBLE_MARKS = frozenset(
     {"<think>", "</think>", "[THINK]", "[/THINK]", "<thought>", "</thought>", "<tool_call>", "</tool_call>"}
 )
 """Marks that people and programs want to see, whatever type a file gives them."""
+
+_PADDING = re.compile(r"\[PAD\d+\]")
+"""The names that converters give to rows of the embedding behind the last token."""
+_MARK = re.compile(r"<.+>|\[.+\]")
+"""How marks are spelled; a file that calls an ordinary word its end of text is not believed."""
 
 _KINDS = {"bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV", "plamo2": "PLaMo-2", "none": "none at all"}
 """Names of the kinds of `tokenizer.ggml.model` that are met and not supported."""
@@ -143,7 +164,7 @@ def read_tokenizer(metadata: Mapping[str, GGUFValue]) -> FileTokenizer:
     ids = {token: index for index, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         raise TokenizerError("the file's vocabulary holds the same token twice; it is damaged")
-    types = _types(metadata, ids)
+    types = _types(metadata, tokens, ids)
     if kind == "gpt2":
         return _byte_level(metadata, tokens, ids, types)
     return _sentencepiece(metadata, tokens, types)
@@ -154,19 +175,27 @@ def from_gguf_metadata(metadata: Mapping[str, GGUFValue]) -> Tokenizer:
     return read_tokenizer(metadata).tokenizer
 
 
-def _types(metadata: Mapping[str, GGUFValue], ids: Mapping[str, int]) -> NDArray[np.int64]:
-    """Return the type of every token, with two corrections that other programs make too."""
+def _types(metadata: Mapping[str, GGUFValue], tokens: Sequence[str], ids: Mapping[str, int]) -> NDArray[np.int64]:
+    """Return the type of every token, with corrections: some converters write none, or marks and padding as text."""
     if "tokenizer.ggml.token_type" in metadata:
         types = metadata_integers(metadata, "tokenizer.ggml.token_type").astype(np.int64)
     else:
         types = np.full(len(ids), NORMAL, np.int64)
     if len(types) != len(ids):
         raise TokenizerError(f"the file has {len(ids)} tokens but {len(types)} token types; it is damaged")
-    for name in END_NAMES:  # some converters write marks as text
-        if name in ids and name.startswith("<|") and types[ids[name]] == NORMAL:
+    types[[index for index, name in enumerate(tokens) if name.startswith("[PAD") and _PADDING.fullmatch(name)]] = UNUSED
+    marks = {name for name in (*END_NAMES, *MARKS) if name.startswith("<|")}
+    if metadata_string(metadata, "tokenizer.ggml.model") == "llama":
+        marks |= {"<s>", "</s>"}  # elsewhere people strike text out with them
+    for which in ("bos", "eos", "eot", "eom"):
+        given = metadata_int(metadata, f"tokenizer.ggml.{which}_token_id", -1, maximum=2**32 - 1)
+        if 0 <= given < len(tokens) and _MARK.fullmatch(tokens[given]):
+            marks.add(tokens[given])
+    for name in marks & ids.keys():
+        if types[ids[name]] == NORMAL:
             types[ids[name]] = CONTROL
-    for name in VISIBLE_MARKS:
-        if name in ids and types[ids[name]] == CONTROL:
+    for name in VISIBLE_MARKS & ids.keys():
+        if types[ids[name]] in (NORMAL, CONTROL):
             types[ids[name]] = USER_DEFINED
     return types
 

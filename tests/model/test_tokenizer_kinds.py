@@ -181,6 +181,39 @@ def test_marks_written_as_text_are_marks() -> None:
     assert codec.decode([64, 256]) == "a"
 
 
+@pytest.mark.parametrize("types", [None, 1])
+def test_a_file_without_types_knows_its_marks_and_its_padding(types: int | None) -> None:
+    marks = ["<|im_start|>", "<|im_end|>", "<think>", "<|start_header_id|>", "<our_end>", "<s>"]
+    tokens = [*byte_alphabet(), *marks, "[PAD262]", "[PADDLE]", "[PAD264]"]
+    found = {
+        "tokenizer.ggml.model": string("gpt2"),
+        "tokenizer.ggml.pre": string("qwen2"),
+        "tokenizer.ggml.tokens": array(tokens),
+        "tokenizer.ggml.merges": array([], ValueType.STRING),
+        "tokenizer.ggml.eot_token_id": u32(260),
+        "tokenizer.ggml.bos_token_id": u32(64),  # an ordinary letter: a converter's mistake, not a mark
+    }
+    if types is not None:
+        found["tokenizer.ggml.token_type"] = array([types] * len(tokens), ValueType.I32)
+    codec = codec_from_gguf(found)
+    a = tokens.index("a")
+    for index, mark in enumerate(marks[:5]):
+        assert codec.encode(f"a{mark}a", bos=False) == [a, 256 + index, a]
+    assert codec.is_special(256) and codec.is_special(260) and not codec.is_special(a)
+    assert not codec.is_special(258)  # thoughts are told apart by it
+    assert len(codec.encode("<s>", bos=False)) == 3  # struck out
+    assert codec.unused_ids == (262, 264)
+    assert codec.end_ids == {257, 260}
+
+
+def test_sentencepiece_without_types_knows_where_texts_begin_and_end() -> None:
+    found = spm()
+    del found["tokenizer.ggml.token_type"]
+    codec = codec_from_gguf(found)
+    assert codec.encode("<s>a</s>", bos=False) == [1, TOKENS.index("▁a"), 2]
+    assert codec.is_special(1) and codec.is_special(2)
+
+
 def test_a_large_vocabulary_loads_quickly() -> None:
     import time
 
