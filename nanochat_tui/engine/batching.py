@@ -26,7 +26,7 @@ from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.plan_memory import LEAST_CONTEXT, available_memory
 from nanochat_tui.engine.replies import FinishReason, Reply, Stats, Token, checked_prompt, reply_room
 from nanochat_tui.engine.sampling import Drawn, Sampling
-from nanochat_tui.engine.speculation import History, Speculator
+from nanochat_tui.engine.speculation import Costs, History, Speculator
 from nanochat_tui.errors import UserError
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ class Batcher:
         self._running: list[_Running] = []
         self._closed = False
         self._prompt_tokens = self._generated_tokens = self._reused_tokens = 0
+        self._costs = Costs()
         self._passes = 1
         self._row_seconds = 0.0
         self._thread = threading.Thread(target=self._work, name="nanochat-batcher", daemon=True)
@@ -214,7 +215,7 @@ class Batcher:
         mode = self.model.speculation
         reply = Reply(self.model, tokens, room, sampling, stop, BURST)
         history = History(tokens, room) if mode != "off" else None
-        request = _Running(tokens, reply, stream, Speculator(mode), history)
+        request = _Running(tokens, reply, stream, Speculator(mode, self._costs), history)
         with self._changed:
             if self._closed:
                 raise UserError("the model is being closed and takes no more requests")

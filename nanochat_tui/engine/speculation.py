@@ -11,6 +11,7 @@ in the cache. So it is measured while replies are written.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -36,16 +37,28 @@ def _mix(old: float | None, new: float) -> float:
     return new if old is None else MEMORY * old + (1 - MEMORY) * new
 
 
+@dataclass(slots=True)
+class Costs:
+    """Seconds of a pass of one token, and of a pass with guesses; None before they were measured.
+
+    They are the machine's and the model's, so replies may share them. How many guesses are right is the text's.
+    """
+
+    plain: float | None = None
+    drafted: float | None = None
+
+
 class Speculator:
     """Decides for one conversation how many tokens to guess, by what guessing cost and brought so far.
 
-    mode: "auto" measures, "on" always guesses as much as it can, "off" never.
+    mode: "auto" measures, "on" always guesses as much as it can, "off" never. costs: those measured with other
+    conversations too; what was right, and how long guessing rests, is never taken from one text to another.
     """
 
-    def __init__(self, mode: Mode) -> None:
+    def __init__(self, mode: Mode, costs: Costs | None = None) -> None:
         self.mode: Mode = mode
-        self._plain: float | None = None
-        self._drafted: float | None = None
+        self._costs = costs or Costs()
+        self._begun = False
         self._accepted: float | None = None
         self._rest = 0
         self._pause = TRIAL_TOKENS
@@ -54,26 +67,28 @@ class Speculator:
         """Return how many tokens may be guessed per pass now; 0 means none."""
         if self.mode == "on":
             return MOST
-        # without a time for a pass of its own there is nothing to compare with
-        if self.mode == "off" or self._plain is None or self._rest > 0:
+        # without a time for a pass of its own there is nothing to compare with; and shared ones are to stay true
+        if self.mode == "off" or not self._begun or self._rest > 0:
             return 0
         return MOST
 
     def learn(self, seconds: float, passes: int, drafted: int, accepted: int) -> None:
         """Note what a job took: its passes, those of them with guesses, and the guesses that were right."""
+        costs = self._costs
         if passes == 0:
             return
         if drafted == 0:
-            self._plain = _mix(self._plain, seconds / passes)
+            self._begun = True
+            costs.plain = _mix(costs.plain, seconds / passes)
             self._rest = max(0, self._rest - passes)
             return
-        plain = self._plain or 0.0
-        self._drafted = _mix(self._drafted, max(0.0, seconds - (passes - drafted) * plain) / drafted)
+        plain = costs.plain or 0.0
+        costs.drafted = _mix(costs.drafted, max(0.0, seconds - (passes - drafted) * plain) / drafted)
         self._accepted = _mix(self._accepted, accepted / drafted)
-        if (1 + self._accepted) * plain < GAIN * self._drafted:
+        if (1 + self._accepted) * plain < GAIN * costs.drafted:
             # forget what was measured: the next trial meets other text
             self._rest, self._pause = self._pause, min(2 * self._pause, REST_TOKENS)
-            self._drafted = self._accepted = None
+            costs.drafted = self._accepted = None
         else:
             self._pause = TRIAL_TOKENS
 

@@ -11,7 +11,7 @@ from support import TINY
 from nanochat_tui.engine.batching import Batcher
 from nanochat_tui.engine.model import Model
 from nanochat_tui.engine.session import Session
-from nanochat_tui.engine.speculation import MOST, REST_TOKENS, TRIAL_TOKENS, Speculator
+from nanochat_tui.engine.speculation import MOST, REST_TOKENS, TRIAL_TOKENS, Costs, Speculator
 from nanochat_tui.errors import UserError
 
 MakeModel = Callable[..., Model]
@@ -117,6 +117,23 @@ def test_it_goes_on_while_it_pays_and_rests_when_it_does_not() -> None:
             rested += 8
         assert pause <= rested < pause + 8
         pause = min(2 * pause, REST_TOKENS)
+
+
+def test_costs_are_shared_and_what_was_right_is_not() -> None:
+    costs = Costs()
+    first = Speculator("auto", costs)
+    first.learn(0.010, 10, 0, 0)
+    while first.most():
+        first.learn(0.020, 5, 5, 0)  # nothing was right
+    # another text is tried at once, as soon as a pass of its own was timed
+    second = Speculator("auto", costs)
+    assert second.most() == 0
+    second.learn(0.005, 1, 0, 0)
+    assert second.most() == MOST
+    assert costs.plain == pytest.approx(0.7 * 0.001 + 0.3 * 0.005)
+    # one pass that something else held up does not decide alone
+    second.learn(0.010, 5, 5, 10)
+    assert second.most() == MOST
 
 
 def test_unknown_modes_are_refused(make_model: MakeModel) -> None:
