@@ -9,6 +9,7 @@ from typing import Any
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFValue
 from nanochat_tui.model.chat_template import render
+from nanochat_tui.model.tokenizer_patterns import repaired_names
 
 SAMPLE: tuple[Mapping[str, str], ...] = (
     {"role": "system", "content": "You are a helpful assistant."},
@@ -38,7 +39,7 @@ def template_of(metadata: Mapping[str, GGUFValue]) -> str | None:
 def special_tokens(metadata: Mapping[str, GGUFValue]) -> tuple[str, str]:
     """Return the texts of BOS and EOS; '' where the file names none."""
     found = metadata.get("tokenizer.ggml.tokens")
-    tokens = found.value if found is not None and isinstance(found.value, list) else []
+    tokens = repaired_names(found.value)[0] if found is not None and isinstance(found.value, list) else []
 
     def text(which: str) -> str:
         number = metadata.get(f"tokenizer.ggml.{which}_token_id")

@@ -17,7 +17,7 @@ from nanochat_tui.inspection.rotation import Rotation
 from nanochat_tui.model.architectures.bitnet import is_2b4t
 from nanochat_tui.model.architectures.keys import Keys
 from nanochat_tui.model.chat_families import PLACEHOLDER, chat_format
-from nanochat_tui.model.tokenizer_patterns import word_rules
+from nanochat_tui.model.tokenizer_patterns import repaired_names, word_rules
 
 _FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 7: "Q8_0", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 141: "PQ2_0"}
 """`general.file_type` where everybody means the same by a number; 40 to 42 mean one thing here and another there."""
@@ -141,10 +141,13 @@ def _template(file: GGUFFile) -> Iterator[Trap]:
 def _word_rules(pre: str, tokens: object) -> Iterator[Trap]:
     kind = "wrong_pre" if pre and pre != "default" else "missing_pre"
     try:
-        _, note = word_rules(pre, tokens if isinstance(tokens, list) else [])
+        names, doubled = repaired_names(tokens if isinstance(tokens, list) else [])
+        _, note = word_rules(pre, names)
     except UserError as error:
         yield Trap("unknown_pre", str(error))
         return
+    if doubled is not None:
+        yield Trap("doubled_bos", doubled)
     if note is not None:
         yield Trap(kind, note)
     elif kind == "missing_pre":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nanochat_tui.formats.gguf_values import GGUFValue, metadata_string, metadata_strings
+from nanochat_tui.model.tokenizer_patterns import repaired_names
 
 CHATML: Final = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -82,7 +83,7 @@ def chat_format(metadata: Mapping[str, GGUFValue]) -> ChatFormat | None:
     architecture = metadata_string(metadata, "general.architecture", "")
     if architecture == "nanochat" or "tokenizer.ggml.tokens" not in metadata:
         return None
-    known = set(metadata_strings(metadata, "tokenizer.ggml.tokens"))
+    known = set(repaired_names(metadata_strings(metadata, "tokenizer.ggml.tokens"))[0])
     for name, marks, architectures, family in _FAMILIES:
         if marks <= known and (not architectures or architecture in architectures):
             thinking = ("<think>", "</think>") if {"<think>", "</think>"} <= known else None

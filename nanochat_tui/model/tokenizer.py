@@ -28,6 +28,7 @@ from nanochat_tui.model.tokenizer_gguf import (
     read_tokenizer,
     to_gguf_metadata,
 )
+from nanochat_tui.model.tokenizer_patterns import repaired_names
 
 __all__ = [
     "END_OF_TEXT",
@@ -71,7 +72,8 @@ def codec_from_gguf(metadata: Mapping[str, GGUFValue], tokenizer: Tokenizer | No
         found = read_tokenizer(metadata)
     else:
         if "tokenizer.ggml.tokens" in metadata:
-            _require_same_tokens(tokenizer, metadata_strings(metadata, "tokenizer.ggml.tokens"))
+            names, _ = repaired_names(metadata_strings(metadata, "tokenizer.ggml.tokens"))
+            _require_same_tokens(tokenizer, names)
         # a file without a tokenizer says nothing, and then the given one's own convention holds
         end = tokenizer.token_to_id(END_OF_TEXT)
         found = FileTokenizer(tokenizer, add_bos=False, default_bos=end, default_eos=end)

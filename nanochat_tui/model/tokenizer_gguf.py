@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -33,7 +33,7 @@ from nanochat_tui.formats.gguf_values import (
     u32,
 )
 from nanochat_tui.model.tokenizer_errors import TokenizerError
-from nanochat_tui.model.tokenizer_patterns import WORD_RULES, WordRules, word_rules
+from nanochat_tui.model.tokenizer_patterns import WORD_RULES, WordRules, repaired_names, word_rules
 from nanochat_tui.model.tokenizer_spm import spm_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -160,13 +160,14 @@ def read_tokenizer(metadata: Mapping[str, GGUFValue]) -> FileTokenizer:
             f"the file's tokenizer is of the kind {name}, and only byte-level BPE (gpt2) and SentencePiece (llama) "
             "are supported; give the model's tokenizer.json with --tokenizer"
         )
-    tokens = metadata_strings(metadata, "tokenizer.ggml.tokens")
+    tokens, note = repaired_names(metadata_strings(metadata, "tokenizer.ggml.tokens"))
     ids = {token: index for index, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         raise TokenizerError("the file's vocabulary holds the same token twice; it is damaged")
     types = _types(metadata, tokens, ids)
     if kind == "gpt2":
-        return _byte_level(metadata, tokens, ids, types)
+        found = _byte_level(metadata, tokens, ids, types)
+        return replace(found, notes=(note, *found.notes)) if note else found
     return _sentencepiece(metadata, tokens, types)
 
 

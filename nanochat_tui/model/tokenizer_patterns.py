@@ -68,10 +68,15 @@ class _Family:
     called: str
     pre: str
     landmarks: tuple[tuple[int, str], ...]
+    size: int = 0
+    """Entries that no other vocabulary has; they tell it where a file names no rules that are known."""
 
+
+LLAMA3_SIZE: Final = 128_256
+_LLAMA3_BOS: Final = "<|begin_of_text|>"
 
 _FAMILIES: Final = (
-    _Family("Llama 3", "llama-bpe", ((128_000, "<|begin_of_text|>"), (128_009, "<|eot_id|>"))),
+    _Family("Llama 3", "llama-bpe", ((128_000, "<|begin_of_text|>"), (128_009, "<|eot_id|>")), LLAMA3_SIZE),
     _Family("Qwen 2 and 3", "qwen2", ((151_643, "<|endoftext|>"), (151_645, "<|im_end|>"))),
     _Family("Qwen 3.5", "qwen35", ((248_044, "<|endoftext|>"), (248_046, "<|im_end|>"))),
     _Family("GPT-2", "gpt-2", ((50_255, "Ġgazed"), (50_256, "<|endoftext|>"))),
@@ -86,6 +91,8 @@ def word_rules(pre: str, tokens: Sequence[str]) -> tuple[WordRules, str | None]:
     """
     named = WORD_RULES.get(pre)
     family = next((one for one in _FAMILIES if _is(one, tokens)), None)
+    if family is None and (named is None or pre == "default"):
+        family = next((one for one in _FAMILIES if one.size == len(tokens)), None)
     if family is not None:
         right = WORD_RULES[family.pre]
         if named is not None and named.patterns == right.patterns:
@@ -106,6 +113,21 @@ def word_rules(pre: str, tokens: Sequence[str]) -> tuple[WordRules, str | None]:
         f"the file's tokenizer splits text by the rules of {display_safe(pre)!r}, which this version does not know; "
         "give the model's tokenizer.json with --tokenizer"
     )
+
+
+def repaired_names(tokens: list[str]) -> tuple[list[str], str | None]:
+    """Return a file's tokens without the BOS that some converters put before the name of every mark of Llama 3.
+
+    They asked the tokenizer how it spells a mark, and it put BOS in front as before any text. The second is a sentence
+    for people, None where nothing was to be done. Names that would then occur twice are left as they are.
+    """
+    if len(tokens) != LLAMA3_SIZE:
+        return tokens, None
+    words, marks = tokens[:128_000], tokens[128_000:]
+    short = [mark.removeprefix(_LLAMA3_BOS) or mark for mark in marks]
+    if short == marks or len({*short}) != len(marks) or not {*short}.isdisjoint(words):
+        return tokens, None
+    return words + short, f"the file's converter wrote {_LLAMA3_BOS} before the names of other marks; it is taken away"
 
 
 def _is(family: _Family, tokens: Sequence[str]) -> bool:

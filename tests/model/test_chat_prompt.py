@@ -134,6 +134,15 @@ def test_a_broken_template_gives_way_to_the_family() -> None:
     assert "not valid Jinja" in str(found.note)
 
 
+def test_marks_with_bos_before_them_tell_the_family() -> None:
+    marks = {128_000: "<|begin_of_text|>", 128_006: "<|start_header_id|>", 128_009: "<|eot_id|>"}
+    tokens = [f"[PAD{index}]" for index in range(128_256)]
+    for place, mark in marks.items():
+        tokens[place] = "<|begin_of_text|>" + mark
+    found = chat_format(metadata(architecture="llama", tokenizer__ggml__tokens=array(tokens)))
+    assert found is not None and found.family == "Llama 3"
+
+
 PLACEHOLDER = (  # as in the file of BitNet b1.58 2B4T that Microsoft published
     "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{% if message['role'] == 'user' %}"
     "{{ 'Human: ' + message['content'] + '\\n\\nBITNETAssistant: ' + eos_token }}"

@@ -155,6 +155,29 @@ def test_bitnet_without_rules_or_with_others_is_read_as_llama_3(pre: str | None)
     assert len(codec.unused_ids) == 128_010 - 256 - 2
 
 
+@pytest.mark.parametrize("pre", [None, "default", "from-the-future", "gpt-2"])
+def test_llama_3_is_told_by_its_size_where_no_known_rules_are_named(pre: str | None) -> None:
+    codec = byte_level(pre, landmarks={127_000: "<|begin_of_text|>", 128_255: "<|reserved|>"})
+    if pre == "gpt-2":  # a name that is known is believed
+        assert codec.notes == () and not codec.add_bos
+    else:
+        assert "Llama 3" in codec.notes[0] and codec.add_bos
+
+
+def test_marks_that_a_converter_put_bos_before_get_their_names_back() -> None:
+    marks = {128_000: "<|begin_of_text|>", 128_001: "<|end_of_text|>", 128_006: "<|start_header_id|>"}
+    marks |= {128_007: "<|end_header_id|>", 128_009: "<|eot_id|>", 128_255: "<|reserved_special_token_250|>"}
+    sound = byte_level("llama-bpe", landmarks=marks)
+    codec = byte_level(None, landmarks={place: "<|begin_of_text|>" + mark for place, mark in marks.items()})
+    assert "before the names of other marks" in codec.notes[0]
+    assert "Llama 3" in codec.notes[1]
+    text = "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+    assert codec.encode(text) == sound.encode(text) and codec.encode(text)[:2] == [128_000, 128_006]
+    assert codec.end_ids == sound.end_ids == {128_001, 128_009}
+    kept = byte_level("llama-bpe", landmarks=dict(sorted((marks | {128_010: "<|begin_of_text|><|eot_id|>"}).items())))
+    assert kept.notes == () and kept.tokenizer.id_to_token(128_010) == "<|begin_of_text|><|eot_id|>"
+
+
 def test_a_right_name_needs_no_note() -> None:
     for pre in ("llama-bpe", "llama3", "smaug-bpe"):
         assert byte_level(pre, landmarks=LLAMA3).notes == ()
