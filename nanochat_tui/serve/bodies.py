@@ -9,12 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_INT = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 16
+MAX_MESSAGES = 1024
+MAX_PARTS = 1024
+"""Parts of one message."""
+MAX_PROMPTS = 1024
+MAX_IDS = 1 << 20
+"""Token ids in a list: more than any context holds. The lists stop at their first mistake, because a body of a few
+megabytes has room for a million of them, and describing each takes kilobytes."""
 
 Neutral = Callable[[Any], bool]
 
@@ -61,6 +77,27 @@ CHAT_UNSUPPORTED: dict[str, Neutral] = {
 COMPLETION_UNSUPPORTED: dict[str, Neutral] = {"suffix": _empty}
 
 
+def _said_as(text: str) -> WrapValidator:
+    """Give a field that may be of several kinds one sentence for all that it may not be.
+
+    Pydantic tries every kind and says of each why it is not that one, under names of its own.
+    """
+
+    def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return inner(value)
+        except ValidationError as error:
+            found = {each["type"]: each for each in error.errors(include_url=False, include_input=False)}
+        if "string_unicode" in found and isinstance(value, str):
+            raise PydanticCustomError("not_unicode", "this text is not valid Unicode")
+        if "too_long" in found and isinstance(value, list):
+            most = found["too_long"]["ctx"]["max_length"]
+            raise PydanticCustomError("too_long", "too long", {"max_length": most})
+        raise PydanticCustomError("kind", text)
+
+    return WrapValidator(check)
+
+
 def _refuse(raw: Any, table: dict[str, Neutral]) -> None:
     if not isinstance(raw, dict):
         return
@@ -103,7 +140,10 @@ class Sampled(Body):
     presence_penalty: float | None = Field(0.0, ge=-2, le=2)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
     seed: int | None = Field(None, ge=-MAX_INT - 1, le=MAX_INT)
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
+    stop: Annotated[
+        StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)] | None,
+        _said_as(f"give a text, or a list of up to {MAX_STOPS} texts, each of 1 to 1000 characters"),
+    ] = None
     n: int | None = Field(1, ge=1, le=128, description="How many replies; the seed of the i-th one is `seed` + i.")
 
     @model_validator(mode="before")
@@ -115,7 +155,9 @@ class Sampled(Body):
     @model_validator(mode="after")
     def _options(self) -> Sampled:
         if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError("stream_options", "stream_options is only allowed with stream=true")
+            raise PydanticCustomError(
+                "invalid_parameter", "stream_options is only allowed with stream=true", {"name": "stream_options"}
+            )
         return self
 
     @property
@@ -140,7 +182,10 @@ class ChatMessage(Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: Annotated[
+        str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None,
+        _said_as('give a text, or a list of parts like {"type": "text", "text": "…"}'),
+    ] = None
     reasoning_content: str | None = Field(None, description="What the assistant thought; for templates that want it.")
 
     @model_validator(mode="before")
@@ -179,7 +224,7 @@ class TemplateOptions(Body):
 class ChatBody(Sampled):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=-1, le=MAX_INT, description="The newer name of max_tokens.")
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -195,19 +240,32 @@ class ChatBody(Sampled):
     @model_validator(mode="after")
     def _check(self) -> ChatBody:
         if self.top_logprobs and not self.logprobs:
-            raise PydanticCustomError("top_logprobs", "top_logprobs is only allowed with logprobs=true")
+            raise PydanticCustomError(
+                "invalid_parameter", "top_logprobs is only allowed with logprobs=true", {"name": "top_logprobs"}
+            )
         if self.continue_final_message and self.messages[-1].role != "assistant":
-            raise PydanticCustomError("continue", "continue_final_message needs a last message of the assistant")
+            raise PydanticCustomError(
+                "invalid_parameter",
+                "continue_final_message needs a last message of the assistant",
+                {"name": "continue_final_message"},
+            )
         return self
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT)]], Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
+Several = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
 
 
 class CompletionBody(Sampled):
     """`POST /v1/completions`."""
 
-    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: Annotated[
+        str | TokenIds | Annotated[list[str], Several] | Annotated[list[TokenIds], Several],
+        _said_as(
+            "give a text, a list of texts, a list of token ids (0 or more), or a list of those; no list may be empty"
+        ),
+    ]
     max_tokens: int | None = Field(16, ge=-1, le=MAX_INT, description="-1: as many as the context holds.")
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description="Alternatives per token.")
     echo: bool | None = Field(False, description="Begin the reply with the prompt.")
@@ -253,4 +311,4 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """`POST /detokenize`, as llama-server takes it."""
 
-    tokens: list[Annotated[int, Field(ge=0, le=MAX_INT)]]
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)]

@@ -98,9 +98,13 @@ def from_validation(problems: Sequence[Any]) -> ApiError:
         return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
     if kind == "missing" and not place:
         return ApiError(400, "the body is empty; send a JSON object", code="invalid_json")
-    if kind == "unsupported_parameter":
+    if kind in ("unsupported_parameter", "invalid_parameter"):
         name = str((first.get("ctx") or {}).get("name", ""))
-        return ApiError(400, message, param=name, code=kind)
+        return ApiError(400, message, param=name, code=kind if kind == "unsupported_parameter" else None)
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        message = "give a JSON object"
+    if kind == "too_long":
+        message = f"{first['ctx']['max_length']} entries at most"
     param = ".".join(place)
     text = message[:1].lower() + message[1:]
     return ApiError(400, f"{display_safe(param)}: {text}" if param else text, param=display_safe(param) or None)

@@ -56,10 +56,12 @@ def _replicate(base: dict[str, Any], n: int) -> list[dict[str, Any]]:
     return [{**base, "seed": None if seed is None else (seed + i) % SEEDS} for i in range(n)]
 
 
-def _check_choices(service: Service, count: int) -> None:
+def _check_choices(service: Service, n: int, prompts: int = 1) -> None:
     limit = service.settings.limits.choices
-    if count > limit:
-        raise ApiError(400, f"a request may ask for {limit} replies at most, not {count}", param="n")
+    if prompts > limit:
+        raise ApiError(400, f"a request may have {limit} prompts at most, not {prompts}", param="prompt")
+    if n * prompts > limit:
+        raise ApiError(400, f"a request may ask for {limit} replies at most, not {n * prompts}", param="n")
 
 
 def check_model(service: Service, name: str | None) -> str:
@@ -94,9 +96,6 @@ def completion_router(service: Service) -> APIRouter:
     async def chat(body: ChatBody, request: Request) -> Response:
         arrived = time.monotonic()
         model, name, context = service.model, check_model(service, body.model), service.context
-        limit = service.settings.limits.messages
-        if len(body.messages) > limit:
-            raise ApiError(400, f"a conversation may have {limit} messages at most", param="messages")
         n = body.n or 1
         _check_choices(service, n)
         ids = await asyncio.to_thread(chat_ids, model, body, context)
@@ -126,7 +125,7 @@ def completion_router(service: Service) -> APIRouter:
         arrived = time.monotonic()
         model, name, context = service.model, check_model(service, body.model), service.context
         n = body.n or 1
-        _check_choices(service, n * len(body.prompts))
+        _check_choices(service, n, len(body.prompts))
         prompts = [await asyncio.to_thread(prompt_ids, model, prompt, context) for prompt in body.prompts]
         for ids in prompts:
             check_length(ids, context, "prompt")

@@ -14,7 +14,6 @@ class Limits:
     """What a client may ask for, and how long it may take. Sizes in bytes, times in seconds."""
 
     body_bytes: int = 4 << 20
-    messages: int = 1024
     choices: int = 32
     """Replies of one request: prompts times `n`."""
     requests: int = 256
