@@ -13,7 +13,7 @@ from references.dense import dense
 from support_architectures import WRITERS, Draft, add_rotation, draft, finish
 
 from nanochat_tui.errors import UserError
-from nanochat_tui.formats.gguf import array, boolean, f32, read_gguf, string, u32
+from nanochat_tui.formats.gguf import GGUFValue, array, boolean, f32, read_gguf, string, u32
 from nanochat_tui.model import support
 from nanochat_tui.model.architectures import describe
 from nanochat_tui.model.architectures.description import Architecture, Attention, DeltaNet, Rope
@@ -136,6 +136,10 @@ def _set(key: str, value: Any) -> Callable[[Draft], Any]:
     return lambda d: d.keys.update({key: value})
 
 
+def _heads(*counts: int) -> GGUFValue:
+    return array(np.array(counts, np.int32))
+
+
 def _extra(name: str) -> Callable[[Draft], Any]:
     return lambda d: d.floats(name, np.ones(4))
 
@@ -144,6 +148,14 @@ REFUSED: list[tuple[str, Callable[[Draft], Any], str]] = [
     ("llama", _drop("block_count"), "block_count"),
     ("llama", _set("attention.head_count_kv", u32(3)), "cannot share 3 key heads"),
     ("llama", _set("attention.value_length", u32(64)), "different widths"),
+    ("llama", _set("attention.head_count_kv", _heads(2, 4)), "different numbers of heads"),
+    ("llama", _set("attention.head_count_kv", _heads(0, 0)), "different numbers of heads or none"),
+    ("llama", _set("attention.head_count_kv", _heads(2, -2)), "different numbers of heads"),
+    ("llama", _set("attention.head_count_kv", _heads(-2, -2)), "no number of heads"),
+    ("llama", _set("attention.head_count_kv", _heads(2)), "1 entries for 2 layers"),
+    ("llama", _set("attention.head_count_kv", _heads(0, 2)), "have it in every layer"),
+    ("qwen35", _set("attention.head_count_kv", _heads(0, 0, 2, 2)), "are not those that the file calls recurrent"),
+    ("qwen35", _set("attention.head_count_kv", _heads(0, 0, 2)), "3 entries for 4 layers"),
     ("llama", _set("rope.scaling.type", string("longrope\x1b")), r"longrope\\x1b"),
     ("llama", _set("context_length", u32(1 << 21)), "claims a context of 2097152"),
     ("llama", _set("rope.dimension_count", u32(256)), "rotates 256 components of heads of 128"),
@@ -170,6 +182,42 @@ def test_refusals(name: str, change: Callable[[Draft], Any], message: str, tmp_p
             support.require_described(file)
         reason = support.refusal(file)
     assert reason is not None and "\n" not in reason and "\x1b" not in reason
+
+
+@pytest.mark.parametrize(
+    ("change", "recurrent"),
+    [
+        ({}, [1, 1, 1, 0]),
+        ({"attention.head_count_kv": _heads(0, 0, 0, 2)}, [1, 1, 1, 0]),
+        ({"attention.head_count_kv": _heads(2, 2, 2, 2)}, [1, 1, 1, 0]),
+        ({"attention.head_count_kv": _heads(0, 2, 0, 2), "full_attention_interval": u32(2)}, [1, 0, 1, 0]),
+        ({"attention.head_count_kv": _heads(2, 0, 0, 2), "full_attention_interval": None}, [0, 1, 1, 0]),
+        ({"attention.recurrent_layers": array(np.array([False, True, True, False]))}, [0, 1, 1, 0]),
+        (
+            {
+                "attention.recurrent_layers": array(np.array([True, False, True, True])),
+                "attention.head_count_kv": _heads(0, 2, 0, 0),
+            },
+            [1, 0, 1, 1],
+        ),
+    ],
+)
+def test_which_layers_are_recurrent(change: dict[str, GGUFValue | None], recurrent: list[int], tmp_path: Path) -> None:
+    d = draft("qwen35")
+    for key, value in change.items():
+        d.keys.pop(key, None)
+        if value is not None:
+            d.keys[key] = value
+    found = described(tmp_path, d)
+    assert [int(isinstance(layer.mixer, DeltaNet)) for layer in found.layers] == recurrent
+    assert (found.n_heads, found.n_kv_heads) == (4, 2)
+
+
+def test_heads_listed_per_layer_are_those_of_all(tmp_path: Path) -> None:
+    d = draft("llama")
+    d.keys |= {"attention.head_count": _heads(4, 4), "attention.head_count_kv": _heads(2, 2)}
+    found = described(tmp_path, d)
+    assert (found.n_heads, found.n_kv_heads) == (4, 2)
 
 
 def test_blocks_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:

@@ -120,10 +120,46 @@ class Keys:
         ends = (".bias", ".scale")
         return frozenset(name for name in self.shapes if name.startswith("blk.") and name.endswith(ends))
 
-    def attention(self, *, qk_norm: bool = False, sub_norm: bool = False) -> Attention:
-        """Return the usual description of attention: head counts, and a head width that may be given."""
-        heads = self.count("attention.head_count")
-        kv_heads = self.count("attention.head_count_kv", heads)
+    def _heads(self, key: str, default: int | None = None) -> int:
+        """Return a number of heads. An array has one per layer, 0 for a layer without attention; the others agree."""
+        name = f"{self.prefix}.{key}"
+        if not self._is_array(key):
+            return self.count(key, default)
+        found = set(metadata_integers(self.metadata, name).tolist()) - {0}
+        if len(found) != 1:
+            raise UserError(
+                f"the attention layers have different numbers of heads or none at all ({display_safe(name)}), and this "
+                "version runs only models in which they are alike; take another model"
+            )
+        heads = int(found.pop())
+        if not 0 < heads <= MAX_WIDTH:
+            raise UserError(
+                f"the file's {display_safe(name)} holds {heads}, which is no number of heads; fetch it again"
+            )
+        return heads
+
+    def _is_array(self, key: str) -> bool:
+        found = self.metadata.get(f"{self.prefix}.{key}")
+        return found is not None and isinstance(found.value, np.ndarray)
+
+    def without_attention(self, layers: int) -> list[int] | None:
+        """Return 1 for every layer that has no key heads and 0 for the others, or None if the file does not tell."""
+        key = "attention.head_count_kv"
+        listed = self.per_layer(key, layers) if self._is_array(key) else None
+        return None if listed is None or all(listed) else [int(heads == 0) for heads in listed]
+
+    def attention(self, *, qk_norm: bool = False, sub_norm: bool = False, hybrid: bool = False) -> Attention:
+        """Return the usual description of attention: head counts, and a head width that may be given.
+
+        hybrid: other layers than attention are expected. Raises UserError.
+        """
+        heads = self._heads("attention.head_count")
+        kv_heads = self._heads("attention.head_count_kv", heads)
+        if not hybrid and self.without_attention(self.layers) is not None:
+            raise UserError(
+                f"the file's {self.prefix}.attention.head_count_kv says that a layer has no attention, and models of "
+                "this architecture have it in every layer; the file is damaged, fetch it again"
+            )
         if self.has("attention.key_length"):
             width = self.count("attention.key_length")
         elif self.dim % heads:

@@ -13,16 +13,13 @@ NAMES = ("qwen35",)
 
 def describe(keys: Keys) -> Architecture:
     """Return the model that a file describes; blocks that predict further tokens are left out. Raises UserError."""
-    attention = replace(keys.attention(qk_norm=True), gated=True)
+    attention = replace(keys.attention(qk_norm=True, hybrid=True), gated=True)
     ahead = keys.count("nextn_predict_layers", 0, minimum=0, maximum=MAX_LAYERS)
     layers = keys.layers - ahead
     if layers < 1:
         raise UserError("the file has only blocks that predict further tokens; it is no model to run on its own")
     delta = _delta_net(keys)
-    recurrent = keys.per_layer("attention.recurrent_layers", layers)
-    if recurrent is None:
-        interval = keys.count("full_attention_interval", 4, maximum=MAX_LAYERS)
-        recurrent = [int((i + 1) % interval != 0) for i in range(layers)]
+    recurrent = _recurrent(keys, layers)
     if all(recurrent):
         raise UserError("a model without a single attention layer cannot be run by this version")
     ffn = keys.feed_forward()
@@ -38,6 +35,23 @@ def describe(keys: Keys) -> Architecture:
         tied=keys.tied,
         present=frozenset(name for name in keys.optional if not name.endswith("ssm_dt.bias")),
     )
+
+
+def _recurrent(keys: Keys, layers: int) -> list[int]:
+    """Return 1 for every recurrent layer. Three keys can tell; what is said twice has to agree. Raises UserError."""
+    zeros = keys.without_attention(layers)
+    said = keys.per_layer("attention.recurrent_layers", layers)
+    if said is None:
+        if zeros is not None and not keys.has("full_attention_interval"):
+            return zeros
+        interval = keys.count("full_attention_interval", 4, maximum=MAX_LAYERS)
+        said = [int((i + 1) % interval != 0) for i in range(layers)]
+    if zeros is not None and [int(flag != 0) for flag in said] != zeros:
+        raise UserError(
+            "the layers without key heads (attention.head_count_kv) are not those that the file calls recurrent; it is "
+            "damaged, fetch it again"
+        )
+    return said
 
 
 def _delta_net(keys: Keys) -> DeltaNet:
