@@ -26,7 +26,7 @@ from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.plan_memory import LEAST_CONTEXT, available_memory
 from nanochat_tui.engine.replies import FinishReason, Reply, Stats, Token, checked_prompt, reply_room
 from nanochat_tui.engine.sampling import Drawn, Sampling
-from nanochat_tui.engine.speculation import Costs, History, Speculator
+from nanochat_tui.engine.speculation import Costs, Drafter, Lookup, Speculator
 from nanochat_tui.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class _Running:
     reply: Reply
     stream: Stream
     speculator: Speculator
-    history: History | None
+    drafter: Drafter | None
     cache: KVCache | None = None
     last: int | None = None
 
@@ -214,8 +214,8 @@ class Batcher:
         stream = Stream(len(tokens), cancel)
         mode = self.model.speculation
         reply = Reply(self.model, tokens, room, sampling, stop, BURST)
-        history = History(tokens, room) if mode != "off" else None
-        request = _Running(tokens, reply, stream, Speculator(mode, self._costs), history)
+        drafter = Lookup(tokens, room) if mode != "off" else None
+        request = _Running(tokens, reply, stream, Speculator(mode, self._costs), drafter)
         with self._changed:
             if self._closed:
                 raise UserError("the model is being closed and takes no more requests")
@@ -324,7 +324,7 @@ class Batcher:
             read.append((request, part))
             cache = request.held
             draw = request.reply.draw if last else None
-            pieces.append(Piece(cache, np.array(part, np.int64), len(cache.ids), draw, history=request.history))
+            pieces.append(Piece(cache, np.array(part, np.int64), len(cache.ids), draw, drafter=request.drafter))
             if last:
                 drawing.append(request)
         began = time.perf_counter()
@@ -342,7 +342,7 @@ class Batcher:
         guesses = request.speculator.most() if alone else 0
         steps = min(BURST, passes * (1 + guesses), reply.room - reply.produced)
         ids = np.array([request.last], np.int64)
-        return Piece(cache, ids, len(cache.ids), reply.draw, steps, passes, request.history, guesses)
+        return Piece(cache, ids, len(cache.ids), reply.draw, steps, passes, request.drafter, guesses)
 
     def _budget(self, writing: int) -> int:
         """Return how many tokens of prompts the next pass takes."""
@@ -377,11 +377,11 @@ class Batcher:
         passes = max(request.reply.draw.passes for request in writing)
         self._passes = max(1, min(BURST, 2 * self._passes, int(BURST_SECONDS / (seconds / max(1, passes)))))
         for request in writing:
-            history, stats = request.history, request.stream.stats
-            if history is not None and len(writing) == 1:
-                stats.drafted_tokens += history.drafted
-                stats.accepted_tokens += history.accepted
-                request.speculator.learn(seconds, history.passes, history.drafted_passes, history.accepted)
+            drafter, stats = request.drafter, request.stream.stats
+            if drafter is not None and len(writing) == 1:
+                stats.drafted_tokens += drafter.drafted
+                stats.accepted_tokens += drafter.accepted
+                request.speculator.learn(seconds, drafter.passes, drafter.drafted_passes, drafter.accepted)
 
     def _note_read(self, request: _Running, part: list[int], seconds: float) -> None:
         request.held.extend(part)

@@ -19,19 +19,17 @@ from nanochat_tui.engine.paging import KINDS, CacheType, layout_of
 from nanochat_tui.engine.plan import CHUNK, Tables
 from nanochat_tui.engine.pool import Pool
 from nanochat_tui.engine.sampling import Draw, Drawn
-from nanochat_tui.engine.speculation import History
+from nanochat_tui.engine.speculation import UNLIMITED, Drafter
 from nanochat_tui.engine.weights import Weights
 from nanochat_tui.model.architectures.description import Architecture
-
-UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Consecutive tokens of one sequence in a job: ids int64 [n], to be run at `position` of the cache.
 
-    draw: sample up to `steps` tokens after them in up to `passes` passes, running each but the last. history: where
-    tokens to come may be guessed from, up to `guesses` per pass.
+    draw: sample up to `steps` tokens after them in up to `passes` passes, running each but the last. drafter:
+    who guesses tokens to come, up to `guesses` per pass.
     """
 
     cache: KVCache
@@ -40,7 +38,7 @@ class Piece:
     draw: Draw | None = None
     steps: int = 1
     passes: int = UNLIMITED
-    history: History | None = None
+    drafter: Drafter | None = None
     guesses: int = 0
 
 
@@ -134,9 +132,10 @@ class Executor:
         sequence[s.LAST_TOKEN], sequence[s.MOST_PASSES] = piece.ids[-1], piece.passes
         if piece.draw is not None:
             piece.draw.fill(sequence)
-        if piece.history is not None:
+        if piece.drafter is not None:
             # a recurrent state cannot take back a guess
-            piece.history.fill(sequence, 0 if piece.cache.state_address else piece.guesses)
+            most = 0 if piece.cache.state_address else piece.guesses
+            piece.drafter.fill(sequence, most, self.shape.vocab_size)
 
     def execute(self, pieces: Sequence[Piece]) -> list[Drawn]:
         """Run pieces of any sequences together; return what was sampled of those with a draw, in their order.
@@ -154,8 +153,8 @@ class Executor:
                     row = self._sequences[len(drawn)]
                     drawn.append(piece.draw.take(row))
                     end += len(drawn[-1].ids) - 1
-                    if piece.history is not None:
-                        piece.history.take(row)
+                    if piece.drafter is not None:
+                        piece.drafter.take(row)
                 piece.cache.came_to(end)
             return drawn
 

@@ -20,7 +20,7 @@ from nanochat_tui.engine.paging import pages_for
 from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.replies import FinishReason, Reply, Stats, Token, checked_prompt, reply_room
 from nanochat_tui.engine.sampling import Sampling
-from nanochat_tui.engine.speculation import History, Mode, Speculator
+from nanochat_tui.engine.speculation import Lookup, MakeDrafter, Mode, Speculator
 from nanochat_tui.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Session:
     """A model with a cache of its own. Several sessions may share a model; each is used by one thread at a time.
 
     speculation: whether tokens are guessed ahead, which never changes the reply; None is the model's own setting.
+    drafter: makes what guesses, for every reply anew.
     """
 
     def __init__(
@@ -45,20 +46,24 @@ class Session:
         model: Model,
         context: int | None = None,
         speculation: Mode | None = None,
+        drafter: MakeDrafter = Lookup,
     ) -> None:
         limit = model.config.context_length
         positions = limit if context is None else context
         if not 1 <= positions <= limit:
             raise UserError(f"a context of {context} tokens is outside 1 to {limit}, the model's own")
-        self._begin(model, positions, KVCache(model.config, positions, model.kv), speculation or model.speculation)
+        self._begin(
+            model, positions, KVCache(model.config, positions, model.kv), speculation or model.speculation, drafter
+        )
 
-    def _begin(self, model: Model, context: int, cache: KVCache, speculation: Mode) -> None:
+    def _begin(self, model: Model, context: int, cache: KVCache, speculation: Mode, drafter: MakeDrafter) -> None:
         self.model = model
         self.context = context
         self.stats = Stats()
         self.finish_reason: FinishReason = "stop"
         self._cache = cache
         self._speculator = Speculator(speculation)
+        self._drafter = drafter
         self._reply: object = None
         # the pages of a pool shared with forks go back to it when nobody refers to the session any more
         weakref.finalize(self, cache.release).atexit = False
@@ -77,7 +82,7 @@ class Session:
         pool, pages = self._cache.pool, pages_for(self.context) + 1
         pool.grow(pages)
         other = Session.__new__(Session)
-        other._begin(self.model, self.context, self._cache.fork(), self._speculator.mode)
+        other._begin(self.model, self.context, self._cache.fork(), self._speculator.mode, self._drafter)
         weakref.finalize(other, pool.grow, -pages).atexit = False
         return other
 
@@ -140,16 +145,18 @@ class Session:
             return
         if reply.room == 0:
             return
-        history = History(tokens, reply.room) if speculator.mode != "off" else None
+        drafter = self._drafter(tokens, reply.room) if speculator.mode != "off" else None
         passes = 1
         while True:
             first = reply.produced == 0
             guesses = speculator.most()
+            if guesses and drafter is not None:
+                passes = min(passes, drafter.most_passes)
             steps = min(BURST, passes * (1 + guesses), reply.room - reply.produced)
             began = time.perf_counter()
             # an interrupted job may have overwritten what lies beyond, never what lies before
             piece = Piece(
-                cache, np.array(pending, np.int64), len(cache.ids), reply.draw, steps, passes, history, guesses
+                cache, np.array(pending, np.int64), len(cache.ids), reply.draw, steps, passes, drafter, guesses
             )
             (drawn,) = executor.execute([piece])
             seconds = time.perf_counter() - began
@@ -159,11 +166,11 @@ class Session:
             else:
                 stats.generated_tokens += len(drawn.ids)
                 stats.decode_seconds += seconds
-            if history is not None:
-                stats.drafted_tokens += history.drafted
-                stats.accepted_tokens += history.accepted
+            if drafter is not None:
+                stats.drafted_tokens += drafter.drafted
+                stats.accepted_tokens += drafter.accepted
                 if not first:
-                    speculator.learn(seconds, history.passes, history.drafted_passes, history.accepted)
+                    speculator.learn(seconds, drafter.passes, drafter.drafted_passes, drafter.accepted)
             cache.extend(pending)
             if first:
                 cache.keep_state()

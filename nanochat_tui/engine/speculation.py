@@ -10,9 +10,9 @@ in the cache. So it is measured while replies are written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from nanochat_tui.engine.kernels import slots as s
 
 Mode = Literal["auto", "on", "off"]
+UNLIMITED = 1 << 30
+"""Passes of a job that ends for another reason."""
 MOST = 7
 """Most tokens guessed at once: with the one before them they fill a tile of 8."""
 NGRAM = 4
@@ -93,8 +95,42 @@ class Speculator:
             self._pause = TRIAL_TOKENS
 
 
+class Drafter(Protocol):
+    """Who guesses for one reply: told of its tokens, it proposes those that may come next.
+
+    A job takes its guesses from here and verifies them; what is proposed never changes a reply, only how many passes it
+    takes. Counts are those of the last job. Heads that guess from the state of the last pass (multi-token prediction)
+    have to run in the compiled program, before the next one: they are a further case of `program.guesses_of`.
+    """
+
+    most_passes: int
+    """Passes of a job that it has guesses for: 1 if it is asked before every job, and UNLIMITED if in every pass."""
+    passes: int
+    drafted_passes: int
+    """Passes with guesses."""
+    drafted: int
+    """Tokens guessed."""
+    accepted: int
+    """Guesses that were right."""
+
+    def fill(self, sequence: NDArray[np.int64], most: int, vocab: int) -> None:
+        """Write into a row of the SEQUENCE table where the reply's tokens go and what is guessed.
+
+        most: tokens to be guessed per pass, 0 to MOST. vocab: ids from 0 to it. Raises ValueError for another id.
+        """
+
+    def take(self, sequence: NDArray[np.int64]) -> None:
+        """Read what the finished job added and counted."""
+
+
+MakeDrafter = Callable[[Sequence[int], int], Drafter]
+"""Makes the drafter of a reply from its prompt and the number of tokens that it may get."""
+
+
 class History:
-    """The tokens of a conversation, where guesses are looked up; `room` tokens may be added by jobs."""
+    """The tokens of a reply and its prompt, `room` of which jobs may add: what every drafter begins with."""
+
+    most_passes = UNLIMITED
 
     def __init__(self, ids: Sequence[int], room: int) -> None:
         self._ids = np.zeros(len(ids) + room, np.int64)
@@ -102,15 +138,45 @@ class History:
         self._count = len(ids)
         self._draft = np.zeros(s.HEAD_ROWS, np.int64)
         self.passes = self.drafted_passes = self.drafted = self.accepted = 0
-        """Of the last job: passes, those with guesses, tokens guessed, and guesses that were right."""
 
-    def fill(self, sequence: NDArray[np.int64], most: int) -> None:
-        """Write the history into a row of the SEQUENCE table; up to `most` tokens are guessed per pass."""
+    def fill(self, sequence: NDArray[np.int64], most: int, vocab: int) -> None:
+        """See `Drafter`; nothing is guessed yet."""
         sequence[s.HISTORY], sequence[s.HISTORY_COUNT] = self._ids.ctypes.data, self._count
-        sequence[s.DRAFT], sequence[s.DRAFT_MOST], sequence[s.NGRAM] = self._draft.ctypes.data, most, NGRAM
+        sequence[s.DRAFT], sequence[s.DRAFT_MOST], sequence[s.NGRAM] = self._draft.ctypes.data, most, 0
+        sequence[s.DRAFT_COUNT] = 0
 
     def take(self, sequence: NDArray[np.int64]) -> None:
-        """Read what a finished job added and counted."""
+        """See `Drafter`."""
         self._count = int(sequence[s.HISTORY_COUNT])
         self.passes, self.drafted_passes = int(sequence[s.PASSES]), int(sequence[s.DRAFTED_PASSES])
         self.drafted, self.accepted = int(sequence[s.PROPOSED]), int(sequence[s.ACCEPTED])
+
+
+class Lookup(History):
+    """Guesses what followed the last time that a text ended like this; the program itself looks, in every pass."""
+
+    def fill(self, sequence: NDArray[np.int64], most: int, vocab: int) -> None:
+        """See `Drafter`."""
+        super().fill(sequence, most, vocab)
+        sequence[s.NGRAM] = NGRAM
+
+
+class Proposals(History):
+    """Guesses what `propose` returns, which is asked before every pass. Subclasses say what that is."""
+
+    most_passes = 1
+
+    def propose(self, ids: NDArray[np.int64], most: int) -> Sequence[int]:
+        """Return up to `most` tokens that may follow prompt and reply, ids int64 [n]; none is a good answer, too."""
+        raise NotImplementedError
+
+    def fill(self, sequence: NDArray[np.int64], most: int, vocab: int) -> None:
+        """See `Drafter`."""
+        super().fill(sequence, most, vocab)
+        if most == 0:
+            return
+        guesses = np.array(self.propose(self._ids[: self._count], most)[:most], np.int64)
+        if len(guesses) and (guesses.min() < 0 or guesses.max() >= vocab):
+            raise ValueError("a drafter proposes a token that is outside the vocabulary")
+        self._draft[: len(guesses)] = guesses
+        sequence[s.DRAFT_COUNT], sequence[s.DRAFT_AT] = len(guesses), self._count

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support import TINY
 
 from nanochat_tui.engine.batching import Batcher
+from nanochat_tui.engine.cache import KVCache
+from nanochat_tui.engine.executor import Piece
 from nanochat_tui.engine.model import Model
+from nanochat_tui.engine.sampling import Draw, Sampling
 from nanochat_tui.engine.session import Session
-from nanochat_tui.engine.speculation import MOST, REST_TOKENS, TRIAL_TOKENS, Costs, Speculator
+from nanochat_tui.engine.speculation import MOST, REST_TOKENS, TRIAL_TOKENS, Costs, Proposals, Speculator
 from nanochat_tui.errors import UserError
 
 MakeModel = Callable[..., Model]
@@ -41,6 +46,57 @@ def test_the_reply_is_the_one_without_guessing(model: Model, settings: dict[str,
     longer = [*prompt, *(t.id for t in plain[:10]), 77]
     after = [t.id for t in session.generate(longer, max_tokens=10, temperature=0)]
     assert after == [t.id for t in Session(model, speculation="off").generate(longer, max_tokens=10, temperature=0)]
+
+
+def known(text: list[int], *, wrong_every: int) -> type[Proposals]:
+    """A drafter that knows how a text goes on, but for one token of so many."""
+
+    class Known(Proposals):
+        def propose(self, ids: NDArray[np.int64], most: int) -> list[int]:
+            places = range(len(ids), min(len(ids) + most, len(text)))
+            return [(text[i] + 1) % TINY.vocab_size if i % wrong_every == 0 else text[i] for i in places]
+
+    return Known
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("wrong_every", [1, 5, 1000], ids=["wrong", "mixed", "right"])
+def test_any_other_drafter_changes_nothing_either(model: Model, settings: dict[str, Any], wrong_every: int) -> None:
+    prompt, options = [1, 2, 3], {"max_tokens": 200, **settings}
+    plain = list(Session(model, speculation="off").generate(prompt, **options))
+    text = [*prompt, *(t.id for t in plain)]
+    session = Session(model, speculation="on", drafter=known(text, wrong_every=wrong_every))
+    assert list(session.generate(prompt, **options)) == plain
+    stats = session.stats
+    if wrong_every == 1:
+        assert stats.accepted_tokens == 0 < stats.drafted_tokens
+    elif wrong_every == 1000:
+        # all that there was to guess: seven of eight tokens behind the first
+        assert stats.accepted_tokens == stats.drafted_tokens >= (len(plain) - 1) * MOST // (MOST + 1) - 1
+    else:
+        assert 0 < stats.accepted_tokens < stats.drafted_tokens
+    longer = [*text, 77][: TINY.context_length - 10]
+    after = [t.id for t in session.fork().generate(longer, max_tokens=10, temperature=0)]
+    assert after == [t.id for t in Session(model, speculation="off").generate(longer, max_tokens=10, temperature=0)]
+
+
+def test_guesses_given_for_another_place_are_left_alone(model: Model) -> None:
+    """A prompt's job samples first: what was proposed behind the prompt is no guess for what comes after that."""
+    cache, prompt = KVCache(model.config, 96, model.kv), [1, 2, 3]
+    plain = [t.id for t in Session(model, speculation="off").generate(prompt, max_tokens=9, temperature=0)]
+    drafter = known([*prompt, *plain], wrong_every=1000)(prompt, 60)
+    draw = Draw(Sampling(temperature=0), TINY.vocab_size, [], 32)
+    (drawn,) = model.executor.execute([Piece(cache, np.array(prompt), 0, draw, 9, 9, drafter, MOST)])
+    assert (drawn.ids, drafter.drafted, drafter.passes) == (plain, 0, 9)
+
+
+def test_a_drafter_that_proposes_nonsense_is_told(model: Model) -> None:
+    class Nonsense(Proposals):
+        def propose(self, ids: NDArray[np.int64], most: int) -> list[int]:
+            return [TINY.vocab_size]
+
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        list(Session(model, speculation="on", drafter=Nonsense).generate([1, 2, 3], max_tokens=5))
 
 
 def test_right_guesses_are_counted(model: Model) -> None:

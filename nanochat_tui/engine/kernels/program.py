@@ -67,6 +67,16 @@ def put_row(job, index, sequence, ahead):
     put(row, s.LOGITS_PLACE, index)
 
 
+@compiled("i:ii")
+def guesses_of(sequence, most):
+    """Return how many guesses DRAFT holds for a sequence's next pass, at most `most`: looked up, or given for it."""
+    if get(sequence, s.NGRAM) > 0:
+        draft_from_history(sequence, most)
+    elif get(sequence, s.DRAFT_AT) != get(sequence, s.HISTORY_COUNT):
+        return 0
+    return min(most, get(sequence, s.DRAFT_COUNT))
+
+
 @compiled("v:i")
 def next_rows(job):
     """Make the job's rows the next pass of every sequence that goes on."""
@@ -87,8 +97,7 @@ def next_rows(job):
             )
             most = min(get(sequence, s.DRAFT_MOST), room, (s.HEAD_ROWS - going) // going)
             if most > 0:
-                draft_from_history(sequence, most)
-                guesses = get(sequence, s.DRAFT_COUNT)
+                guesses = guesses_of(sequence, most)
         put(sequence, s.SEQUENCE_PLACE, n)
         put(sequence, s.SEQUENCE_ROWS, guesses + 1)
         for ahead in range(guesses + 1):

@@ -85,8 +85,10 @@ STOP_IDS, STOP_COUNT, SEEN_TIMES, SEEN_IDS, SEEN_COUNT, PRESENCE_BITS, FREQUENCY
     DRAFTED_PASSES,
     LAST_TOKEN,
     MOST_PASSES,
-) = range(27, 39)
+    DRAFT_AT,
+) = range(27, 40)
 """HISTORY: int64 ids of prompt and reply so far, with room for what a job adds. DRAFT: int64 ids, guesses.
+DRAFT_AT: HISTORY_COUNT that guesses were made for, if they are given (NGRAM 0) and not looked up by the program.
 LAST_TOKEN: sampled or given, and not run yet. A job ends for a sequence after STEPS tokens or MOST_PASSES passes."""
 SEQUENCE_STATE = 40
 SEQUENCE_SLOTS = 48
