@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from nanochat_tui.chat import owners
 from nanochat_tui.chat import store_queries as queries
 from nanochat_tui.chat.records import Order, SearchHit, SessionInfo, StoredSession, StoredTurn
 from nanochat_tui.chat.store_schema import StoreError, open_database
@@ -49,6 +50,8 @@ class Store:
         self.saves = self._kept = path is not None
         """Whether what happens will be there next time."""
         self.on_problem = on_problem
+        self._owner = owners.Owner()
+        self._holds: str | None = None
         self._problems: list[str] = []
         self._jobs: queue.SimpleQueue[tuple[Key | None, Write] | _Read | None] = queue.SimpleQueue()
         self._waiting: dict[Key | int, Write] = {}
@@ -76,7 +79,24 @@ class Store:
         """Drop a session for good; forks of it stay."""
         self._jobs.put((None, partial(queries.delete_session, session=session)))
 
+    def hold(self, session: str | None) -> None:
+        """Note that this window writes `session` now, and no other one; None: nothing that exists yet."""
+        if session != self._holds or session is None:
+            self._holds = session
+            self._jobs.put((("", "open"), partial(owners.hold, owner=self._owner, session=session)))
+
     # Questions
+
+    def take(self, session: str) -> Future[bool]:
+        """Hold `session` too unless it is open in another window that lives; the answer is whether it is held. What is
+        held beside it goes with the next `hold`.
+        """
+        self._holds = None
+        return self._ask(partial(owners.take, owner=self._owner, session=session), writes=True)
+
+    def is_free(self, session: str) -> Future[bool]:
+        """Whether no other window has `session` open."""
+        return self._ask(partial(owners.is_free, owner=self._owner, session=session), writes=True)
 
     def sessions(self, order: Order = "updated") -> Future[list[SessionInfo]]:
         """List all sessions that hold anything."""
@@ -109,7 +129,8 @@ class Store:
             on_problem(self._problems.pop(0))
 
     def close(self, seconds: float = 3.0) -> bool:
-        """Write what waits and end the thread; returns whether it ended in time."""
+        """Write what waits, hold no session any more and end the thread; returns whether it ended in time."""
+        self.hold(None)
         self._jobs.put(None)
         self._thread.join(seconds)
         return not self._thread.is_alive()

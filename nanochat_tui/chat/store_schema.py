@@ -52,7 +52,11 @@ ALTER TABLE turn ADD COLUMN thinking TEXT NOT NULL DEFAULT '';
 ALTER TABLE session ADD COLUMN draft TEXT NOT NULL DEFAULT '';
 """
 
-MIGRATIONS = (_SESSIONS, _SEARCH, _THINKING_AND_DRAFT)
+_OWNERS = """
+CREATE TABLE open_session(session TEXT PRIMARY KEY, pid INTEGER NOT NULL, began REAL NOT NULL, token TEXT NOT NULL);
+"""
+
+MIGRATIONS = (_SESSIONS, _SEARCH, _THINKING_AND_DRAFT, _OWNERS)
 
 
 def open_database(path: Path | None) -> tuple[sqlite3.Connection, str | None]:

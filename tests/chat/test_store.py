@@ -260,3 +260,34 @@ def test_two_applications_share_the_file(tmp_path: Path) -> None:
     assert {s.id for s in one.sessions().result(5)} == {a.id, b.id}
     one.close()
     two.close()
+
+
+def test_a_session_that_lives_in_another_window_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    first, second = Store(path), Store(path)
+    info = add(first, ("p", "r"))
+    first.hold(info.id)
+    assert first.flush().result(5)
+    assert first.take(info.id).result(5), "one's own"
+    assert not second.take(info.id).result(5)
+    assert not second.is_free(info.id).result(5)
+    first.hold(None)
+    assert first.flush().result(5)
+    assert second.take(info.id).result(5)
+    assert not first.take(info.id).result(5)
+    second.close()
+    assert first.take(info.id).result(5), "a window that was closed holds nothing"
+    first.close()
+
+
+def test_a_killed_window_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom nanochat_tui.chat.store import Store\n"
+        "store = Store(Path(sys.argv[1]))\nstore.hold('x')\nstore.flush().result(5)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], check=False, timeout=20)
+    store = Store(path)
+    assert store.take("x").result(5)
+    store.close()

@@ -10,6 +10,7 @@ from textual.widgets import Input
 
 from nanochat_tui.chat.store import Store
 from nanochat_tui.tui.app import NanochatApp
+from nanochat_tui.tui.messages import SessionAction
 
 
 def app_on(path: Path, *replies: str, is_chat: bool = False) -> NanochatApp:
@@ -184,3 +185,31 @@ async def test_a_large_paste_stays_small_in_the_input_and_is_sent_whole(tmp_path
         await pilot.press("enter")
         await until(pilot, lambda: bool(app.chat.conversation.turns) and state(app) == "ready")
         assert app.chat.conversation.turns[0].prompt == text
+
+
+async def test_a_second_window_leaves_the_session_of_the_first_alone(tmp_path: Path) -> None:
+    first = app_on(tmp_path / "s.db", "one", is_chat=True)
+    async with first.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(first) == "ready")
+        await say(pilot, first, "of the first window")
+        assert first.chat.info is not None
+        original = first.chat.info.id
+        first.chat.store.flush().result(5)
+
+        second = app_on(tmp_path / "s.db", "two", is_chat=True)
+        async with second.run_test(size=(100, 30), notifications=True) as other:
+            await until(other, lambda: any("open in another window" in n.message for n in second._notifications))
+            assert not second.chat.conversation.turns, "a new session, not the one that is being written"
+            await say(other, second, "of the second window")
+            assert second.chat.info is not None
+            assert second.chat.info.id != original
+            await second.chat.open_session(original)
+            assert second.chat.info.parent == original, "opened by hand, it is forked"
+            await say(other, second, "goes on in the fork")
+            second.chat.sessions.post_message(SessionAction("delete", original))
+            await until(other, lambda: any("delete it there" in n.message for n in second._notifications))
+        kept = first.chat.store.load(original).result(5)
+        assert [turn.prompt for turn in kept.turns] == ["of the first window"]
+        await say(pilot, first, "again")
+        kept = first.chat.store.load(original).result(5)
+        assert [turn.prompt for turn in kept.turns] == ["of the first window", "again"]

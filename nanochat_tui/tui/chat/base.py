@@ -145,6 +145,7 @@ class ChatBase(Screen[None]):
         """Save the session's own values; begins a session if there is none yet."""
         if self.info is None:
             self.info = new_session(self.backend.name, is_chat=self.conversation.is_chat, settings=self.settings)
+            self.store.hold(self.info.id)
         self.info = replace(
             self.info,
             model=self.backend.name,

@@ -151,6 +151,7 @@ class LensPart(TurnPart):
         self.info = new_session(
             self.backend.name, is_chat=chat, settings=self.settings, parent=old.id if old is not None else None
         )
+        self.store.hold(self.info.id)
         if old is not None:
             self.info = replace(self.info, title=f"{old.title} (branch)"[:200], titled=True)
         self.keep_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,21 +50,42 @@ class SessionPart(ReplyPart):
         if last is None or self.conversation.turns or self.info is not None or self.prompt.text:
             return
         self._resumed = True
-        await self.open_session(last.id)
+        if await self._is_free(last.id):
+            await self.open_session(last.id)
+        else:
+            self.notify("The last session is open in another window, so this is a new one.", timeout=6)
 
     async def open_session(self, session: str, position: int | None = None) -> None:
-        """Show a session and go on with it."""
-        stored = await answer_of(self, self.store.load(session))
+        """Show a session and go on with it; one that another window writes is forked, for two would overwrite each
+        other's turns.
+        """
+        if await self._is_free(session):
+            stored = await answer_of(self, self.store.load(session))
+        else:
+            stored = await answer_of(self, self.store.fork(session))
+            if stored is not None:
+                self.notify("This session is open in another window; here is a fork of it.", timeout=8)
         if stored is not None:
             await self.show_stored(stored)
             if position is not None:
                 await self.transcript.reveal(position)
+
+    async def _is_free(self, session: str) -> bool:
+        """Take a session for this window; returns whether no other one has it. Where nothing can be written, nothing
+        can be overwritten either.
+        """
+        try:
+            return await asyncio.wrap_future(self.store.take(session))
+        except UserError as exc:
+            logger.warning("%s", exc)
+            return True
 
     async def show_stored(self, stored: StoredSession) -> None:
         """Put a session on the screen, in the place of the one that is there."""
         self.stop_writing()
         self.leave_session()
         self.info = stored.info
+        self.store.hold(stored.info.id)
         self.settings = stored.info.settings
         self.conversation = Conversation(is_chat=stored.info.is_chat, turns=stored.turns)
         self.sub_title = stored.info.title
@@ -109,6 +131,7 @@ class SessionPart(ReplyPart):
         self.stop_writing()
         self.leave_session()
         self.info = None
+        self.store.hold(None)
         self._draft = ""
         self.settings = self.preferences.session_settings()
         self.conversation = Conversation(is_chat=self.backend.is_chat)
@@ -144,6 +167,10 @@ class SessionPart(ReplyPart):
     async def _session_action(self, event: messages.SessionAction) -> None:
         stored = await answer_of(self, self.store.load(event.session))
         if stored is None:
+            return
+        changes = event.action in ("rename", "delete")
+        if changes and await answer_of(self, self.store.is_free(event.session)) is False:
+            self.say_error(f"This session is open in another window; {event.action} it there, or fork it.")
             return
         match event.action:
             case "rename":
