@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,26 +16,36 @@ from nanochat_tui.engine.paging import PagePool
 from nanochat_tui.engine.sampling import Draw, Sampling
 from nanochat_tui.engine.session import Session
 from nanochat_tui.model.config import ModelConfig
+from nanochat_tui.model.tokenizer import TextCodec
 
 MakeModel = Callable[..., Model]
 
 
-def shape_of(seed: int) -> ModelConfig:
+TERNARY = {64: ("Q2_0",), 128: ("Q2_0", "PQ2_0"), 256: ("TQ2_0", "TQ1_0")}
+"""File types whose blocks divide rows of so many weights, and that hold groups of 64 and 128."""
+
+
+def shape_of(seed: int) -> tuple[ModelConfig, dict[str, Any]]:
+    """Return a random shape, and what else `write_model` is told: the ternary type. All comes from the seed."""
     rng = np.random.default_rng(seed)
     head_dim = int(rng.choice([8, 16, 24, 32, 64]))
+    unit = int(rng.choice(list(TERNARY)))
+    ternary = str(rng.choice(TERNARY[unit]))
     kv_heads, per_kv = (int(rng.choice(choices)) for choices in ([1, 2, 4], [1, 2, 3, 4, 8]))
     heads = kv_heads * per_kv
-    while head_dim * heads % 64:
+    while head_dim * heads % unit:
         kv_heads, heads = 2 * kv_heads, 2 * heads
-    return TINY.with_(
+    config = TINY.with_(
         dim=head_dim * heads,
         n_heads=heads,
         n_kv_heads=kv_heads,
-        hidden_dim=64 * int(rng.integers(1, 6)),
+        hidden_dim=unit * int(rng.integers(1, 6 if unit < 256 else 3)),
         vocab_size=int(rng.integers(270, 400)),
         n_streams=int(rng.choice([1, 2, 4])),
-        context_length=400,
+        context_length=int(rng.integers(320, 700)),
+        group_size=int(rng.choice([64, 128])) if unit > 64 and ternary == "Q2_0" else min(unit, 128),
     )
+    return config, {"ternary": ternary}
 
 
 def run(model: Model, ids: list[int], sizes: list[int]) -> np.ndarray:
@@ -55,13 +66,13 @@ def random_sizes(rng: np.random.Generator, total: int) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_any_shape_chunking_and_number_of_threads(seed: int, make_model: MakeModel) -> None:
-    config, rng = shape_of(seed), np.random.default_rng(seed)
+    (config, write), rng = shape_of(seed), np.random.default_rng(seed)
     kv = ("f16", "f32", "int8")[seed % 3]
-    ids = [int(i) for i in rng.integers(0, config.vocab_size, 150)]
-    one = make_model(config, threads=1, kv=kv)
+    ids = [int(i) for i in rng.integers(0, config.vocab_size, int(rng.integers(60, 240)))]
+    one = make_model(config, threads=1, kv=kv, write=write)
     wanted = run(one, ids, [1] * len(ids))
     for threads in (1, 2, 3, 4):
-        model = make_model(config, threads=threads, kv=kv)
+        model = make_model(config, threads=threads, kv=kv, write=write)
         for _ in range(2):
             sizes = random_sizes(rng, len(ids))
             np.testing.assert_array_equal(run(model, ids, sizes), wanted, err_msg=f"{config} {threads} {sizes}")
@@ -71,8 +82,8 @@ def test_any_shape_chunking_and_number_of_threads(seed: int, make_model: MakeMod
 @pytest.mark.parametrize("seed", range(4))
 def test_company_in_a_job_changes_nothing(seed: int, make_model: MakeModel) -> None:
     """Prompts of some sequences and steps of others in one pass, pages mixed up in one pool."""
-    config, rng = shape_of(seed + 100), np.random.default_rng(seed)
-    model = make_model(config, threads=1 + seed % 3)
+    (config, write), rng = shape_of(seed + 100), np.random.default_rng(seed)
+    model = make_model(config, threads=1 + seed % 3, write=write)
     pool = PagePool(config, 60)
     caches = [KVCache(config, 300, pool=pool) for _ in range(7)]
     texts = [[int(i) for i in rng.integers(0, config.vocab_size, 300)] for _ in caches]
@@ -90,6 +101,29 @@ def test_company_in_a_job_changes_nothing(seed: int, make_model: MakeModel) -> N
             token = next(alone, None)
             if token is not None:
                 assert (drawn.ids, drawn.logprobs) == ([token.id], [token.logprob])
+
+
+def test_the_seeds_draw_every_group_and_type() -> None:
+    drawn = [shape_of(seed) for seed in (*range(8), *range(100, 104))]
+    assert {config.group_size for config, _ in drawn} == {64, 128}
+    assert {write["ternary"] for _, write in drawn} == {name for names in TERNARY.values() for name in names}
+    assert len({config.context_length for config, _ in drawn}) > 8
+
+
+@pytest.mark.slow
+def test_bursts_of_a_session_are_the_same_with_any_number_of_threads(make_model: MakeModel) -> None:
+    """As `benchmarks/identity.py` does for ten thousand tokens of the shipped shape."""
+    config, found = TINY.with_(context_length=4000), []
+    for threads, speculation in ((1, "off"), (2, "off"), (3, "off"), (3, "on"), (2, "auto")):
+        model = make_model(config, threads=threads, speculation=speculation)
+        # nothing ends the text: an end token would make it short
+        model.codec = TextCodec(model.tokenizer, bos=None, eos=None, add_bos=False, ends=frozenset())
+        reply = model.generate([1, 2, 3], max_tokens=3900, temperature=1.0, seed=1)
+        found.append([(token.id, token.logprob) for token in reply])
+        assert reply.finish_reason == "length"
+        model.close()
+    assert len(found[0]) == 3900
+    assert all(other == found[0] for other in found[1:])
 
 
 @pytest.mark.slow
