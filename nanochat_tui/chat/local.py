@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from nanochat_tui.engine.session import Session
     from nanochat_tui.engine.speculation import Mode
 
+_ENDLESS = 1 << 62
 STATS_INTERVAL = 0.25
 """Seconds between two `Stats` while a reply is being written; nobody reads faster."""
 
@@ -156,19 +157,28 @@ class LocalBackend:
         return Stats(done.prompt_tokens / seconds, None, session.position, self.context_size)
 
     def score(self, request: Request, top: int) -> list[Token]:
-        """Return the tokens of a reply that exists, `request.prefix`, with probabilities and `top` alternatives."""
-        from nanochat_tui.chat.scoring import score
+        """Return the tokens of a reply that exists, `request.prefix`, with probabilities and `top` alternatives.
+
+        They follow what the model had read when it wrote them, as far as the context holds both.
+        """
+        from nanochat_tui.chat.scoring import reply_ids, score
 
         self.load()
         model, _ = self._ready()
         with self._lock:
-            whole = self._fit(model, request).ids
-            prompt = self._fit(model, replace(request, prefix="", prefix_ids=())).ids
-            return score(model, prompt, whole, top)
+            bare = replace(request, prefix="", prefix_ids=())
+            # what is the reply is seen in the whole texts: two that were fitted have lost different beginnings
+            prompt, whole = (self._fit(model, r, size=_ENDLESS).ids for r in (bare, request))
+            reply = reply_ids(prompt, whole)
+            before = self._fit(model, bare).ids
+            ids = [*before[: len(before) + len(whole) - len(reply) - len(prompt)], *reply]
+            if len(ids) > self.context_size:  # a reply that was continued
+                ids = self._fit(model, request, room=0).ids
+            return score(model, ids, max(1, len(ids) - len(reply)), top)
 
-    def _fit(self, model: Model, request: Request) -> Fitted:
-        size = self.context_size
-        room = reply_room(size, request.max_tokens)
+    def _fit(self, model: Model, request: Request, *, size: int | None = None, room: int | None = None) -> Fitted:
+        size = self.context_size if size is None else size
+        room = reply_room(size, request.max_tokens) if room is None else room
         if request.messages and model.chat_template is not None:
             encode = partial(_render, model, model.chat_template, request)
             return fit_messages(request.messages, encode, size, room)

@@ -17,13 +17,19 @@ MOST_BYTES = 1 << 30
 """Largest array of logits that is made for it."""
 
 
-def score(model: Model, prompt: Sequence[int], whole: Sequence[int], top: int) -> list[Token]:
-    """Return the tokens of `whole` beyond its common beginning with `prompt`, with natural log-probabilities.
+def reply_ids(prompt: Sequence[int], whole: Sequence[int]) -> list[int]:
+    """Return the tokens of `whole`, a prompt and its reply, that belong to the reply: those beyond its common beginning
+    with `prompt`, for the prompt's last token may be another one with the reply behind it.
+    """
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
+    return list(whole[common:])
+
+
+def score(model: Model, whole: Sequence[int], start: int, top: int) -> list[Token]:
+    """Return the tokens of `whole` from place `start` >= 1 on, with natural log-probabilities.
 
     `top` alternatives come with each, likeliest first. Raises `BackendError` if the logits would not fit into memory.
     """
-    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
-    start = max(1, common)
     if len(whole) * model.config.vocab_size * 4 > MOST_BYTES:
         raise BackendError("The text is too long to compute all its probabilities at once; write the reply anew.")
     if start >= len(whole):

@@ -358,3 +358,27 @@ def test_a_missing_template_is_the_familys_with_its_thinking(tmp_path: Path) -> 
     # a thought that the reply's beginning opened goes on as one
     thought = ask(backend, replace(request, prefix="<think>", prefix_thinking=True))
     assert [t.thinking for t in thought if isinstance(t, Token) and t.text] in ([True], [True, True])
+
+
+@pytest.mark.parametrize("kind", ["completion", "chat"])
+def test_the_lens_of_an_overfull_context_shows_the_reply_and_nothing_of_the_prompt(
+    base: LocalBackend, chat: LocalBackend, kind: str
+) -> None:
+    request = Request(prompt="let x = 1;\n" * 60, sampling=GREEDY, max_tokens=20, top_logprobs=3)
+    if kind == "chat":
+        said = [Message(role, "main fn let " * 2) for _ in range(12) for role in ("user", "assistant")]
+        request = replace(request, prompt=None, messages=(*said, Message("user", "let")))  # type: ignore[arg-type]
+    backend = chat if kind == "chat" else base
+    events = ask(backend, request)
+    assert started(events).note is not None
+    written = [event for event in events if isinstance(event, Token)]
+    ids = tuple(token.id for token in written if token.id is not None)
+    scored = backend.score(replace(request, prefix=text_of(events), prefix_ids=ids), 3)
+    assert [token.id for token in scored] == list(ids)
+    for token, again in zip(written, scored, strict=True):
+        assert again.logprob == pytest.approx(token.logprob, abs=1e-2), "as it was when it was written"
+    reply = "fn main let main fn"  # of another day: only its text is known
+    assert "".join(token.text for token in backend.score(replace(request, prefix=reply), 3)) == reply
+    reply *= 8  # more than was kept free for it
+    scored = backend.score(replace(request, prefix=reply), 3)
+    assert "".join(token.text for token in scored) == reply
