@@ -31,6 +31,18 @@ _BYTE_OF = byte_alphabet()
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+_LONG = 1 << 13
+"""Characters from which a text is encoded without holding up other threads; it takes milliseconds by then."""
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    if len(text) < _LONG:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    # only whole batches are encoded with Python's lock released
+    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    return list(encoding.ids)
+
+
 def _spells_bytes(tokenizer: Tokenizer) -> bool:
     """Whether tokens are spelled in GPT-2's alphabet; False for SentencePiece's. Raises TokenizerError for others."""
     state = "" if tokenizer.decoder is None else tokenizer.decoder.__getstate__().decode()
@@ -144,12 +156,12 @@ class TextCodec:
         return [self.bos, *ids] if bos and self.add_bos and self.bos is not None else ids
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return _ids(self.tokenizer, text)
 
     def _encode_plain(self, text: str) -> list[int]:
         if not any(mark in text for mark in self.marks):
             return self._encode(text)
-        return list(self._markless.encode(text, add_special_tokens=False).ids)
+        return _ids(self._markless, text)
 
     def encode_guarded(self, text: str, guard: str, bos: bool = True) -> list[int]:
         """Return the ids of a text in which `guard`, a character, stands inside marks that are not to be taken for one.

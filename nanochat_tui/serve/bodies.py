@@ -28,6 +28,8 @@ MAX_MESSAGES = 1024
 MAX_PARTS = 1024
 """Parts of one message."""
 MAX_PROMPTS = 1024
+MAX_TOKENIZED = 1 << 20
+"""Characters to tokenise at once: a second's work, and more than any context holds."""
 MAX_IDS = 1 << 20
 """Token ids in a list: more than any context holds. The lists stop at their first mistake, because a body of a few
 megabytes has room for a million of them, and describing each takes kilobytes."""
@@ -303,7 +305,7 @@ class CompletionBody(Sampled):
 class TokenizeBody(Body):
     """`POST /tokenize`, as llama-server takes it."""
 
-    content: str
+    content: str = Field(max_length=MAX_TOKENIZED)
     add_special: bool | None = Field(False, description="Begin with the model's begin-of-text token.")
     with_pieces: bool | None = False
 

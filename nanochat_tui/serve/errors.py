@@ -103,6 +103,8 @@ def from_validation(problems: Sequence[Any]) -> ApiError:
         return ApiError(400, message, param=name, code=kind if kind == "unsupported_parameter" else None)
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         message = "give a JSON object"
+    if kind == "string_too_long":
+        message = f"{first['ctx']['max_length']} characters at most"
     if kind == "too_long":
         message = f"{first['ctx']['max_length']} entries at most"
     param = ".".join(place)

@@ -24,6 +24,9 @@ OPEN_PATHS = ("/", "/health", "/openapi.json")
 """Routes that need no key: they give nothing away and start no work."""
 DRAIN_FACTOR = 16
 """A body that is too large is read up to this multiple of the limit, so that its sender gets to see the answer."""
+MAX_BRACKETS = 1 << 18
+"""Lists and objects of a body, counted by their brackets, in texts as well: making a million of them takes Python half
+a second in which nothing else runs, and no context holds so many tokens."""
 QUIET_PATHS = ("/health", "/metrics")
 """Routes that machines ask for all the time; only refusals are worth a line."""
 
@@ -207,7 +210,10 @@ class Bodies:
         if size > self._limit:
             text = f"the body is larger than the {self._limit} bytes this server takes"
             raise ApiError(413, text, code="body_too_large")
-        return b"".join(parts)
+        body = b"".join(parts)
+        if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+            raise ApiError(400, f"the body has more than {MAX_BRACKETS} opening brackets", code="too_many_brackets")
+        return body
 
     async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         whole: Message | None = {"type": "http.request", "body": body, "more_body": False}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
@@ -10,9 +11,13 @@ from starlette.responses import JSONResponse, Response
 from nanochat_tui.serve.bodies import DetokenizeBody, TokenizeBody
 from nanochat_tui.serve.errors import RETRY_SECONDS, ApiError
 from nanochat_tui.serve.page import Page
-from nanochat_tui.serve.replies import Health, ModelCard, ModelList, Text, TokenPiece, Tokens
+from nanochat_tui.serve.replies import Health, ModelCard, ModelList, Text, Tokens
 from nanochat_tui.serve.service import Service
 from nanochat_tui.version import __version__
+
+if TYPE_CHECKING:
+    from nanochat_tui.engine.model import Model
+    from nanochat_tui.model.tokenizer_codec import TextCodec
 
 
 def other_router(service: Service, page: Page) -> APIRouter:
@@ -65,27 +70,36 @@ def other_router(service: Service, page: Page) -> APIRouter:
                 return card
         raise ApiError(404, "there is no such model here", param="model", code="model_not_found")
 
-    @router.post("/tokenize", summary="Text to token ids")
-    async def tokenize(body: TokenizeBody) -> Tokens:
-        codec = service.model.codec
-        ids = await asyncio.to_thread(codec.encode, body.content, bool(body.add_special))
-        if not body.with_pieces:
-            return Tokens(tokens=ids)
-        pieces = []
-        for token in ids:
-            raw = codec.token_bytes(token, special=True)
-            try:
-                pieces.append(TokenPiece(id=token, piece=raw.decode("utf-8")))
-            except UnicodeDecodeError:
-                pieces.append(TokenPiece(id=token, piece=list(raw)))
-        return Tokens(tokens=pieces)
+    @router.post("/tokenize", response_model=Tokens, summary="Text to token ids")
+    async def tokenize(body: TokenizeBody) -> Response:
+        return await asyncio.to_thread(_tokenized, service.model.codec, body)
 
-    @router.post("/detokenize", summary="Token ids to text")
-    async def detokenize(body: DetokenizeBody) -> Text:
-        model = service.model
-        size = model.config.vocab_size
-        if any(token >= size for token in body.tokens):
-            raise ApiError(400, f"a token id is outside the vocabulary of {size} tokens", param="tokens")
-        return Text(content=await asyncio.to_thread(model.codec.decode, body.tokens, True))
+    @router.post("/detokenize", response_model=Text, summary="Token ids to text")
+    async def detokenize(body: DetokenizeBody) -> Response:
+        return await asyncio.to_thread(_detokenized, service.model, body.tokens)
 
     return router
+
+
+# on a thread of their own, to the last byte of the answer: streams go on beside megabytes of tokens
+
+
+def _tokenized(codec: TextCodec, body: TokenizeBody) -> Response:
+    ids = codec.encode(body.content, bool(body.add_special))
+    if not body.with_pieces:
+        return JSONResponse({"tokens": ids})
+    pieces: list[dict[str, object]] = []
+    for token in ids:
+        raw = codec.token_bytes(token, special=True)
+        try:
+            pieces.append({"id": token, "piece": raw.decode("utf-8")})
+        except UnicodeDecodeError:
+            pieces.append({"id": token, "piece": list(raw)})
+    return JSONResponse({"tokens": pieces})
+
+
+def _detokenized(model: Model, tokens: list[int]) -> Response:
+    size = model.config.vocab_size
+    if max(tokens, default=0) >= size:
+        raise ApiError(400, f"a token id is outside the vocabulary of {size} tokens", param="tokens")
+    return JSONResponse({"content": model.codec.decode(tokens, True)})
