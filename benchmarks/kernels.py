@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from nanochat_tui.engine.dispatch import choose_kernel, cpu_feature_text, cpu_name
+from nanochat_tui.engine.dispatch import choose_kernel, compiled_for, cpu_name
 from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels import program
 from nanochat_tui.engine.kernels.matrices import matrix_product
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     names, isa = options.only.split(","), ISAS[options.kernel]
-    target = Target(isa, GROUP, cpu_name(), cpu_feature_text(), frozenset(NAMES[name] for name in names))
+    target = Target(isa, GROUP, *compiled_for(choose_kernel(options.kernel)), frozenset(NAMES[name] for name in names))
     made = functions(target)
     chosen = tuple(tuple(map(int, text.split("x"))) for text in options.shapes.split(",") if text)
     buffer, sums = random_bytes(2 * MEMORY_BYTES), aligned(512 * 64, np.uint8)

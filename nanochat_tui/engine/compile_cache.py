@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat_tui.engine.dispatch import KernelInfo, cpu_feature_text, cpu_name
+from nanochat_tui.engine.dispatch import KERNELS, KernelInfo, compiled_for
 from nanochat_tui.engine.kernels.kinds import ALL
 from nanochat_tui.errors import UserError
 from nanochat_tui.folders import own_private, temporary_folder, user_folder
@@ -89,8 +89,8 @@ def _file_name(target: Target) -> str:
         _version("llvmlite"),
         platform.python_version(),
         platform.machine(),
-        cpu_name(),
-        cpu_feature_text(),
+        target.cpu,
+        target.features,
     )
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     return f"{target.isa.name}-{target.group}-{digest}.o"
@@ -225,7 +225,8 @@ def _target(kernel_name: str, group: int, kinds: frozenset[int], known: Known) -
     from nanochat_tui.engine.simd.isa import ISAS
     from nanochat_tui.engine.simd.library import Target
 
-    return Target(ISAS[kernel_name], group, cpu_name(), cpu_feature_text(), kinds, known=known)
+    kernel = next(kernel for kernel in KERNELS if kernel.name == kernel_name)
+    return Target(ISAS[kernel_name], group, *compiled_for(kernel), kinds, known=known)
 
 
 def load_entry(

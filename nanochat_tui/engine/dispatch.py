@@ -7,6 +7,7 @@ instruction, not raise an exception; so a kernel is compiled only after its feat
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from functools import cache
 
@@ -51,6 +52,12 @@ KERNELS: tuple[KernelInfo, ...] = (
     KernelInfo("portable", "generic vector code for any processor", ()),
 )
 """All kernels, fastest first."""
+_WIDE = ("avx512", "avx10", "amx")
+NARROW = "+prefer-256-bit"
+"""Among a target's features: vectors of 512 bits are to be taken apart, though the processor has them."""
+_X86, _ARM = ("x86-64", ""), ("generic", "+neon")
+_BASELINES = {"x86_64": _X86, "amd64": _X86, "aarch64": _ARM, "arm64": _ARM}
+"""The least that a processor of a kind has."""
 
 
 @cache
@@ -91,6 +98,27 @@ def cpu_name() -> str:
     from llvmlite import binding
 
     return os.environ.get("NUMBA_CPU_NAME") or str(binding.get_host_cpu_name())
+
+
+def compiled_for(kernel: KernelInfo) -> tuple[str, str]:
+    """Return LLVM's names of the processor and of the features that a kernel's code is made for.
+
+    No more than the kernel is named after: LLVM would use wider registers wherever they are, and a kernel that was
+    chosen to compare with, or because the wide ones slow this processor down, would not be what it says.
+    """
+    cpu, features = cpu_name(), cpu_feature_text()
+    listed = [feature for feature in features.split(",") if feature]
+    if kernel.name == "portable" and not (os.environ.get("NUMBA_CPU_NAME") or os.environ.get("NUMBA_CPU_FEATURES")):
+        return _BASELINES.get(platform.machine().lower(), (cpu, features))
+    if kernel.name == "avx2" or (kernel.name == "avx-vnni" and "avxvnni" in cpu_features()):
+        beyond = _WIDE if kernel.name == "avx-vnni" else (*_WIDE, "avxvnni")
+        kept = [feature for feature in listed if not feature[1:].startswith(beyond)]
+        # the processor's name alone may stand for features that are not listed
+        off = {f[1:] for f in listed if f[1:].startswith(beyond)} | {"avx512f"}
+        return cpu, ",".join(kept + [f"-{name}" for name in sorted(off)])
+    if kernel.name == "avx-vnni":
+        return cpu, ",".join([*listed, NARROW])
+    return cpu, features
 
 
 def available_kernels() -> list[KernelInfo]:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from support import write_model
 
-from nanochat_tui.engine.dispatch import available_kernels, cpu_feature_text, cpu_name
+from nanochat_tui.engine.dispatch import KERNELS as INFOS
+from nanochat_tui.engine.dispatch import available_kernels, compiled_for, cpu_feature_text, cpu_name
 from nanochat_tui.engine.kernels import kinds, matrices, program, rows  # these register every kernel
 from nanochat_tui.engine.model import Model, load
 from nanochat_tui.engine.simd.isa import ISAS, Isa
@@ -52,7 +53,10 @@ _made: dict[tuple[str, int, frozenset[int]], Kernels] = {}
 
 def kernels_for(name: str, group: int = 128, some: frozenset[int] = BASIC) -> Kernels:
     if (name, group, some) not in _made:
-        target = Target(ISAS[name], group, cpu_name(), cpu_feature_text(), some)
+        (info,) = (info for info in INFOS if info.name == name)
+        # the portable kernels for this processor, as for its lowest kind they take three times as long to compile
+        made_for = (cpu_name(), cpu_feature_text()) if name == "portable" else compiled_for(info)
+        target = Target(ISAS[name], group, *made_for, some)
         names = [symbol(kernel.name) for kernel in KERNELS.values() if kernel.is_in(target)]
         _made[name, group, some] = Kernels(ISAS[name], group, load_object(target, compile_object(target), names))
     return _made[name, group, some]

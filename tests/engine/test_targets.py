@@ -7,6 +7,7 @@ import re
 import pytest
 from conftest import BASIC
 
+from nanochat_tui.engine import compile_cache, dispatch
 from nanochat_tui.engine.kernels import kinds
 from nanochat_tui.engine.simd.isa import ISAS
 from nanochat_tui.engine.simd.library import KERNELS, Target, compile_assembly
@@ -43,6 +44,41 @@ def test_instructions(name: str) -> None:
     for pattern in forbidden:
         found = re.search(rf".*{pattern}.*", code)
         assert found is None, f"{name}: {found and found.group()}"
+
+
+WIDE = "+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni"
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "forbidden"),
+    [
+        ("avx2", WIDE, ["zmm", r"%k[0-7]", "vpdpbusd"]),
+        ("avx2", f"{WIDE},+avxvnni", ["zmm", r"%k[0-7]", "vpdpbusd"]),
+        ("avx-vnni", f"{WIDE},+avxvnni", ["zmm", r"%k[0-7]", r"%xmm1[6-9]"]),
+        ("avx-vnni", f"{WIDE},-avxvnni", ["zmm"]),
+        ("portable", WIDE, ["[yz]mm", r"\tv[a-z]"]),
+    ],
+)
+def test_a_lesser_kernel_has_only_its_own_instructions(
+    name: str, features: str, forbidden: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor with everything: what runs under the name of AVX2 is what a processor with AVX2 runs."""
+    for switch in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"):
+        monkeypatch.delenv(switch, raising=False)
+    monkeypatch.setattr(dispatch, "cpu_name", lambda: "sapphirerapids")
+    monkeypatch.setattr(dispatch, "cpu_feature_text", lambda: features)
+    monkeypatch.setattr(dispatch, "cpu_features", lambda: {f[1:] for f in features.split(",") if f.startswith("+")})
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    made_for = compile_cache._target(name, 128, KINDS, frozenset())
+    target = Target(made_for.isa, 128, made_for.cpu, made_for.features, KINDS, X86)
+    code = "\n".join(line for line in compile_assembly(target, SOME).splitlines() if not line.startswith("\t."))
+    for pattern in forbidden:
+        found = re.search(rf".*{pattern}.*", code)
+        assert found is None, f"{name}: {found and found.group()}"
+    monkeypatch.setattr(dispatch, "cpu_feature_text", lambda: "")
+    monkeypatch.setattr(dispatch, "cpu_name", lambda: "x86-64-v3")
+    other = compile_cache._target(name, 128, KINDS, frozenset())
+    assert (compile_cache._file_name(other) == compile_cache._file_name(made_for)) == (name == "portable")
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any
 
 from llvmlite import binding, ir
 
+from nanochat_tui.engine.dispatch import NARROW
 from nanochat_tui.engine.kernels.kinds import ALL
 from nanochat_tui.engine.simd.base import Isa
 from nanochat_tui.engine.simd.emitter import F32, I64, Emitter
@@ -75,6 +76,10 @@ def kernels_ir(target: Target, names: Collection[str] | None = None) -> str:
     module.triple = target.triple or binding.get_process_triple()
     kernels = {symbol(kernel.name): kernel for kernel in KERNELS.values() if kernel.is_in(target)}
     functions = {name: ir.Function(module, function_type(k.signature), name) for name, k in kernels.items()}
+    if NARROW in target.features.split(","):
+        for function in functions.values():
+            # llvmlite knows no attributes with values; without this one the feature is only a preference
+            set.add(function.attributes, '"min-legal-vector-width"="0"')
     waiting = [name for name, kernel in kernels.items() if names is None or kernel.name in names]
     while waiting:
         function = functions.pop(waiting.pop(), None)
