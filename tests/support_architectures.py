@@ -31,6 +31,7 @@ from nanochat_tui.formats.tensor_types import TENSOR_TYPES, encode_ternary
 from nanochat_tui.model.tokenizer import END_OF_TEXT, to_gguf_metadata
 
 LAYERS, DIM, HEADS, KV_HEADS, WIDTH, HIDDEN, VOCAB, CONTEXT = 2, 256, 4, 2, 128, 512, 300, 128
+GDN_WIDTH = 64
 Values = NDArray[np.float32]
 
 
@@ -44,6 +45,10 @@ class Draft:
     twin: bool
     rng: np.random.Generator
     tied: bool = True
+    width: int = WIDTH
+    """Of an attention head."""
+    gdn_width: int = GDN_WIDTH
+    """Of a head of the gated delta rule."""
     keys: dict[str, GGUFValue] = field(default_factory=dict)
     plain_keys: dict[str, GGUFValue] = field(default_factory=dict)
     tensors: list[TensorData] = field(default_factory=list)
@@ -113,15 +118,15 @@ def random_blocks(rng: np.random.Generator, kind: str, n: int, size: float) -> N
 
 
 def _attention(d: Draft, b: str, *, gated: bool = False, qk_norm: bool = False, sub_norm: bool = False) -> None:
-    d.matrix(b + "attn_q.weight", HEADS * WIDTH * (2 if gated else 1), DIM)
-    d.matrix(b + "attn_k.weight", KV_HEADS * WIDTH, DIM)
-    d.matrix(b + "attn_v.weight", KV_HEADS * WIDTH, DIM)
-    d.matrix(b + "attn_output.weight", DIM, HEADS * WIDTH)
+    d.matrix(b + "attn_q.weight", HEADS * d.width * (2 if gated else 1), DIM)
+    d.matrix(b + "attn_k.weight", KV_HEADS * d.width, DIM)
+    d.matrix(b + "attn_v.weight", KV_HEADS * d.width, DIM)
+    d.matrix(b + "attn_output.weight", DIM, HEADS * d.width)
     if qk_norm:
-        d.norm(b + "attn_q_norm.weight", WIDTH)
-        d.norm(b + "attn_k_norm.weight", WIDTH)
+        d.norm(b + "attn_q_norm.weight", d.width)
+        d.norm(b + "attn_k_norm.weight", d.width)
     if sub_norm:
-        d.norm(b + "attn_sub_norm.weight", HEADS * WIDTH)
+        d.norm(b + "attn_sub_norm.weight", HEADS * d.width)
 
 
 def _ffn(d: Draft, b: str) -> None:
@@ -138,8 +143,8 @@ def _usual_keys(d: Draft, theta: float, layers: int = LAYERS) -> None:
         "feed_forward_length": u32(HIDDEN),
         "attention.head_count": u32(HEADS),
         "attention.head_count_kv": u32(KV_HEADS),
-        "attention.key_length": u32(WIDTH),
-        "attention.value_length": u32(WIDTH),
+        "attention.key_length": u32(d.width),
+        "attention.value_length": u32(d.width),
         "attention.layer_norm_rms_epsilon": f32(1e-5),
         "rope.freq_base": f32(theta),
     }
@@ -147,7 +152,7 @@ def _usual_keys(d: Draft, theta: float, layers: int = LAYERS) -> None:
 
 def _llama(d: Draft) -> None:
     _usual_keys(d, 500_000.0)
-    d.keys["rope.dimension_count"] = u32(WIDTH)
+    d.keys["rope.dimension_count"] = u32(d.width)
     for layer in range(LAYERS):
         b = f"blk.{layer}."
         d.norm(b + "attn_norm.weight", DIM)
@@ -168,7 +173,7 @@ def _qwen3(d: Draft) -> None:
 
 def _bitnet(d: Draft) -> None:
     _usual_keys(d, 10_000.0 if d.name == "bitnet" else 500_000.0)
-    d.keys["rope.dimension_count"] = u32(WIDTH)
+    d.keys["rope.dimension_count"] = u32(d.width)
     for layer in range(LAYERS):
         b = f"blk.{layer}."
         d.norm(b + "attn_norm.weight", DIM)
@@ -178,21 +183,21 @@ def _bitnet(d: Draft) -> None:
         d.norm(b + "ffn_sub_norm.weight", HIDDEN)
 
 
-GDN_KEY_HEADS, GDN_VALUE_HEADS, GDN_WIDTH, TAPS = 2, 4, 64, 4
+GDN_KEY_HEADS, GDN_VALUE_HEADS, TAPS = 2, 4, 4
 
 
 def _qwen35(d: Draft, layers: int = 4) -> None:
     _usual_keys(d, 1e7, layers)
-    channels = (2 * GDN_KEY_HEADS + GDN_VALUE_HEADS) * GDN_WIDTH
+    channels = (2 * GDN_KEY_HEADS + GDN_VALUE_HEADS) * d.gdn_width
     d.keys |= {
         "rope.dimension_count": u32(32),
         "rope.dimension_sections": array(np.array([11, 11, 10, 0], np.int32)),
         "full_attention_interval": u32(4),
         "ssm.conv_kernel": u32(TAPS),
-        "ssm.state_size": u32(GDN_WIDTH),
+        "ssm.state_size": u32(d.gdn_width),
         "ssm.group_count": u32(GDN_KEY_HEADS),
         "ssm.time_step_rank": u32(GDN_VALUE_HEADS),
-        "ssm.inner_size": u32(GDN_VALUE_HEADS * GDN_WIDTH),
+        "ssm.inner_size": u32(GDN_VALUE_HEADS * d.gdn_width),
     }
     small = "F32" if d.twin else "BF16"
     for layer in range(layers):
@@ -202,7 +207,7 @@ def _qwen35(d: Draft, layers: int = 4) -> None:
             _attention(d, b, gated=True, qk_norm=True)
         else:
             d.matrix(b + "attn_qkv.weight", channels, DIM)
-            d.matrix(b + "attn_gate.weight", GDN_VALUE_HEADS * GDN_WIDTH, DIM)
+            d.matrix(b + "attn_gate.weight", GDN_VALUE_HEADS * d.gdn_width, DIM)
             for name in ("ssm_alpha", "ssm_beta"):
                 values = d.rng.normal(0, 1.5 / np.sqrt(DIM), (GDN_VALUE_HEADS, DIM)).astype(np.float32)
                 stored = tensor_from_array("", values, TENSOR_TYPES["BF16"]).data
@@ -211,8 +216,8 @@ def _qwen35(d: Draft, layers: int = 4) -> None:
             d.floats(b + "ssm_conv1d.weight", d.rng.normal(0, 0.6, (channels, TAPS)))
             d.floats(b + "ssm_dt.bias", d.rng.uniform(-1, 1, GDN_VALUE_HEADS))
             d.floats(b + "ssm_a", -np.exp(d.rng.uniform(-2, 0.5, GDN_VALUE_HEADS)))
-            d.norm(b + "ssm_norm.weight", GDN_WIDTH)
-            d.matrix(b + "ssm_out.weight", DIM, GDN_VALUE_HEADS * GDN_WIDTH)
+            d.norm(b + "ssm_norm.weight", d.gdn_width)
+            d.matrix(b + "ssm_out.weight", DIM, GDN_VALUE_HEADS * d.gdn_width)
         d.norm(b + "post_attention_norm.weight", DIM)
         _ffn(d, b)
 
@@ -225,7 +230,7 @@ def _maple(d: Draft, layers: int = 4) -> None:
     d.tied = False
     del d.keys["feed_forward_length"]
     d.keys |= {
-        "rope.dimension_count": u32(WIDTH // 2),
+        "rope.dimension_count": u32(d.width // 2),
         "attention.sliding_window": u32(WINDOW),
         "attention.sliding_window_pattern": array(np.array([True, True, True, False])),
         "expert_count": u32(EXPERTS),
@@ -257,10 +262,18 @@ WRITERS: dict[str, Callable[[Draft], None]] = {
 
 
 def draft(
-    name: str, *, kind: str = "Q2_0", table: str = "Q8_0", twin: bool = False, tied: bool = True, seed: int = 0
+    name: str,
+    *,
+    kind: str = "Q2_0",
+    table: str = "Q8_0",
+    twin: bool = False,
+    tied: bool = True,
+    seed: int = 0,
+    width: int = WIDTH,
+    gdn_width: int = GDN_WIDTH,
 ) -> Draft:
     """Return a model to be changed and then written by `finish`."""
-    d = Draft(name, kind, table, twin, np.random.default_rng(seed), tied)
+    d = Draft(name, kind, table, twin, np.random.default_rng(seed), tied, width, gdn_width)
     d.matrix("token_embd.weight", VOCAB, DIM, kind=table, gain=1.5)
     d.norm("output_norm.weight", DIM)
     WRITERS[name](d)

@@ -32,8 +32,10 @@ from nanochat_tui.model.chat_families import thinking_tags
 
 if TYPE_CHECKING:
     from nanochat_tui.engine.model import Model
+    from nanochat_tui.engine.paging import CacheType
     from nanochat_tui.engine.session import Session
     from nanochat_tui.engine.speculation import Mode
+    from nanochat_tui.formats.i2_s_layouts import Layout
 
 _ENDLESS = 1 << 62
 STATS_INTERVAL = 0.25
@@ -51,9 +53,13 @@ class LocalBackend:
         tokenizer: Path | None = None,
         threads: int | None = None,
         context: int | None = None,
+        kv: CacheType = "f16",
+        i2s_layout: Layout = "x86",
         speculation: Mode = "auto",
     ) -> None:
         self.path = path
+        self._kv: CacheType = kv
+        self._i2s_layout: Layout = i2s_layout
         self._context = context
         self._speculation: Mode = speculation
         self._mhc = mhc
@@ -123,6 +129,8 @@ class LocalBackend:
                     tokenizer=self._tokenizer,
                     threads=self._threads,
                     context=self._context,
+                    kv=self._kv,
+                    i2s_layout=self._i2s_layout,
                     speculation=self._speculation,
                     progress=progress,
                 )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from nanochat_tui.cli.options import JsonOption, ModelArgument, check_file, find_model
+from nanochat_tui.cli.options import JsonOption, KvOption, ModelArgument, check_file, find_model
 from nanochat_tui.errors import UserError, display_safe
 
 MAX_SIZE = 1 << 20
@@ -39,6 +39,7 @@ def bench(
         Literal["auto", "on", "off"],
         typer.Option(help="Let ours guess tokens ahead; how many were right is shown, and depends on the text."),
     ] = "off",
+    kv: KvOption = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -59,7 +60,7 @@ def bench(
         seconds=seconds,
         limit=limit,
     )
-    engines = [Engine(OURS, path, kernel, speculation)]
+    engines = [Engine(OURS, path, kernel, speculation, kv or "f16")]
     if peer is not None:
         peer_version()
         engines.append(Engine(peer, check_file(peer_model, "peer's model") or path))

@@ -10,7 +10,9 @@ import typer
 from nanochat_tui.cli.options import (
     AttachOption,
     ContextOption,
+    I2sLayoutOption,
     JsonOption,
+    KvOption,
     MhcOption,
     ModelArgument,
     SpeculationOption,
@@ -45,6 +47,8 @@ def chat(
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
     context: ContextOption = None,
+    kv: KvOption = None,
+    i2s_layout: I2sLayoutOption = None,
     speculation: SpeculationOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -61,10 +65,10 @@ def chat(
     if attach is not None:
         from nanochat_tui.chat.remote import RemoteBackend
 
-        if any(given is not None for given in (mhc, tokenizer, threads, context, speculation)):
+        if any(given is not None for given in (mhc, tokenizer, threads, context, kv, i2s_layout, speculation)):
             raise UserError(
-                "--mhc, --tokenizer, --threads, --context and --speculation are for files; a server has its own, "
-                "so leave them out."
+                "--mhc, --tokenizer, --threads, --context, --kv, --i2s-layout and --speculation are for files; a "
+                "server has its own, so leave them out."
             )
         backend = RemoteBackend(attach, model)
     else:
@@ -74,6 +78,8 @@ def chat(
             tokenizer=check_file(tokenizer, "tokenizer"),
             threads=check_threads(threads),
             context=check_context(context),
+            kv=kv or "f16",
+            i2s_layout=i2s_layout or "x86",
             speculation=speculation or "auto",
         )
     text = prompt if prompt is not None else _read_stdin()

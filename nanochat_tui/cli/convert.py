@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from nanochat_tui.cli.options import JsonOption, MhcOption, TokenizerOption, check_file, find_model
+from nanochat_tui.cli.options import (
+    I2sLayoutOption,
+    JsonOption,
+    MhcOption,
+    TokenizerOption,
+    check_file,
+    find_model,
+)
 from nanochat_tui.errors import UserError, display_safe
 
 if TYPE_CHECKING:
@@ -25,10 +32,7 @@ def convert(
     round_scales: Annotated[
         bool, typer.Option("--round-scales", help="Let float32 scales of I2_S be rounded to float16.")
     ] = False,
-    i2s_layout: Annotated[
-        Literal["x86", "arm", "1x4"],
-        typer.Option(help="Order of codes in IN's I2_S tensors: arm if it was quantised on an ARM machine."),
-    ] = "x86",
+    i2s_layout: I2sLayoutOption = None,
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace OUT if it is there already.")] = False,
@@ -48,7 +52,7 @@ def convert(
     elif mhc is not None or tokenizer is not None:
         raise UserError("--mhc and --tokenizer are for files of the original (GUGF), which lack them; leave them out.")
     else:
-        found, lines, notes = _repack(path, target, kind, round_scales, i2s_layout)
+        found, lines, notes = _repack(path, target, kind, round_scales, i2s_layout or "x86")
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     if json:

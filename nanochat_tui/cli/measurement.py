@@ -52,6 +52,8 @@ class Engine:
     kernel: str | None = None
     speculation: Literal["auto", "on", "off"] = "off"
     """Whether ours guesses tokens ahead; how far that brings it depends on the text."""
+    kv: Literal["f16", "int8", "f32"] = "f16"
+    """Numbers in our key-value cache; the peer has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,15 @@ def measure(engines: Sequence[Engine], plan: Plan, say: Say) -> Result:
 def _worker(engine: Engine, threads: int, room: int) -> Any:
     from nanochat_tui.cli.measurement_worker import Worker
 
-    return Worker(engine.name, engine.path, threads, engine.kernel, positions=room, speculation=engine.speculation)
+    return Worker(
+        engine.name,
+        engine.path,
+        threads,
+        engine.kernel,
+        positions=room,
+        speculation=engine.speculation,
+        kv=engine.kv,
+    )
 
 
 def _threads(count: int) -> str:

@@ -1,6 +1,6 @@
 """One engine with one model in a process of its own, doing timed runs on command.
 
-    python -m nanochat_tui.cli.measurement_worker ENGINE MODEL THREADS POSITIONS [KERNEL] [SPECULATION]
+    python -m nanochat_tui.cli.measurement_worker ENGINE MODEL THREADS POSITIONS [KERNEL] [SPECULATION] [KV]
 
 Two engines that are to be compared must not share a process: their threads, memory and instruction-set state would
 disturb each other. Commands are JSON lines on stdin, answers JSON lines on stdout; `Worker` is the other end, and
@@ -26,6 +26,7 @@ from nanochat_tui.cli.measurement_peer import PEER, PeerRunner
 from nanochat_tui.errors import UserError, display_safe
 
 if TYPE_CHECKING:
+    from nanochat_tui.engine.paging import CacheType
     from nanochat_tui.engine.speculation import Mode
 
 OURS = "nanochat-tui"
@@ -56,13 +57,16 @@ class Runner(Protocol):
 class EngineRunner:
     """Our engine, through the session that chat uses."""
 
-    def __init__(self, path: Path, threads: int, kernel: str | None, speculation: Mode = "off") -> None:
+    def __init__(
+        self, path: Path, threads: int, kernel: str | None, speculation: Mode = "off", kv: CacheType = "f16"
+    ) -> None:
         from nanochat_tui.engine.model import load
+        from nanochat_tui.engine.paging import PAGE, PagePool
         from nanochat_tui.engine.session import Session
         from nanochat_tui.model.tokenizer import TextCodec
 
         said: list[str] = []
-        self._model = load(path, threads=threads, kernel=kernel, speculation=speculation, progress=said.append)
+        self._model = load(path, threads=threads, kernel=kernel, kv=kv, speculation=speculation, progress=said.append)
         self.compiled = any("compiling" in line for line in said)
         # a run is as long as it is asked to be: no token ends it
         tokenizer = self._model.codec.tokenizer
@@ -70,9 +74,7 @@ class EngineRunner:
         self._session = Session(self._model)
         self.kernel = self._model.kernel
         self.bytes_per_token = self._model.bytes_per_token
-        config: Any = self._model.config
-        layers = getattr(config, "n_cached_layers", config.n_layers)
-        self.kv_bytes = 2 * 2 * layers * config.n_kv_heads * config.head_dim
+        self.kv_bytes = PagePool(self._model.config, 0, kv).page_bytes // PAGE
         self.vocabulary = tokenizer.get_vocab_size()
 
     @property
@@ -115,7 +117,15 @@ def random_ids(seed: int, count: int, vocabulary: int) -> list[int]:
     return found
 
 
-def serve(engine: str, path: Path, threads: int, positions: int, kernel: str | None, speculation: Mode = "off") -> None:
+def serve(
+    engine: str,
+    path: Path,
+    threads: int,
+    positions: int,
+    kernel: str | None,
+    speculation: Mode = "off",
+    kv: CacheType = "f16",
+) -> None:
     """Load with room for so many positions, say so, then answer commands until stdin ends."""
     _die_with_parent()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -130,7 +140,7 @@ def serve(engine: str, path: Path, threads: int, positions: int, kernel: str | N
         if engine == PEER:
             runner = PeerRunner(path, threads, positions)
         else:
-            runner = EngineRunner(path, threads, kernel, speculation)
+            runner = EngineRunner(path, threads, kernel, speculation, kv)
         runner.decode(random_ids(0, 2, runner.vocabulary), 2)
         loaded = time.perf_counter() - began
     except UserError as error:
@@ -181,15 +191,16 @@ class Worker:
         *,
         positions: int = 4096,
         speculation: Mode = "off",
+        kv: CacheType = "f16",
     ) -> None:
         """Start the process and wait until the model is loaded. Raises UserError with the worker's reason.
 
         positions: the longest context that will be asked for; only the peer reserves memory for it at once.
-        speculation: whether ours guesses tokens ahead.
+        speculation: whether ours guesses tokens ahead. kv: numbers in our key-value cache.
         """
         self.engine, self.path, self.threads = engine, path, threads
         command = [sys.executable, "-P", "-m", __name__, engine, str(path), str(threads), str(positions)]
-        command += [kernel or "", speculation]
+        command += [kernel or "", speculation, kv]
         root = str(Path(__file__).parents[2])
         environment = {
             **os.environ,

@@ -23,6 +23,18 @@ ContextOption = Annotated[
     int | None,
     typer.Option("--context", "-c", help="Tokens of prompt and reply that memory has to be there for."),
 ]
+KvOption = Annotated[
+    Literal["f16", "int8", "f32"] | None,
+    typer.Option("--kv", help="Numbers in the key-value cache: int8 needs half the memory of f16.", show_default="f16"),
+]
+I2sLayoutOption = Annotated[
+    Literal["x86", "arm", "1x4"] | None,
+    typer.Option(
+        "--i2s-layout",
+        help="Order of codes in I2_S tensors: arm if they were quantised on an ARM machine.",
+        show_default="x86",
+    ),
+]
 SpeculationOption = Annotated[
     Literal["auto", "on", "off"] | None,
     typer.Option(

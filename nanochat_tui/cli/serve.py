@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from nanochat_tui.cli.options import (
+    I2sLayoutOption,
+    KvOption,
     MhcOption,
     SpeculationOption,
     ThreadsOption,
@@ -39,6 +41,8 @@ def serve(
         int | None,
         typer.Option(min=1, help="Size of the key-value cache of all replies together; left out, as memory allows."),
     ] = None,
+    kv: KvOption = None,
+    i2s_layout: I2sLayoutOption = None,
     alias: Annotated[list[str] | None, typer.Option(help="A further name of the model; may be repeated.")] = None,
     api_key: Annotated[
         list[str] | None,
@@ -94,6 +98,8 @@ def serve(
         max_sequences=parallel,
         max_waiting=queue,
         kv_tokens=kv_tokens,
+        kv=kv or "f16",
+        i2s_layout=i2s_layout or "x86",
         speculation=speculation or "auto",
     )
     if host not in LOOPBACK and not keys:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from nanochat_tui.cli.options import (
     AttachOption,
     ContextOption,
+    I2sLayoutOption,
+    KvOption,
     MhcOption,
     ModelArgument,
     SpeculationOption,
@@ -35,6 +37,8 @@ def open_tui(
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
     context: ContextOption = None,
+    kv: KvOption = None,
+    i2s_layout: I2sLayoutOption = None,
     speculation: SpeculationOption = None,
 ) -> int:
     """Open the terminal application on a model or a server; this is what happens without a command."""
@@ -71,6 +75,8 @@ def open_tui(
             tokenizer=tokenizer,
             threads=threads,
             context=context,
+            kv=kv or "f16",
+            i2s_layout=i2s_layout or "x86",
             speculation=speculation or "auto",
         )
     app = NanochatApp(

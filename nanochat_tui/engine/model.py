@@ -18,12 +18,13 @@ from nanochat_tui.engine.dispatch import choose_kernel
 from nanochat_tui.engine.executor import Executor
 from nanochat_tui.engine.paging import KINDS
 from nanochat_tui.engine.plan import CHUNK
-from nanochat_tui.engine.plan_memory import forecast, require_memory
+from nanochat_tui.engine.plan_memory import Forecast, forecast, require_memory
 from nanochat_tui.engine.session import FinishReason, Session, Stats, Token
 from nanochat_tui.engine.speculation import Mode
 from nanochat_tui.engine.weights import Weights, load_weights
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.formats.gguf import metadata_string
+from nanochat_tui.formats.i2_s_layouts import LAYOUTS, Layout
 from nanochat_tui.model.chat_families import chat_format
 from nanochat_tui.model.shards import open_model
 from nanochat_tui.model.support import ModelShape, require_described, require_vocabulary
@@ -196,6 +197,9 @@ def load(
     kv: CacheType = "f16",
     speculation: Mode = "auto",
     context: int | None = None,
+    kv_tokens: int | None = None,
+    sequences: int = 1,
+    i2s_layout: Layout = "x86",
     progress: Progress | None = None,
 ) -> Model:
     """Load a GGUF model, of several files if it is split.
@@ -204,8 +208,10 @@ def load(
     threads: None uses every core. kernel: see `dispatch.KERNELS`; None is the fastest. activations: "float" never
     rounds them, for comparisons (slower). kv: type of the key-value cache. speculation: guess tokens ahead where that
     is faster ("auto"), always or never; the reply is the same. context: tokens that memory has to be there for, or the
-    model is refused; None asks for room for a short one only, as memory is taken when it is used. progress: called
-    with one line before anything that takes seconds, such as compiling kernels on the first start.
+    model is refused; None asks for room for a short one only, as memory is taken when it is used. kv_tokens, sequences:
+    in place of a context, positions of a cache that so many replies will share (see `batching.Batcher`). i2s_layout:
+    order of codes in I2_S tensors, "arm" or "1x4" if such a machine or build quantised them, which no file tells.
+    progress: called with one line before anything that takes seconds, such as compiling kernels on the first start.
     Raises UserError if the file cannot be run, saying why.
     """
     if activations not in ("int8", "float") or kv not in KINDS:
@@ -214,6 +220,8 @@ def load(
         )
     if speculation not in ("auto", "on", "off"):
         raise UserError(f"speculation {speculation!r} is unknown; it is auto, on or off")
+    if i2s_layout not in LAYOUTS:
+        raise UserError(f"the I2_S layout {i2s_layout!r} is unknown; it is one of {', '.join(LAYOUTS)}")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UserError(f"{threads} threads make no sense; give 1 to {MAX_THREADS}")
     from nanochat_tui.engine.simd.isa import ISAS
@@ -225,6 +233,8 @@ def load(
         progress(f"reading {display_safe(file_path.name)}")
     with open_model(file_path) as file:
         shape = require_described(file)
+        if i2s_layout != "x86":
+            file.set_i2_s_layout(i2s_layout)
         if progress:
             for note in shape.notes:
                 progress(note)
@@ -235,10 +245,17 @@ def load(
             if progress:
                 progress(f"note: the model was made for {shape.context_length} tokens, and so that is the context")
             context = shape.context_length
-        memory = forecast(file, shape, context, kv, as_float=as_float)
-        if progress and (context is not None or memory.total >= WORTH_TELLING):
+        asked = context is not None or kv_tokens is not None
+
+        def foretell(kind: CacheType) -> Forecast:
+            return forecast(file, shape, context, kind, as_float=as_float, kv_tokens=kv_tokens, sequences=sequences)
+
+        memory = foretell(kv)
+        if progress and (asked or memory.total >= WORTH_TELLING):
             progress(str(memory))
-        require_memory(memory, asked=context is not None)
+        smaller = None if kv == "int8" or memory.fits else foretell("int8")
+        what = "key-value cache" if context is None and kv_tokens is not None else "context"
+        require_memory(memory, asked=asked, smaller=smaller, what=what)
         shape = replace(shape, unnamed=shape.vocab_size - codec.named_rows(shape.vocab_size))
         sidecar = Path(mhc) if mhc else None
         weights: Weights = load_weights(file, shape, as_float=as_float, bias=isa.q8_bias, mhc=sidecar)

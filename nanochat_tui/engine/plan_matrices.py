@@ -222,11 +222,14 @@ def _i2_s_scales(file: GGUFFile, rows: Sequence[Rows], multiple: int) -> NDArray
 def _pieces(file: GGUFFile, rows: Sequence[Rows]) -> Iterator[tuple[Words, Scales]]:
     """Yield words uint32 [n, columns / 16] and scales float16 [n, blocks] of consecutive rows, some at a time."""
     read = 0
+    opened: dict[str, NDArray[np.uint8]] = {}  # blocks in another order are made anew each time they are asked for
     for name, wanted in rows:
         info = file.tensor(name)
         columns = info.shape[-1]
         width = columns // info.type.block_elements
-        blocks = file.blocks(name).reshape(-1, width, info.type.block_bytes)
+        if name not in opened:
+            opened[name] = file.blocks(name).reshape(-1, width, info.type.block_bytes)
+        blocks = opened[name]
         step = max(1, CHUNK_WEIGHTS // columns)
         for start in range(0, len(wanted), step):
             part = wanted[start : start + step]

@@ -22,6 +22,14 @@ LEAST_CONTEXT = 512
 RESERVE = 1 << 28
 """Bytes that are left to the rest of the program: tokenizer, compiled code, interpreter."""
 GIGA = 1e9
+GROUPS = Path("/sys/fs/cgroup")
+LIMITS = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+)
+"""Files of a control group's limit, of what is used, and of what for (with its keys' prefix): version 2, version 1."""
+FILE_CACHE = ("active_file", "inactive_file")
+"""Keys of bytes that count as used and are given back when memory is short, such as a model file just read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +66,33 @@ class Forecast:
         )
 
 
-def available_memory() -> int:
-    """Return the bytes that can still be taken: the machine's, or less under a control group's limit."""
+def available_memory(root: Path = GROUPS) -> int:
+    """Return the bytes that can still be taken: the machine's, or less under a control group's limit.
+
+    root: where control groups are mounted. Without a limit version 1 names a number larger than any memory.
+    """
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # no such limit here
+    for limit, usage, statistics, prefix in LIMITS:
+        try:
+            most = (root / limit).read_text().strip()
+            if most == "max":
+                continue
+            left = int(most) - int((root / usage).read_text())
+        except (OSError, ValueError):
+            continue  # no such limit here
+        free = min(free, left + _file_cache(root / statistics, prefix))
     return max(0, free)
+
+
+def _file_cache(statistics: Path, prefix: str) -> int:
+    """Return the bytes of a control group's use that are given back when memory is short; 0 if nobody says."""
+    try:
+        counted = dict(line.split() for line in statistics.read_text().splitlines())
+        return sum(int(counted.get(prefix + key, 0)) for key in FILE_CACHE)
+    except (OSError, ValueError):
+        return 0
 
 
 def _stack_bytes(file: GGUFFile, rows: list[Rows], group: int, as_float: bool, multiple: int = s.ROW_BLOCK) -> int:
@@ -127,34 +149,47 @@ def forecast(
     *,
     as_float: bool = False,
     available: int | None = None,
+    kv_tokens: int | None = None,
+    sequences: int = 1,
 ) -> Forecast:
-    """Return what loading a described file takes; context: None is the model's own. available: None asks the system."""
+    """Return what loading a described file takes; context: None is the model's own. available: None asks the system.
+
+    kv_tokens: positions of a cache that several replies share, in place of a context; it may be longer than one reply
+    can be. sequences: replies at a time, each with a recurrent state if the model has one.
+    """
     weights = _weight_bytes(file, shape, as_float)
     page = PagePool(shape, 0, kv).page_bytes
-    fixed = 4 * (1 + KEPT_STATES) * shape.state_floats
+    fixed = 4 * (1 + KEPT_STATES) * shape.state_floats * sequences
     work = _work_bytes(shape)
     free = available_memory() if available is None else available
-    asked = shape.context_length if context is None else context
+    most = kv_tokens or shape.context_length
+    asked = most if context is None else context
     room = (free - RESERVE - weights - work - fixed) // page if page else 0
-    largest = min(shape.context_length, max(0, int(room) - 1) * s.PAGE)
+    largest = min(most, max(0, int(room) - 1) * s.PAGE)
     return Forecast(weights, (pages_for(asked) + 1) * page + fixed, work, asked, free, largest)
 
 
-def require_memory(found: Forecast, *, asked: bool) -> None:
+def _enough(found: Forecast, asked: bool) -> bool:
+    return found.fits or (not asked and found.largest_context >= min(LEAST_CONTEXT, found.context))
+
+
+def require_memory(found: Forecast, *, asked: bool, smaller: Forecast | None = None, what: str = "context") -> None:
     """Raise UserError, naming the largest context that fits, if a model does not fit.
 
     asked: the context was asked for; else only a model without room for a short one is refused, because pages are taken
-    as they are used.
+    as they are used. smaller: the same with an int8 cache, which is told about if that fits. what: the name of what
+    holds the tokens.
     """
-    if found.fits or (not asked and found.largest_context >= min(LEAST_CONTEXT, found.context)):
+    if _enough(found, asked):
         return
+    remedy = ", or give --kv int8" if smaller is not None and _enough(smaller, asked) else ""
     needs, free = f"{found.total / GIGA:.1f} GB", f"{found.available / GIGA:.1f} GB"
     if found.largest_context < 1:
         raise UserError(
             f"the model needs {(found.weights + found.work) / GIGA:.1f} GB to begin with, and {free} of memory "
-            "are free; choose a smaller model or close something"
+            f"are free; choose a smaller model or close something{remedy}"
         )
     raise UserError(
-        f"with a context of {found.context} tokens the model needs {needs}, and {free} of memory are free; the largest "
-        f"context that fits is {found.largest_context} tokens"
+        f"with a {what} of {found.context} tokens the model needs {needs}, and {free} of memory are free; the largest "
+        f"{what} that fits is {found.largest_context} tokens{remedy}"
     )

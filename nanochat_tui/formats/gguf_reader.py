@@ -30,6 +30,7 @@ from nanochat_tui.formats.gguf_header import (
     read_tensor_table,
 )
 from nanochat_tui.formats.gguf_layout import LayoutError, TensorInfo, resolve
+from nanochat_tui.formats.i2_s_layouts import Layout, to_x86
 
 _DECODE_BYTES = 1 << 22
 """Bytes decoded together, so that temporary arrays stay small beside the result."""
@@ -41,6 +42,8 @@ class GGUFFile:
     Use it as a context manager or call `close`. Arrays from `raw` and `blocks` stay valid after closing; they
     keep the map alive. Cutting a file short while it is mapped kills the process, as with any map.
     """
+
+    _i2_s_layout: Layout = "x86"
 
     def __init__(self, data: Buffer, path: Path | None = None) -> None:
         """Parse a mapped file, or bytes. Raises FormatError."""
@@ -82,6 +85,16 @@ class GGUFFile:
         self.tensors: dict[str, TensorInfo] = resolve(raws, self.data_start, cursor.size, self.alignment)
         """Tensors by name, in the file's order."""
 
+    def set_i2_s_layout(self, layout: Layout) -> None:
+        """Say in which order the file's I2_S tensors have their codes, which nothing in it tells.
+
+        Raises FormatError if it has no such tensor.
+        """
+        if not any(info.type.name == "I2_S" for info in self.tensors.values()):
+            name = display_safe(self.path.name) if self.path else "the GGUF data"
+            raise FormatError(f"{name} has no I2_S tensors, so their layout has no place here")
+        self._i2_s_layout = layout
+
     def tensor(self, name: str) -> TensorInfo:
         """Return a tensor's description. Raises FormatError if the file has no such tensor."""
         try:
@@ -98,7 +111,8 @@ class GGUFFile:
         return np.frombuffer(self._data, np.uint8, info.nbytes, info.offset)
 
     def blocks(self, name: str) -> NDArray[np.uint8]:
-        """Return a tensor's blocks, uint8 [n_blocks, block_bytes]: a read-only view of the map.
+        """Return a tensor's blocks, uint8 [n_blocks, block_bytes]: a read-only view of the map, or reordered to the
+        x86 layout of I2_S if `set_i2_s_layout` named another.
 
         Blocks of a row are consecutive; what follows the last one, `tail` returns.
         Raises FormatError if it is absent or its type's layout is not known.
@@ -107,7 +121,10 @@ class GGUFFile:
         if not info.type.is_known:
             raise FormatError(f"tensor {display_safe(name)} is of {info.type.refusal}")
         end = info.nbytes - info.type.tail_bytes
-        return self.raw(name)[:end].reshape(-1, info.type.block_bytes)
+        found = self.raw(name)[:end].reshape(-1, info.type.block_bytes)
+        if info.type.name == "I2_S" and self._i2_s_layout != "x86":
+            return to_x86(found, self._i2_s_layout, info.shape[-1])
+        return found
 
     def tail(self, name: str) -> NDArray[np.uint8]:
         """Return the bytes behind a tensor's blocks, uint8 [tail_bytes]; most types have none."""

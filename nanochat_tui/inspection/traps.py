@@ -81,7 +81,7 @@ def _types(file: GGUFFile) -> Iterator[Trap]:
         yield Trap(
             "i2_s_layout",
             "I2_S is read in the layout of x86 builds, that of all published files; one that was quantised on ARM has "
-            "another under the same id and would print garbage",
+            "another under the same id, which nothing in a file tells: if it prints garbage, give --i2s-layout arm",
         )
     for (name, number), _ in kinds.items():
         kind = next(info.type for info in file.tensors.values() if (info.type.name, info.type.id) == (name, number))

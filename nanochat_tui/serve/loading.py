@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from nanochat_tui.engine.batching import Batcher
+from nanochat_tui.engine.paging import CacheType
 from nanochat_tui.engine.speculation import Mode
 from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.formats.i2_s_layouts import Layout
 from nanochat_tui.serve.numa import SYSTEM, Node, find_nodes, run_on, usable_cpus
 from nanochat_tui.serve.settings import Log
 
@@ -28,6 +30,8 @@ class ModelFiles:
     max_sequences: int = 8
     max_waiting: int = 64
     kv_tokens: int | None = None
+    kv: CacheType = "f16"
+    i2s_layout: Layout = "x86"
     speculation: Mode = "auto"
 
 
@@ -42,6 +46,10 @@ def load_one(files: ModelFiles, log: Log, threads: int | None = None) -> Batcher
             tokenizer=files.tokenizer,
             threads=threads or files.threads,
             speculation=files.speculation,
+            kv=files.kv,
+            kv_tokens=files.kv_tokens,
+            sequences=files.max_sequences,
+            i2s_layout=files.i2s_layout,
             progress=log,
         )
         return Batcher(

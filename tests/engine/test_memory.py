@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support_architectures import CONTEXT, WRITERS, draft, finish, random_matrix, write_architecture
 
 from nanochat_tui.engine.paging import PagePool
-from nanochat_tui.engine.plan_memory import RESERVE, forecast, require_memory
+from nanochat_tui.engine.plan_memory import RESERVE, available_memory, forecast, require_memory
 from nanochat_tui.engine.weights import load_weights
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile, TensorData, read_gguf
 from nanochat_tui.model.architectures import describe
 from nanochat_tui.model.architectures.description import Architecture
+from nanochat_tui.serve.loading import ModelFiles, load_one
 
 
 def small_bytes(file: GGUFFile, shape: Architecture) -> int:
@@ -88,3 +90,64 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would(tmp_path: Path) ->
             with pytest.raises(UserError, match="choose a smaller model"):
                 require_memory(none, asked=asked)
     assert "GB weights" in str(whole)
+
+
+def test_a_refusal_names_the_smaller_cache_where_that_would_fit(tmp_path: Path) -> None:
+    with read_gguf(write_architecture(tmp_path / "m.gguf", "qwen3")) as file:
+        shape = replace(describe(file), context_length=8192)
+        room = forecast(file, shape, kv="int8").total + RESERVE
+        half, small = (forecast(file, shape, kv=kind, available=room) for kind in ("f16", "int8"))
+        assert small.fits and not half.fits
+        with pytest.raises(UserError, match=r"tokens, or give --kv int8$"):
+            require_memory(half, asked=True, smaller=small)
+        less = forecast(file, shape, kv="int8", available=room - 1)
+        with pytest.raises(UserError, match=r"tokens$"):
+            require_memory(half, asked=True, smaller=less)
+
+
+def test_a_servers_cache_is_foretold_beyond_one_context(tmp_path: Path) -> None:
+    with read_gguf(write_architecture(tmp_path / "m.gguf", "qwen35")) as file:
+        shape = describe(file)
+        page = PagePool(shape, 0).page_bytes
+        one, many = forecast(file, shape), forecast(file, shape, kv_tokens=10 * CONTEXT, sequences=5)
+        assert many.context == 10 * CONTEXT > shape.context_length
+        states = 4 * 3 * shape.state_floats
+        assert many.cache - one.cache == 9 * CONTEXT // 64 * page + 4 * states
+        tight = forecast(file, shape, kv_tokens=10 * CONTEXT, sequences=5, available=many.total + RESERVE - page)
+        assert tight.largest_context == 10 * CONTEXT - 64
+        with pytest.raises(UserError, match=f"largest key-value cache that fits is {10 * CONTEXT - 64} tokens"):
+            require_memory(tight, asked=True, what="key-value cache")
+
+
+def test_a_servers_cache_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = write_architecture(tmp_path / "m.gguf", "qwen3")
+    with pytest.raises(UserError, match=r"largest key-value cache that fits is \d+ tokens"):
+        load_one(ModelFiles(path, kv_tokens=1 << 40), lambda line: None)
+    said: list[str] = []
+    batcher = load_one(ModelFiles(path, kv_tokens=256, kv="int8"), said.append)
+    assert batcher.model.kv == "int8"
+    assert any("for 256 tokens of context" in line for line in said)
+    batcher.close()
+    batcher.model.close()
+
+
+GROUP_FILES = {
+    2: ("memory.max", "memory.current", "memory.stat", ""),
+    1: ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limit_of_a_control_group_counts(version: int, tmp_path: Path) -> None:
+    (tmp_path / "memory").mkdir()
+    limit, usage, statistics, prefix = GROUP_FILES[version]
+    free = available_memory(tmp_path)
+    assert free > 1 << 20
+    (tmp_path / usage).write_text("700000\n")
+    (tmp_path / statistics).write_text(f"anon 1\n{prefix}inactive_file 20000\n{prefix}active_file 3000\n")
+    (tmp_path / limit).write_text("1000000\n")
+    assert available_memory(tmp_path) == 323_000  # what files take goes when it is needed
+    (tmp_path / statistics).unlink()
+    assert available_memory(tmp_path) == 300_000
+    (tmp_path / limit).write_text("max\n" if version == 2 else f"{(1 << 63) - 4096}\n")  # there is none
+    assert available_memory(tmp_path) == pytest.approx(free, rel=0.2)

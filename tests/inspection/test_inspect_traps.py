@@ -159,7 +159,7 @@ def test_bitnet_with_the_wrong_activation(tmp_path: Path, monkeypatch: pytest.Mo
         return traps(inspect_file(tmp_path / "m.gguf"))
 
     assert "ReLU²" in found("bitnet")["bitnet_activation"]
-    assert "i2_s_layout" in found("bitnet")
+    assert "--i2s-layout arm" in found("bitnet")["i2_s_layout"]
     assert "bitnet_activation" not in found("bitnet-b1.58")
     assert "silu" in found("bitnet-b1.58", hidden_activation=string("silu"))["bitnet_activation"]
     assert "bitnet_activation" not in found("bitnet-25", hidden_activation=string("relu2"))
