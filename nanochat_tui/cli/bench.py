@@ -85,6 +85,6 @@ def sizes(text: str, option: str, most: int = MAX_SIZE) -> list[int]:
 
 def _all_threads() -> tuple[int, ...]:
     from nanochat_tui.cli.measurement import thread_counts
-    from nanochat_tui.engine.model import default_threads
+    from nanochat_tui.engine.processors import default_threads
 
     return tuple(thread_counts(default_threads()))

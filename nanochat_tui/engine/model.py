@@ -19,6 +19,7 @@ from nanochat_tui.engine.executor import Executor
 from nanochat_tui.engine.paging import KINDS
 from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.plan_memory import Forecast, forecast, require_memory
+from nanochat_tui.engine.processors import default_threads
 from nanochat_tui.engine.session import FinishReason, Session, Stats, Token
 from nanochat_tui.engine.speculation import Mode
 from nanochat_tui.engine.weights import Weights, load_weights
@@ -176,14 +177,6 @@ class Model:
     def close(self) -> None:
         """End the worker threads; the model cannot be used afterwards, and a reply in progress ends with UserError."""
         self.executor.close()
-
-
-def default_threads() -> int:
-    """Return the processors this process may use, at most the machine's cores."""
-    import psutil
-
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
 def load(

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from nanochat_tui.engine.batching import Batcher
 from nanochat_tui.engine.paging import CacheType
+from nanochat_tui.engine.processors import usable_cpus
 from nanochat_tui.engine.speculation import Mode
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.formats.i2_s_layouts import Layout
-from nanochat_tui.serve.numa import SYSTEM, Node, find_nodes, run_on, usable_cpus
+from nanochat_tui.serve.numa import SYSTEM, Node, find_nodes, run_on
 from nanochat_tui.serve.settings import Log
 
 Loader = Callable[[Log], list[Batcher]]

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from nanochat_tui.errors import UserError
+from nanochat_tui.engine.processors import DEVICES, core_of, parse_cpulist
 
-SYSTEM = Path("/sys/devices/system")
-MAX_CPU = 1 << 16
+SYSTEM = DEVICES / "system"
 T = TypeVar("T")
 
 
@@ -28,31 +27,6 @@ class Node:
     id: int
     cpus: frozenset[int]
     cores: int
-
-
-def parse_cpulist(text: str) -> frozenset[int]:
-    """Return the numbers of the kernel's list format, such as "0-3,8,10-11"; an empty text is an empty set.
-
-    Raises UserError for anything else.
-    """
-    found: set[int] = set()
-    for part in text.strip().split(","):
-        if not part:
-            continue
-        first, dash, last = part.partition("-")
-        try:
-            low, high = int(first), int(last if dash else first)
-        except ValueError:
-            raise UserError("the system's list of processors cannot be read; leave out --numa") from None
-        if not 0 <= low <= high < MAX_CPU:
-            raise UserError("the system's list of processors makes no sense; leave out --numa")
-        found.update(range(low, high + 1))
-    return frozenset(found)
-
-
-def usable_cpus() -> frozenset[int] | None:
-    """Return the processors this process may use; None where the system does not tell."""
-    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def find_nodes(root: Path = SYSTEM, usable: frozenset[int] | None = None) -> list[Node]:
@@ -69,16 +43,8 @@ def find_nodes(root: Path = SYSTEM, usable: frozenset[int] | None = None) -> lis
             continue
         mine = cpus if usable is None else cpus & usable
         if mine:
-            nodes.append(Node(int(folder.name[4:]), mine, len({_core(root, cpu) for cpu in mine})))
+            nodes.append(Node(int(folder.name[4:]), mine, len({core_of(root, cpu) for cpu in mine})))
     return nodes
-
-
-def _core(root: Path, cpu: int) -> str:
-    """Return what the threads of one core have in common: the list of them."""
-    try:
-        return (root / "cpu" / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
-    except OSError:
-        return str(cpu)
 
 
 def run_on(cpus: frozenset[int], work: Callable[[], T]) -> T:
