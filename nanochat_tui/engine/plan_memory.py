@@ -12,6 +12,7 @@ from nanochat_tui.engine.packing_tables import packed_bytes
 from nanochat_tui.engine.paging import CacheType, PagePool, pages_for
 from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.plan_matrices import Rows, all_rows, is_ternary, names_of, route_of
+from nanochat_tui.engine.processors import GROUPS, OWN_GROUPS, group_folders
 from nanochat_tui.engine.weights import layer_stacks
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile
@@ -22,12 +23,11 @@ LEAST_CONTEXT = 512
 RESERVE = 1 << 28
 """Bytes that are left to the rest of the program: tokenizer, compiled code, interpreter."""
 GIGA = 1e9
-GROUPS = Path("/sys/fs/cgroup")
 LIMITS = (
-    ("memory.max", "memory.current", "memory.stat", ""),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+    ("memory.max", "memory.current", ""),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
-"""Files of a control group's limit, of what is used, and of what for (with its keys' prefix): version 2, version 1."""
+"""Files of a control group's limit and of what is used, prefix of the keys of what for: version 2, version 1."""
 FILE_CACHE = ("active_file", "inactive_file")
 """Keys of bytes that count as used and are given back when memory is short, such as a model file just read."""
 
@@ -66,23 +66,25 @@ class Forecast:
         )
 
 
-def available_memory(root: Path = GROUPS) -> int:
-    """Return the bytes that can still be taken: the machine's, or less under a control group's limit.
+def available_memory(root: Path = GROUPS, own: Path = OWN_GROUPS) -> int:
+    """Return the bytes that can still be taken: the machine's, or less under the limit of a control group.
 
-    root: where control groups are mounted. Without a limit version 1 names a number larger than any memory.
+    root, own: where control groups are mounted and which are this process's, see `processors.group_folders`. Without a
+    limit version 1 names a number larger than any memory.
     """
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    for limit, usage, statistics, prefix in LIMITS:
-        try:
-            most = (root / limit).read_text().strip()
-            if most == "max":
-                continue
-            left = int(most) - int((root / usage).read_text())
-        except (OSError, ValueError):
-            continue  # no such limit here
-        free = min(free, left + _file_cache(root / statistics, prefix))
+    for folder in group_folders("memory", root, own):
+        for limit, usage, prefix in LIMITS:
+            try:
+                most = (folder / limit).read_text().strip()
+                if most == "max":
+                    continue
+                left = int(most) - int((folder / usage).read_text())
+            except (OSError, ValueError):
+                continue  # no such limit here
+            free = min(free, left + _file_cache(folder / "memory.stat", prefix))
     return max(0, free)
 
 

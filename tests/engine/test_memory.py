@@ -151,3 +151,19 @@ def test_the_limit_of_a_control_group_counts(version: int, tmp_path: Path) -> No
     assert available_memory(tmp_path) == 300_000
     (tmp_path / limit).write_text("max\n" if version == 2 else f"{(1 << 63) - 4096}\n")  # there is none
     assert available_memory(tmp_path) == pytest.approx(free, rel=0.2)
+
+
+def test_the_limits_of_all_groups_that_enclose_a_process_count(tmp_path: Path) -> None:
+    own, groups = tmp_path / "own", tmp_path / "groups"
+    own.write_text("0::/outer/inner\n")
+    for name, limit, used in (("", "max", 9), ("outer", "1000000", 600000), ("outer/inner", "900000", 100000)):
+        folder = groups / name
+        folder.mkdir()
+        (folder / "memory.max").write_text(limit + "\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+    assert available_memory(groups, own) == 400_000
+    own.write_text("0::/outer/inner\n3:memory:/batch\n")
+    (groups / "memory" / "batch").mkdir(parents=True)
+    (groups / "memory" / "batch" / "memory.limit_in_bytes").write_text("300000")
+    (groups / "memory" / "batch" / "memory.usage_in_bytes").write_text("100000")
+    assert available_memory(groups, own) == 200_000
