@@ -66,6 +66,24 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ids_of = [f"{name}-{options}" for name, options in CASES]
 
 
+TYPES: list[tuple[str, dict[str, Any]]] = [
+    # matrices of every type that is no ternary one: mixed recipes leave some layers in them
+    *(("llama", {"kind": kind}) for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "F16", "BF16")),
+    *(("qwen3", {"table": table, "tied": False}) for table in ("Q4_1", "Q5_0", "Q5_1", "Q5_K")),
+    *((name, {"kind": "PQ2_0", "table": "PQ2_0"}) for name in ("llama", "qwen35", "maple")),
+    ("qwen3", {"kind": "TQ2_0", "table": "Q5_0"}),
+    ("bitnet-25", {"kind": "TQ1_0", "table": "F16"}),
+    ("maple", {"kind": "TQ1_0", "table": "Q5_K"}),
+    ("maple", {"kind": "I2_S", "table": "Q4_1"}),
+    *((name, {"rotated": 64}) for name in ("bitnet", "bitnet-b1.58")),
+    # the widths of heads and states in published hybrids, and their types
+    ("qwen35", {"width": 256, "gdn_width": 128}),
+    ("qwen35", {"width": 256, "gdn_width": 128, "kind": "PQ2_0", "table": "PQ2_0", "rotated": 256}),
+]
+EVERY = [*CASES, *TYPES]
+every_id = [f"{name}-{options}" for name, options in EVERY]
+
+
 @pytest.mark.parametrize(("name", "options"), CASES, ids=ids_of)
 def test_float_activations_agree_with_the_formulas(name: str, options: dict[str, Any], make: Any) -> None:
     path = make(name, **(options | {"twin": True, "table": "F32"}))
@@ -75,7 +93,16 @@ def test_float_activations_agree_with_the_formulas(name: str, options: dict[str,
     np.testing.assert_allclose(model.logits(IDS), wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=ids_of)
+@pytest.mark.parametrize(("name", "options"), EVERY, ids=every_id)
+def test_quantised_files_agree_while_activations_stay_float(name: str, options: dict[str, Any], make: Any) -> None:
+    """Decoding and stacking of every type, against the formulas on what the file says its weights are."""
+    path = make(name, **options)
+    wanted = reference(path, IDS)
+    assert wanted.std() > 0.5
+    np.testing.assert_allclose(load(path, threads=1, activations="float", kv="f32").logits(IDS), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY, ids=every_id)
 def test_rounded_activations_agree_with_the_formulas(name: str, options: dict[str, Any], make: Any) -> None:
     path = make(name, **options)
     wanted = reference(path, IDS, rounded=True, half_cache=True)

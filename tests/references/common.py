@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from nanochat_tui.formats.gguf import GGUFFile
 
 F64 = NDArray[np.float64]
-TERNARY = {"Q2_0", "Q2_0_g128", "PQ2_0", "PTQ1_0", "TQ1_0", "TQ2_0", "Q1_0", "STQ1_0", "I2_S"}
+FLOATS = {"F32", "F16", "BF16"}
+"""Types of matrices whose inputs are never rounded."""
 
 
 def sigmoid(x: F64) -> F64:
@@ -80,7 +81,7 @@ class Model:
         kind = self.file.tensor(name).type.name
         if name in self.rotated:
             x = self.transform(x * self.signs(x.shape[-1]))
-        if self.rounded and kind in TERNARY:
+        if self.rounded and kind not in FLOATS:
             x = int8(x)
         y = x @ self.weight(name).T
         stem = name.removesuffix(".weight")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nanochat_tui.formats.gguf import GGUFFile
-from references.common import F64, TERNARY, Model, int8, rotate_halves, silu
+from references.common import F64, FLOATS, Model, int8, rotate_halves, silu
 
 
 def maple(file: GGUFFile, ids: list[int], *, rounded: bool = False, half_cache: bool = False) -> F64:
@@ -32,10 +32,10 @@ def maple(file: GGUFFile, ids: list[int], *, rounded: bool = False, half_cache: 
 def experts(m: Model, h: F64, b: str, clamp: float) -> F64:
     router = h @ m.weight(b + "ffn_gate_inp.weight").T
     gates, ups, downs = (m.weight(f"{b}ffn_{part}_exps.weight") for part in ("gate", "up", "down"))
-    ternary = m.file.tensor(b + "ffn_gate_exps.weight").type.name in TERNARY
+    quantised = m.file.tensor(b + "ffn_gate_exps.weight").type.name not in FLOATS
 
     def seen(a: F64) -> F64:
-        return int8(a) if m.rounded and ternary else a
+        return int8(a) if m.rounded and quantised else a
 
     out = np.zeros_like(h)
     for t in range(len(h)):
