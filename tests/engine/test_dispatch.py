@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,6 +128,12 @@ print(json.dumps({"said": said, "ids": ids, "numba": "numba" in sys.modules, "ke
 """
 
 
+TRY_TO_WRITE = """
+import os
+assert not os.access(".", os.W_OK), "the folder is to be closed"
+"""
+
+
 def start(path: Path, cache: Path, **environment: str) -> dict[str, object]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), compile_cache.ENVIRONMENT: str(cache), **environment}
     done = subprocess.run(
@@ -150,6 +159,64 @@ def test_cold_and_warm_start(tmp_path: Path) -> None:
     assert other["kernel"] == "portable"
     assert other["ids"] == cold["ids"]
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_may_start_at_once_on_an_empty_cache(tmp_path: Path) -> None:
+    """Both compile, and whoever writes last replaces a whole file by an equal one."""
+    path, cache = write_model(tmp_path / "m.gguf"), tmp_path / "cache"
+    with ThreadPoolExecutor(2) as both:
+        first, second = both.map(lambda _: start(path, cache), range(2))
+    assert any("compiling" in line for line in first["said"] + second["said"])  # type: ignore[operator]
+    assert first["ids"] == second["ids"]
+    (only,) = cache.iterdir()  # and no half file beside it
+    assert only.suffix == ".o"
+    assert compile_cache._read(only) is not None
+    warm = start(path, cache)
+    assert not any("compiling" in line for line in warm["said"])  # type: ignore[attr-defined]
+    assert warm["ids"] == first["ids"]
+
+
+def give_up_the_superusers_right() -> None:
+    """Respect the modes of files from the next program on, which the superuser otherwise need not."""
+    drop, write_anywhere = 24, 1  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+    ctypes.CDLL(None).prctl(drop, write_anywhere, 0, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the superuser's rights are taken away as Linux does it")
+def test_an_installation_that_is_read_only_and_no_cache_to_write_to(tmp_path: Path) -> None:
+    """Such a start compiles, says the same, and leaves nothing behind."""
+    site, path, closed = tmp_path / "site", write_model(tmp_path / "m.gguf"), tmp_path / "closed"
+    shutil.copytree(ROOT / "nanochat_tui", site / "nanochat_tui", ignore=shutil.ignore_patterns("__pycache__"))
+    closed.mkdir()
+    folders = [closed, site, *(folder for folder in site.rglob("*") if folder.is_dir())]
+    before = sorted(site.rglob("*"))
+    for folder in folders:
+        folder.chmod(0o555)
+    wanted = start(path, tmp_path / "cache")["ids"]
+    env = {name: value for name, value in os.environ.items() if name != "HOME"}
+    env |= {"PYTHONPATH": str(site), compile_cache.ENVIRONMENT: str(closed / "cache"), "TMPDIR": str(closed)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", TRY_TO_WRITE + START, str(path)],
+            capture_output=True,
+            text=True,
+            env=env,
+            check=False,
+            timeout=300,
+            cwd=closed,
+            preexec_fn=give_up_the_superusers_right,
+        )
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["ids"] == wanted
+    assert any("compiling" in line for line in found["said"])
+    assert sorted(site.rglob("*")) == before
+    assert not list(closed.iterdir())
 
 
 def test_importing_the_library_imports_no_compiler() -> None:
