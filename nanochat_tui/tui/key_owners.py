@@ -17,7 +17,7 @@ from nanochat_tui.tui.train.chart import Chart
 from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
 from nanochat_tui.tui.train.compare_view import CompareView
 from nanochat_tui.tui.train.dashboard import Dashboard
-from nanochat_tui.tui.train.launch_form import LaunchForm
+from nanochat_tui.tui.train.launch_form import Fields, LaunchForm, Report
 from nanochat_tui.tui.train.run_list import RunList
 from nanochat_tui.tui.train.screen import TrainScreen
 
@@ -27,4 +27,5 @@ def key_owners() -> list[type[DOMNode]]:
     chat: list[type[DOMNode]] = [ChatScreen, Prompt, Transcript, Sessions, LiveScroll, TokenRibbon]
     panes: list[type[DOMNode]] = [pane for _, pane in PANES]
     train: list[type[DOMNode]] = [TrainScreen, RunList, Dashboard, Chart, CheckpointsView, CompareView, LaunchForm]
-    return [*chat, InspectScreen, *panes, LayerGrid, TritView, *train]
+    form: list[type[DOMNode]] = [Fields, Report]
+    return [*chat, InspectScreen, *panes, LayerGrid, TritView, *train, *form]

@@ -7,6 +7,7 @@ dashboard has six charts and shares two cores with a trainer. This one needs abo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -46,13 +47,16 @@ class Chart(Widget, can_focus=True):
         Binding("minus,down,j", "zoom(2.0)", "Zoom out", show=False, id="chart.out"),
         Binding("0,home", "reset", "Whole range", show=False, id="chart.reset"),
         Binding("y", "toggle_log", "Log axis", id="chart.log"),
+        Binding("v", "step(1)", "Next curve", id="chart.next_curve"),
+        Binding("V", "step(-1)", "Previous curve", show=False, id="chart.previous_curve"),
     ]
 
     HELP = """\
 ## Chart
 **←/→** (h, l) move the cursor, which reads the values; with Shift ten times as far. **+/−** (↑/↓, k, j) zoom around it,
 **0** shows the whole range again, **y** switches the vertical axis between linear and logarithmic, **z** fills the
-screen with this chart and Esc gives it back. The mouse moves the cursor, its wheel zooms.
+screen with this chart and Esc gives it back. Of several curves **v** (back: V) takes one after the other before the
+others and names it; after the last all are alike again. The mouse moves the cursor, its wheel zooms.
 """
 
     class ZoomChanged(Message):
@@ -68,6 +72,8 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
         self.default_range: tuple[float, float] | None = None
         self.zoom: tuple[float, float] | None = None
         self.cursor: float | None = None
+        self.chosen: str | None = None
+        """Label of the curve that stands before the others."""
         self._lines: list[Strip] | None = None
         self._view: View | None = None
         self._styles: dict[tuple[str, bool], Style] = {}
@@ -137,7 +143,8 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
             text = self.empty_text.center(width)[:width]
             blank[plot_height // 2] = Strip([Segment(text, self._style("foreground", faint=True))])
             return [self._title(width), *blank]
-        pattern, owner, marks = rasterise(self.curves, view, self.plot_width, plot_height)
+        curves = self._in_order()
+        pattern, owner, marks = rasterise(curves, view, self.plot_width, plot_height)
         ticks = axes.log_ticks if view.log else axes.linear_ticks
         labels: dict[int, str] = {}
         for tick in ticks(view.y0, view.y1, max(2, plot_height // 3)):
@@ -145,12 +152,31 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
             labels.setdefault(min(max(row, 0), plot_height - 1), axes.short(tick))
         cursor = self._cursor_column(view)
         rows = [
-            self._plot_row(labels.get(row, ""), pattern[row], owner[row], marks[row], cursor)
+            self._plot_row(labels.get(row, ""), curves, pattern[row], owner[row], marks[row], cursor)
             for row in range(plot_height)
         ]
         return [self._title(width), *rows, self._x_axis(view, width)]
 
-    def _plot_row(self, label: str, pattern: np.ndarray, owner: np.ndarray, marks: np.ndarray, cursor: int) -> Strip:
+    def _named(self) -> list[Curve]:
+        """The curves that have a name in the title."""
+        return [c for c in self.curves if not c.faint and len(c.x)]
+
+    def _in_order(self) -> tuple[Curve, ...]:
+        """The curves as they are drawn: the chosen one last, so that it is on top, and the others pale."""
+        chosen = next((c for c in self._named() if c.label == self.chosen), None)
+        if chosen is None:
+            return self.curves
+        return (*(replace(c, faint=True) for c in self.curves if c is not chosen), chosen)
+
+    def _plot_row(
+        self,
+        label: str,
+        curves: tuple[Curve, ...],
+        pattern: np.ndarray,
+        owner: np.ndarray,
+        marks: np.ndarray,
+        cursor: int,
+    ) -> Strip:
         faint = self._style("foreground", faint=True)
         segments = [Segment(f"{label:>{GUTTER - 1}}{'┤' if label else '│'}", faint)]
         text: list[str] = []
@@ -158,7 +184,7 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
         for column in range(len(pattern)):
             index = int(owner[column])
             if index >= 0:
-                curve = self.curves[index]
+                curve = curves[index]
                 style = self._style(curve.colour, faint=curve.faint)
                 character = "●" if marks[column] else chr(0x2800 + int(pattern[column]))
             else:
@@ -179,19 +205,27 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
         log = " log" if self.log_axis else ""
         segments = [Segment(f" {self.chart_title}{log} ", bold)]
         room = width - len(self.chart_title) - len(log) - 2
-        shown = [c for c in self.curves if not c.faint and len(c.x)]
+        named = self._named()
+        shown = [c for c in named if c.label == self.chosen] or named
         pieces: list[tuple[str, str]] = []
         if self.cursor is not None and shown:
             readings = [(c, nearest(c, self.cursor)) for c in shown]
             at = next(r for _, r in readings if r is not None)
             pieces.append(("foreground", f" {self.x_name} {axes.short(at[0])}"))
             pieces += [(c.colour, f" {display_safe(c.label, 24)} {axes.short(r[1])}") for c, r in readings if r]
-        elif len(shown) == 1:
+        elif len(named) == 1:
             pieces.append((shown[0].colour, f" {axes.short(float(shown[0].y[-1]))}"))
         else:
             pieces += [(c.colour, f" {display_safe(c.label, 24)} {axes.short(float(c.y[-1]))}") for c in shown]
-        for colour, text in pieces:
-            if len(text) > room:
+        if len(shown) < len(named):
+            pieces.append(("foreground", f" ({named.index(shown[0]) + 1} of {len(named)}; v: next)"))
+        more = " … v: each"
+        fits = sum(len(text) for _, text in pieces) <= room
+        for number, (colour, text) in enumerate(pieces):
+            if not fits and len(text) + len(more) > room:
+                if number:
+                    segments.append(Segment(more[:room], self._style("foreground", faint=False)))
+                    room -= len(more[:room])
                 break
             segments.append(Segment(text, self._style(colour, faint=False)))
             room -= len(text)
@@ -285,6 +319,13 @@ screen with this chart and Esc gives it back. The mouse moves the cursor, its wh
     def action_toggle_log(self) -> None:
         """Switch between a linear and a logarithmic vertical axis."""
         self.log_axis = not self.log_axis
+        self._redraw()
+
+    def action_step(self, by: int) -> None:
+        """Take the next or previous curve before the others; past the last one, none."""
+        labels: list[str | None] = [None, *(c.label for c in self._named())]
+        at = labels.index(self.chosen) if self.chosen in labels else 0
+        self.chosen = labels[(at + by) % len(labels)]
         self._redraw()
 
     def on_mouse_move(self, event: events.MouseMove) -> None:

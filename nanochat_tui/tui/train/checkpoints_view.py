@@ -22,7 +22,7 @@ from nanochat_tui.tui.train import axes, messages
 from nanochat_tui.tui.train.jobs import Exports, Scrubber, ScrubRequest, run_tokenizer, talk_problem
 
 COLUMNS = (("step", 9), ("val", 7), ("age", 7), ("", 2))
-DEFAULT_PROMPT = "fn main() {\n"
+PROPOSED = ScrubRequest("fn main() {\n")
 
 
 class CheckpointsView(Widget):
@@ -41,8 +41,8 @@ class CheckpointsView(Widget):
 ## Checkpoints
 **Enter** or **t** talks to the checkpoint under the cursor while training goes on: it is exported to a temporary file
 and loaded in the chat. **e** exports it for good, with verification. **g** (or Enter in the prompt) lets every
-checkpoint continue the prompt with the same seed; then **↑/↓** leaf through what they wrote: bright is where a text
-leaves that of the checkpoint before. **Esc** stops it.
+checkpoint continue the prompt with the same seed and sampling; then **↑/↓** leaf through what they wrote: bright is
+where a text leaves that of the checkpoint before. **Esc** stops it.
 """
 
     def __init__(self, exports: Exports, *, id: str | None = None) -> None:
@@ -71,14 +71,16 @@ leaves that of the checkpoint before. **Esc** stops it.
         with Vertical(id="scrub-bottom"):
             with Horizontal(classes="row"):
                 yield Label("prompt")
-                yield Input(DEFAULT_PROMPT.replace("\n", "\\n"), id="scrub-prompt", compact=True)
+                yield Input(PROPOSED.prompt.replace("\n", "\\n"), id="scrub-prompt", compact=True)
             with Horizontal(classes="row"):
                 yield Label("tokens")
                 yield Input("64", id="scrub-tokens", type="integer", compact=True)
                 yield Label("seed")
                 yield Input("0", id="scrub-seed", type="integer", compact=True)
                 yield Label("temperature")
-                yield Input("0", id="scrub-temperature", type="number", compact=True)
+                yield Input(str(PROPOSED.temperature), id="scrub-temperature", type="number", compact=True)
+                yield Label("penalty")
+                yield Input(str(PROPOSED.repeat_penalty), id="scrub-penalty", type="number", compact=True)
             yield Static("", id="scrub-note", markup=False)
 
     @property
@@ -226,9 +228,10 @@ leaves that of the checkpoint before. **Esc** stops it.
                 seed=int(self.query_one("#scrub-seed", Input).value),
                 max_tokens=int(self.query_one("#scrub-tokens", Input).value),
                 temperature=float(self.query_one("#scrub-temperature", Input).value),
+                repeat_penalty=float(self.query_one("#scrub-penalty", Input).value),
             )
         except ValueError:
-            self._note("tokens and seed must be whole numbers, temperature a number")
+            self._note("tokens and seed must be whole numbers, temperature and penalty numbers")
             return
         self.texts, self.errors, self.done = {}, {}, set()
         self._numbers += 1

@@ -86,7 +86,8 @@ class Dashboard(Widget):
 **1** to **9** (or **[** and **]**) go to a panel: loss, recent loss, lr, grad norm, tok/s, mHC, accuracy, samples,
 log; in a small terminal one is shown at a time. **z** fills the screen with it. **m** changes what of mHC is drawn: α,
 or the share of the first stream in the read weights p and the write weights q; 0a is the attention of block 0, 0f its
-feed-forward part. Pale is what was logged, bright its moving mean, points are validation.
+feed-forward part, and **v** takes one record after the other. Pale is what was logged, bright its moving mean, points
+are validation.
 
 **c** asks for a checkpoint now, **s** lets the run end safely, **K** kills it, **R** resumes it, **t** talks to its
 newest checkpoint while it goes on, **e** exports it.
@@ -123,7 +124,7 @@ newest checkpoint while it goes on, **e** exports it.
         """Show another look at the run; charts are drawn anew only when their curves come along."""
         if self.snapshot is not None and self.snapshot.path != snapshot.path:
             for chart in self.query(Chart):
-                chart.zoom = chart.cursor = None
+                chart.zoom = chart.cursor = chart.chosen = None
         self.snapshot = snapshot
         self.query_one(RunOverview).snapshot = snapshot
         for name, panel in (panels or {}).items():

@@ -191,7 +191,9 @@ class ScrubRequest:
     prompt: str
     seed: int = 0
     max_tokens: int = 64
-    temperature: float = 0.0
+    temperature: float = 0.8
+    """Not 0: greedily, small models repeat themselves at every checkpoint, and the seed would mean nothing."""
+    repeat_penalty: float = 1.1
 
 
 class Scrubber:
@@ -234,7 +236,9 @@ class Scrubber:
         backend.load()
         asked = Request(
             prompt=request.prompt,
-            sampling=SamplingSettings(temperature=request.temperature, seed=request.seed),
+            sampling=SamplingSettings(
+                temperature=request.temperature, repeat_penalty=request.repeat_penalty, seed=request.seed
+            ),
             max_tokens=request.max_tokens,
         )
         text, shown = "", time.monotonic()

@@ -29,9 +29,28 @@ from nanochat_tui.runs.discovery import find_runs
 from nanochat_tui.runs.estimate import Estimate, Measured, estimate, measured_speeds
 from nanochat_tui.tui.train import axes, messages
 from nanochat_tui.tui.train.choice import Choice
+from nanochat_tui.tui.train.dialogs import Confirm
 
 SETTLE_SECONDS = 0.2
 """Pause in typing after which files are looked at; the fields themselves are judged at every key."""
+
+
+class Fields(VerticalScroll, can_focus=False):
+    """The fields. The arrows are taken here, because a scrolling container would scroll by them."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down", "app.focus_next", "Next field", show=False, id="form.next"),
+        Binding("up", "app.focus_previous", "Previous field", show=False, id="form.previous"),
+    ]
+
+
+class Report(VerticalScroll, can_focus=True):
+    """The command line and what follows from the fields; scrolls with the arrows when it has the focus."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j", "scroll_down", "Down", show=False, id="form.down"),
+        Binding("k", "scroll_up", "Up", show=False, id="form.up"),
+    ]
 
 
 class LaunchForm(Widget):
@@ -40,18 +59,17 @@ class LaunchForm(Widget):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+l", "launch", "Launch", id="form.launch"),
         Binding("ctrl+s", "save", "Save", show=False, id="form.save"),
-        Binding("down", "app.focus_next", "Next field", show=False, id="form.next"),
-        Binding("up", "app.focus_previous", "Previous field", show=False, id="form.previous"),
     ]
 
     HELP = """\
 ## New run
-Every field comes from the trainer's own configuration and is judged while you type; what is wrong stands in red below.
+Every field comes from the trainer's own configuration and is judged while you type; what is wrong stands in red.
+**↑/↓** and Tab go from field to field and at last to the report, which scrolls: above all it has the command line.
 Empty fields mean *decided by the preset*. **preset** fills the form; its *from a file or run* reads a JSON file of
 `nanochat-train init-config`, or the settings of another run. **prefix** is put before the command: `nice -n 10`,
 `torchrun --nproc-per-node 1`, or `ssh host`, for which paths are those of the host.
 
-**Ctrl+L** starts the run, exactly as the command line at the bottom says; **Ctrl+S** saves the settings as JSON.
+**Ctrl+L** starts the run, exactly as the command line says; **Ctrl+S** saves the settings as JSON.
 """
 
     def __init__(self, root: Path, *, id: str | None = None) -> None:
@@ -70,7 +88,7 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
 
     def compose(self) -> ComposeResult:
         """The fields in groups; beside them, or below in a small terminal, what follows from them."""
-        with VerticalScroll(id="form-fields", can_focus=False):
+        with Fields(id="form-fields"):
             with Container(classes="group"):
                 yield Label("Run", classes="heading")
                 with Horizontal(classes="row"):
@@ -88,9 +106,10 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
                             yield from self._field(field)
         with Vertical(id="form-outcome"):
             yield Static("", id="form-hint", markup=False)
-            with VerticalScroll(id="form-report", can_focus=False):
-                yield Static("", id="form-facts", markup=False)
+            with Report(id="form-report"):
+                yield Static("", id="form-problems", markup=False)
                 yield Static("", id="form-command", markup=False)
+                yield Static("", id="form-facts", markup=False)
             yield Button("Launch", id="form-launch", variant="primary", compact=True)
 
     def _line(self, label: str, value: str, id: str, placeholder: str = "") -> ComposeResult:
@@ -251,6 +270,10 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
     # showing
 
     def _show(self) -> None:
+        problems = self._problems()
+        wrong = self.query_one("#form-problems", Static)
+        wrong.display = bool(problems.plain)
+        wrong.update(problems)
         self.query_one("#form-facts", Static).update(self._facts())
         text = shlex.join(self.command) if self.command else "–"
         self.query_one("#form-command", Static).update(
@@ -259,12 +282,15 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
         button = self.query_one("#form-launch", Button)
         button.disabled = not self.ready
 
+    def _problems(self) -> Content:
+        """What forbids the launch; it stands above the command, which may be long."""
+        said = [f"{name.replace('_', ' ') or 'settings'}: {problem}" for name, problem in self.problems.items()]
+        said += [f"data: {problem}" for problem in self.dataset.problems] if self.dataset is not None else []
+        return Content("\n").join(Content.styled(f"✗ {display_safe(text)}", "$text-error") for text in said)
+
     def _facts(self) -> Content:
         lines: list[tuple[str, str]] = []
-        for name, problem in self.problems.items():
-            lines.append((f"✗ {name.replace('_', ' ') or 'settings'}: {display_safe(problem)}\n", "$text-error"))
         if self.dataset is not None:
-            lines += [(f"✗ data: {problem}\n", "$text-error") for problem in self.dataset.problems]
             if self.dataset.train_tokens:
                 held = axes.amount(self.dataset.val_tokens)
                 train = axes.amount(self.dataset.train_tokens)
@@ -272,7 +298,8 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
             lines += [(f"  {note}\n", "$text 60%") for note in self.dataset.notes]
         if self.estimate is not None:
             lines += [(line + "\n", "$text") for line in estimate_lines(self.estimate)]
-        return Content.assemble(*lines) if lines else Content.styled("reckoning …", "$text 60%")
+        waiting = "" if self.config is None or self.dataset is not None else "reckoning …"
+        return Content.assemble(*lines) if lines else Content.styled(waiting, "$text 60%")
 
     def on_descendant_focus(self) -> None:
         """Explain the field that has the focus."""
@@ -285,6 +312,7 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
         hints = {
             "form-directory": "Where the run's files go; it must be free.",
             "form-prefix": "Put before the command: nice -n 10, torchrun …, ssh HOST.",
+            "form-report": "The command line and what it will cost; ↑/↓ scroll, Tab goes on.",
             "form-file": "A file of init-config, or a run whose settings to take; Enter reads it.",
         }
         text = hints.get(widget.id or "", "")
@@ -333,11 +361,25 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
         self._judge()
 
     def action_save(self) -> None:
-        """Write the settings as JSON beside the run's directory."""
-        if self.config is None:
+        """Save the settings as JSON beside the run's directory; a file that is there is replaced only when asked to."""
+        if self.config is None or not self.directory.name:
             self.action_launch()  # says what is wrong
             return
-        target = self.directory.with_suffix(".json")
+        target = self.directory.with_name(f"{self.directory.name}.json")
+        if not target.exists():
+            self._save(target)
+            return
+
+        def go(wanted: bool | None) -> None:
+            if wanted:
+                self._save(target)
+
+        question = f"{display_safe(str(target), 300)} is there already. Replace it by these settings?"
+        self.app.push_screen(Confirm(question, "Replace it"), go)
+
+    def _save(self, target: Path) -> None:
+        if self.config is None:
+            return
         try:
             schema.save_settings(target, self.config)
         except (UserError, OSError) as error:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+LARGEST = float(np.finfo(np.float64).max)
 _DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], np.uint8)
 
 
@@ -84,8 +85,9 @@ def fit(
     if x1 <= x0:
         x1 = x0 + 1.0
     if log:
-        spread = max(math.log(y1 / y0), 1e-3) * 0.04
-        return View(x0, x1, y0 * math.exp(-spread), y1 * math.exp(spread), log=True)
+        # logarithms one by one, and no zero: numbers next to a float's ends must not leave its range
+        spread = max(math.log(y1) - math.log(y0), 1e-3) * 0.04
+        return View(x0, x1, y0 * math.exp(-spread) or y0, min(y1 * math.exp(spread), LARGEST), log=True)
     margin = (y1 - y0) * 0.04 or max(abs(y0) * 0.05, 1e-9)
     return View(x0, x1, y0 - margin, y1 + margin)
 

@@ -26,10 +26,13 @@ from nanochat_tui.tui.train.dashboard import Dashboard
 from nanochat_tui.tui.train.dialogs import Ask, Confirm
 from nanochat_tui.tui.train.jobs import Exports, in_thread, run_tokenizer, start_export, talk_problem
 from nanochat_tui.tui.train.launch_form import LaunchForm
+from nanochat_tui.tui.train.palette import commands
 from nanochat_tui.tui.train.run_list import RunList
 from nanochat_tui.tui.train.watcher import Watcher
 from nanochat_tui.tui.widgets.key_line import KeyLine
 
+STEERING = frozenset({"checkpoint", "stop", "kill", "resume", "newest"})
+"""Actions that change the open run, or use what it saved."""
 RUNS_VARIABLE = "NANOCHAT_RUNS"
 """Folder of runs when none is given; otherwise ./runs, or where the application was started."""
 
@@ -55,10 +58,13 @@ class TrainScreen(Screen[None]):
 ## Train
 **Runs** lists what was found, **Dashboard** shows the open run, **Checkpoints** talks to what it saved, **Compare**
 overlays the marked runs, **New run** starts one. **Alt+←/→** or Ctrl+Page up/down go from tab to tab. A run is a
-process of its own: it goes on when this application ends.
+process of its own: it goes on when this application ends. The keys that steer it work where it is on show, in its
+Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
 """
 
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("alt+right,ctrl+pagedown", "turn(1)", "Tab", key_display="Alt+→", priority=True, id="train.next"),
+        Binding("alt+left,ctrl+pageup", "turn(-1)", "Previous tab", show=False, priority=True, id="train.back"),
         Binding("c", "checkpoint", "Checkpoint", id="train.checkpoint"),
         Binding("s", "stop", "Stop", id="train.stop"),
         Binding("K", "kill", "Kill", id="train.kill"),
@@ -68,8 +74,6 @@ process of its own: it goes on when this application ends.
         Binding("a", "attach", "Open", id="train.attach"),
         Binding("n", "tab('new')", "New", id="train.new"),
         Binding("r", "refresh", "Refresh", show=False, id="train.refresh"),
-        Binding("alt+right,ctrl+pagedown", "turn(1)", "Next tab", show=False, priority=True, id="train.next"),
-        Binding("alt+left,ctrl+pageup", "turn(-1)", "Previous tab", show=False, priority=True, id="train.back"),
     ]
 
     def __init__(self, root: Path | None = None) -> None:
@@ -228,15 +232,26 @@ process of its own: it goes on when this application ends.
 
     # actions
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer only what the open run can do."""
-        state = self.seen.state if self.seen is not None else None
+    def can(self, action: str) -> bool:
+        """Whether the open run can do something now, wherever one looks."""
+        seen = self.seen
         if action in ("checkpoint", "stop", "kill"):
-            return True if state is not None and state.alive else None
+            return seen is not None and seen.state.alive
         if action == "newest":
-            return True if self.seen is not None and self.seen.checkpoints else None
+            return seen is not None and bool(seen.checkpoints)
         if action == "resume":
-            return True if state is not None and not state.alive and self.seen and self.seen.checkpoints else None
+            return seen is not None and not seen.state.alive and bool(seen.checkpoints)
+        return True
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Let keys steer the open run only where it is on show: in the list another one may be under the cursor, and
+        in the form a letter that misses its field must not end a training.
+        """
+        if action in STEERING:
+            tab = self.tabs.active if self.is_mounted else "runs"
+            if tab not in ("dashboard", "checkpoints"):
+                return None if tab == "runs" else False
+            return True if self.can(action) else None
         return True
 
     def action_tab(self, name: str) -> None:
@@ -267,17 +282,26 @@ process of its own: it goes on when this application ends.
 
     def action_checkpoint(self) -> None:
         """Ask the run for a checkpoint."""
-        self._command(signals.request_checkpoint, "Asked for a checkpoint; it comes at the next step.")
+        if self.opened is not None:
+            told = "Asked for a checkpoint; it comes at the next step."
+            self._command(signals.request_checkpoint, told, self.opened)
 
     def action_stop(self) -> None:
-        """Ask the run to write a checkpoint and end."""
-        self._command(signals.request_stop, "Asked to stop; it writes a checkpoint first.")
+        """Ask whether the run should write a checkpoint and end, then ask it to."""
+        seen, path = self.seen, self.opened
+        if seen is None or path is None:
+            return
 
-    def _command(self, send: Callable[[Path], int], done: str) -> None:
-        path = self.opened
-        if path is not None:
-            self._in_background(lambda: send(path), lambda _: self.say(done))
-            self.watcher.expect_life(15.0)
+        def go(wanted: bool | None) -> None:
+            if wanted:
+                self._command(signals.request_stop, "Asked to stop; it writes a checkpoint first.", path)
+
+        question = f"Stop {display_safe(seen.name)} at step {seen.state.step:,}? It writes a checkpoint and ends."
+        self.app.push_screen(Confirm(question, "Stop it", "No, let it run"), go)
+
+    def _command(self, send: Callable[[Path], int], done: str, path: Path) -> None:
+        self._in_background(lambda: send(path), lambda _: self.say(done))
+        self.watcher.expect_life(15.0)
 
     def _in_background(self, work: Callable[[], object], done: Callable[[Any], None]) -> None:
         """Do what may wait for a disk in a thread the application need not wait for; `done` gets its result here."""
@@ -423,22 +447,4 @@ process of its own: it goes on when this application ends.
 
     def palette_commands(self) -> Iterable[tuple[str, str, Callable[[], object]]]:
         """Every action that makes sense now, for the palette."""
-        offers: tuple[tuple[str, str, str, Callable[[], object]], ...] = (
-            ("attach", "Open a run", "A run directory anywhere, or a trainer's log (a)", self.action_attach),
-            ("tab", "New run", "Fill in the form and start a trainer (n)", lambda: self.action_tab("new")),
-            ("checkpoint", "Checkpoint now", "Ask the open run for a checkpoint (c)", self.action_checkpoint),
-            ("stop", "Stop the run safely", "It writes a checkpoint and ends (s)", self.action_stop),
-            ("kill", "Kill the run", "At once; asked twice (K)", self.action_kill),
-            ("resume", "Resume the run", "From a checkpoint, as long as before or longer (R)", self.action_resume),
-            (
-                "newest",
-                "Talk to the newest checkpoint",
-                "While training goes on (t)",
-                lambda: self.action_newest("talk"),
-            ),
-            ("newest", "Export the newest checkpoint", "To a GGUF, verified (e)", lambda: self.action_newest("export")),
-            ("refresh", "Search for runs", "Look again for runs and at the open one (r)", self.action_refresh),
-        )
-        for action, title, text, callback in offers:
-            if self.check_action(action, ()):
-                yield title, text, callback
+        return commands(self)

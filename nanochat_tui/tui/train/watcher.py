@@ -1,7 +1,7 @@
 """The thread that reads runs: a directory on another machine may let a read wait, and the screen must not.
 
-It looks at most four times a second, by default once, and only while the open run is alive and the screen is on show;
-otherwise it sleeps until somebody asks.
+It looks at most four times a second, by default once, and only while the open run is alive and the screen is on show.
+While nothing is alive it only searches now and then, because runs are also started and ended elsewhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from nanochat_tui.tui.train.panels import make_panels
 
 LOOK_SECONDS = 1.0
 SEARCH_SECONDS = 10.0
-"""Time between searches for runs, while something is alive."""
+"""Time between searches for runs, while one of those found is alive."""
+IDLE_SEARCH_SECONDS = 30.0
+"""The same while none is."""
 COMPARE_SECONDS = 5.0
 
 
@@ -32,6 +34,8 @@ class Watcher:
 
     def __init__(self, root: Path, post: Callable[[Message], object], *, look_seconds: float = LOOK_SECONDS) -> None:
         self.root = root
+        self.search_seconds = (SEARCH_SECONDS, IDLE_SEARCH_SECONDS)
+        """Time between searches while a run is alive, and while none is."""
         self._post = post
         self._look_seconds = max(0.25, look_seconds)
         self._wake = threading.Condition()
@@ -102,14 +106,19 @@ class Watcher:
     # the thread
 
     def _run(self) -> None:
-        alive = False
+        alive = listed_alive = False
         due = {"search": 0.0, "compare": 0.0}
         drawn: tuple[Path, int] | None = None
         while True:
             with self._wake:
-                lively = alive or time.monotonic() < self._starting_until
-                if not self._asked or self._paused:
-                    self._wake.wait(self._look_seconds if lively and not self._paused else None)
+                now = time.monotonic()
+                lively = alive or now < self._starting_until
+                next_search = due["search"] + self.search_seconds[not (alive or listed_alive)]
+                if self._paused:
+                    self._wake.wait()
+                elif not self._asked:
+                    until_search = max(0.0, next_search - now)
+                    self._wake.wait(min(self._look_seconds, until_search) if lively else until_search)
                 if self._closed:
                     return
                 if self._paused:
@@ -118,10 +127,14 @@ class Watcher:
                 watch, compared, value = self._watch, list(self._compared), self._mhc_value
             now = time.monotonic()
             try:
-                if "search" in asked or (alive and now - due["search"] > SEARCH_SECONDS):
+                if "search" in asked or now >= next_search:
                     due["search"] = now
-                    self._post(RunsFound(find_runs(self.root)))
-                if watch is not None:
+                    found = find_runs(self.root)
+                    listed_alive = any(run.state.alive for run in found)
+                    if watch is not None and any(run.path == watch.path and run.state.alive for run in found):
+                        asked.add("look")  # perhaps it was resumed elsewhere
+                    self._post(RunsFound(found))
+                if watch is not None and (lively or asked):
                     snapshot = watch.look()
                     self.looks += 1
                     alive = snapshot.state.alive
@@ -135,7 +148,7 @@ class Watcher:
             except Exception as error:
                 # a directory may go away under our hands; and whatever else it is, a thread that dies silently would
                 # leave a picture on the screen that looks alive
-                alive = False
+                alive = listed_alive = False
                 self._post(WatchFailed(explain(error)))
 
     def _figures(self, watch: RunWatch) -> RunFigures:

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from textual.app import App, ComposeResult
 
@@ -49,6 +49,8 @@ def test_no_spike_is_lost_by_decimation() -> None:
     assert picture[:20].any(axis=0).sum() <= 2  # and it stays as thin as it is
 
 
+@example([(2.0, 1.0), (1.11253693e-308, 1.0)], True)
+@example([(5e-324, 1.0), (1e308, 1.0)], True)
 @given(st.lists(st.tuples(FINITE, st.sampled_from([1.0, math.inf, math.nan])), min_size=1, max_size=200), st.booleans())
 def test_every_column_between_two_values_is_touched(values: list[tuple[float, float]], log: bool) -> None:
     y = np.array([a * b if b == 1.0 else b for a, b in values])

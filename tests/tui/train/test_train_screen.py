@@ -133,7 +133,16 @@ async def test_checkpoint_stop_and_kill_reach_a_real_process(tmp_path: Path) -> 
             await pilot.press("escape")
             await until(pilot, lambda: app.screen is app.train)
             assert read_state(run).life == "running"
+            # stopping is asked once
             await pilot.press("s")
+            await until(pilot, lambda: isinstance(app.screen, Confirm))
+            assert "Stop run at step" in app.screen._question
+            await pilot.press("enter")
+            await until(pilot, lambda: app.screen is app.train)
+            assert read_state(run).life == "running"
+            await pilot.press("s")
+            await until(pilot, lambda: isinstance(app.screen, Confirm))
+            await pilot.click("#yes")
             await until(pilot, lambda: "stopped" in overview(app))
     finally:
         if read_state(run).alive:
@@ -201,7 +210,7 @@ async def test_the_form_judges_while_typing_and_launches(tmp_path: Path, size: t
         assert batch.has_class("-wrong")
         assert form.query_one("#form-launch").disabled
         await pilot.press("x")
-        assert "needs a whole number" in str(form.query_one("#form-facts").render())
+        assert "needs a whole number" in str(form.query_one("#form-problems").render())
         await pilot.press("backspace", "4")
         assert not batch.has_class("-wrong")
         assert "--batch-size 4" in str(form.query_one("#form-command").render())
@@ -209,10 +218,10 @@ async def test_the_form_judges_while_typing_and_launches(tmp_path: Path, size: t
         form.query_one("#form-preset").focus()
         await pilot.press("right")
         assert form.query_one("#field-config").value == "d20"  # type: ignore[attr-defined]
-        assert "data_path is needed" in str(form.query_one("#form-facts").render())
+        assert "data_path is needed" in str(form.query_one("#form-problems").render())
         form.set_field("data_path", str(tmp_path / "nothing"))
         await until(pilot, lambda: form.dataset is not None)
-        assert "there is no data" in str(form.query_one("#form-facts").render())
+        assert "there is no data" in str(form.query_one("#form-problems").render())
         await pilot.press("ctrl+l")
         assert "there is no data" in app.said[-1]
         # a real launch, of a program that says what it was given and ends

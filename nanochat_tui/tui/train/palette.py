@@ -1,0 +1,101 @@
+"""What the palette offers in the train mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from textual.widgets import TabPane
+
+from nanochat_tui.errors import display_safe
+from nanochat_tui.tui.train.chart import Chart
+from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
+from nanochat_tui.tui.train.compare_view import CompareView
+from nanochat_tui.tui.train.dashboard import ORDER
+from nanochat_tui.tui.train.launch_form import LaunchForm
+from nanochat_tui.tui.train.panels import PANELS
+from nanochat_tui.tui.widgets.palette import key_commands
+
+if TYPE_CHECKING:
+    from nanochat_tui.tui.train.screen import TrainScreen
+
+Offers = Iterator[tuple[str, str, Callable[[], object]]]
+
+
+def commands(screen: TrainScreen) -> Offers:
+    """Yield title, help and callback of everything that makes sense now."""
+    yield "Open a run", "A run directory anywhere, or a trainer's log (a)", screen.action_attach
+    yield "New run", "Fill in the form and start a trainer (n)", partial(screen.action_tab, "new")
+    yield from _steering(screen)
+    yield "Search for runs", "Look again for runs and at the open one (r)", screen.action_refresh
+    for pane in screen.query(TabPane):
+        if pane.id and pane.id != screen.tabs.active:
+            title = f"Train: {'new run' if pane.id == 'new' else pane.id}"
+            yield title, "Go to this tab (Alt+←/→)", partial(screen.action_tab, pane.id)
+    yield from _view(screen)
+
+
+def _steering(screen: TrainScreen) -> Offers:
+    """What can be done with the open run; from every tab, hence by its name."""
+    if screen.seen is None:
+        return
+    name = display_safe(screen.seen.name, 40)
+    offers: tuple[tuple[str, str, str, Callable[[], object]], ...] = (
+        ("checkpoint", "Checkpoint now", f"Ask {name} for a checkpoint (c)", screen.action_checkpoint),
+        ("stop", "Stop the run safely", f"{name} writes a checkpoint and ends (s)", screen.action_stop),
+        ("kill", "Kill the run", f"{name}, at once; asked twice (K)", screen.action_kill),
+        (
+            "resume",
+            "Resume the run",
+            f"{name}, from a checkpoint, perhaps for longer (R)",
+            screen.action_resume,
+        ),
+        ("newest", "Talk to the newest checkpoint", f"Of {name}, while it goes on (t)", _newest(screen, "talk")),
+        ("newest", "Export the newest checkpoint", f"Of {name}, to a GGUF, verified (e)", _newest(screen, "export")),
+    )
+    for action, title, text, callback in offers:
+        if screen.can(action):
+            yield title, text, callback
+    if screen.seen.checkpoints and screen.tabs.active != "checkpoints":
+        yield "Let every checkpoint write", f"Those of {name}, from one prompt, to leaf through (g)", _scrub(screen)
+
+
+def _scrub(screen: TrainScreen) -> Callable[[], object]:
+    def go() -> None:
+        screen.action_tab("checkpoints")
+        screen.query_one(CheckpointsView).action_scrub()
+
+    return go
+
+
+def _newest(screen: TrainScreen, what: str) -> Callable[[], object]:
+    return partial(screen.action_newest, what)
+
+
+def _view(screen: TrainScreen) -> Offers:
+    """The keys of the tab that is looked at; the panels of the dashboard from every tab."""
+    dashboard, tab = screen.dashboard, screen.tabs.active
+    if screen.seen is not None:
+        for number, name in enumerate(ORDER, 1):
+
+            def go(name: str = name) -> None:
+                screen.action_tab("dashboard")
+                dashboard.action_panel(name)
+
+            yield f"Dashboard: {PANELS.get(name, name)}", f"Go to this panel ({number})", go
+    if tab == "runs":
+        yield from key_commands(screen.runs, "Runs")
+    elif tab == "dashboard":
+        yield from key_commands(dashboard, "Dashboard", without={f"panel('{name}')" for name in ORDER})
+        if dashboard.current in PANELS:
+            yield from key_commands(dashboard.query_one(f"#panel-{dashboard.current}", Chart), "Chart")
+    elif tab == "checkpoints":
+        yield from key_commands(screen.query_one(CheckpointsView), "Checkpoints")
+    elif tab == "compare":
+        compare = screen.query_one(CompareView)
+        yield from key_commands(compare, "Compare")
+        yield from key_commands(compare.query_one(Chart), "Chart")
+    elif tab == "new":
+        for form in screen.query(LaunchForm):
+            yield from key_commands(form, "New run")
