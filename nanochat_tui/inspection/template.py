@@ -1,4 +1,4 @@
-"""A file's chat template, tried on a conversation."""
+"""A file's chat template, or its family's, tried on a conversation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFValue
+from nanochat_tui.formats.gguf_values import metadata_string
+from nanochat_tui.model.chat_families import chat_format
 from nanochat_tui.model.chat_template import render
 from nanochat_tui.model.tokenizer_patterns import repaired_names
 
@@ -27,13 +29,17 @@ class Rendering:
     text: str | None
     error: str | None
     note: str | None = None
-    """What had to be changed for it to work."""
+    """What was assumed, and what had to be changed for it to work."""
 
 
-def template_of(metadata: Mapping[str, GGUFValue]) -> str | None:
-    """Return a file's chat template, or None."""
-    found = metadata.get("tokenizer.chat_template")
-    return found.value if found is not None and isinstance(found.value, str) else None
+def template_of(metadata: Mapping[str, GGUFValue]) -> tuple[str | None, str | None]:
+    """Return the template the chat would use, None for a model that only continues text, and what was assumed for it:
+    a missing, broken or placeholder template gives way to that of the model's family.
+    """
+    used = chat_format(metadata)
+    if used is not None:
+        return used.template, used.note
+    return metadata_string(metadata, "tokenizer.chat_template", "") or None, None  # the file's own, to say what ails it
 
 
 def special_tokens(metadata: Mapping[str, GGUFValue]) -> tuple[str, str]:
@@ -57,8 +63,8 @@ def render_sample(
     add_generation_prompt: bool = True,
     enable_thinking: bool | None = None,
 ) -> Rendering:
-    """Render a file's template. One that refuses a system message is tried without. Never raises."""
-    template = template_of(metadata)
+    """Render a file's template, or its family's. One that refuses a system message is tried without. Never raises."""
+    template, assumed = template_of(metadata)
     if template is None:
         return Rendering(None, "the file has no chat template; text is completed as it is")
     bos, eos = special_tokens(metadata)
@@ -74,12 +80,13 @@ def render_sample(
         )
 
     try:
-        return Rendering(attempt(messages), None)
+        return Rendering(attempt(messages), None, assumed)
     except UserError as error:
         without = [message for message in messages if message["role"] != "system"]
         if len(without) == len(messages):
             return Rendering(None, str(error))
         try:
-            return Rendering(attempt(without), None, "the template takes no system message; rendered without")
+            left_out = "the template takes no system message; rendered without"
+            return Rendering(attempt(without), None, left_out if assumed is None else f"{assumed}; {left_out}")
         except UserError:
             return Rendering(None, str(error))

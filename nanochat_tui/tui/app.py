@@ -14,6 +14,7 @@ from textual import on
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
+from textual.widgets import HelpPanel
 
 from nanochat_tui.chat.backend import Backend
 from nanochat_tui.chat.store import Store
@@ -39,11 +40,13 @@ class NanochatApp(App[None]):
     TITLE = "nanochat-tui"
     CSS = """
     ToastRack { dock: top; align: right top; margin: 0; }
-    HelpPanel { #widget-help { max-height: 70%; } }
-    """  # notes stand above, where they hide neither the input nor the numbers under it
+    HelpPanel { overflow-y: auto; #widget-help { max-height: 1000; } KeyPanel#keys-help { height: auto; } }
+    """  # notes stand above, where they hide neither the input nor the numbers under it; help scrolls as a whole
     DEFAULT_MODE = "chat"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "toggle_help", "Help", priority=True, id="app.help"),
+        Binding("alt+down", "scroll_help(1)", "More help", key_display="Alt+↓", priority=True, id="app.help_down"),
+        Binding("alt+up", "scroll_help(-1)", "Help up", show=False, priority=True, id="app.help_up"),
         Binding("f2", "show_mode('chat')", "Chat", priority=True, id="app.chat"),
         Binding("f3", "show_mode('inspect')", "Inspect", priority=True, id="app.inspect"),
         Binding("f4", "show_mode('train')", "Train", priority=True, id="app.train"),
@@ -238,10 +241,26 @@ class NanochatApp(App[None]):
 
     def action_toggle_help(self) -> None:
         """Show or hide the help for what has the focus."""
-        if self.screen.query("HelpPanel"):
+        if self._help_panel() is not None:
             self.action_hide_help_panel()
         else:
             self.action_show_help_panel()
+        self.call_after_refresh(self.refresh_bindings)
+
+    def _help_panel(self) -> HelpPanel | None:
+        return next((child for child in self.screen.children if isinstance(child, HelpPanel)), None)
+
+    def action_scroll_help(self, by: int) -> None:
+        """Scroll the help by half of its height; the focus stays, because the help is about what has it."""
+        panel = self._help_panel()
+        if panel is not None:
+            panel.scroll_relative(y=by * max(1, panel.size.height // 2), animate=False)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Take the keys that scroll the help only while it is on show."""
+        if action == "scroll_help":
+            return bool(self._screen_stacks.get(self._current_mode)) and self._help_panel() is not None
+        return super().check_action(action, parameters)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Offer every action of the screen in the palette, beside the modes and Textual's own commands."""

@@ -170,3 +170,11 @@ def test_mixing_composed_over_depth(streams: int) -> None:
     if streams == 2:
         assert alphas(h) == pytest.approx(1 / (1 + np.exp(-records[:, 0])), abs=1e-6)
     assert TINY.n_streams == 2
+
+
+def test_the_template_is_that_which_the_chat_uses() -> None:
+    vocabulary = {"tokenizer.ggml.tokens": array(["a", "<|im_start|>", "<|im_end|>"])}
+    for own in ({}, {"tokenizer.chat_template": string("{% for %}")}):
+        found = render_sample({"general.architecture": string("qwen2"), **vocabulary, **own})
+        assert found.text is not None and found.text.startswith("<|im_start|>system\n")
+        assert found.note is not None and "its family, ChatML, is used" in found.note

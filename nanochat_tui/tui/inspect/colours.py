@@ -17,6 +17,9 @@ LEVELS = 33
 TWO, OUTSIDE = LEVELS, LEVELS + 1
 """Indexes of the colour of +2, and of what is not part of the matrix."""
 
+LEAST_GREY = 0.25
+"""By how much -1, 0 and +1 differ in brightness, from 0 to 1."""
+
 
 @dataclass(frozen=True)
 class Colours:
@@ -28,6 +31,8 @@ class Colours:
     background: Color
     cursor: Color
     bad: Color
+    pointer: Color
+    """Colour of what points at one weight: lighter, or on light themes darker, than any weight."""
 
     @property
     def minus(self) -> Color:
@@ -54,7 +59,7 @@ def colours_of(app: App[object]) -> Colours:
     named = app.theme_variables
     background = Color.parse(named["background"])
     zero = Color.parse(named["surface-lighten-1"])
-    minus, plus = Color.parse(named["secondary"]), Color.parse(named["primary"])
+    minus, plus = told_apart(Color.parse(named["secondary"]), Color.parse(named["primary"]), zero)
     half = LEVELS // 2
     shades = [minus.blend(zero, i / half) for i in range(half)] + [zero.blend(plus, i / half) for i in range(half + 1)]
     foreground = Color.parse(named["foreground"])
@@ -65,7 +70,44 @@ def colours_of(app: App[object]) -> Colours:
         background=background,
         cursor=Color.parse(named["warning"]),
         bad=Color.parse(named["error"]),
+        pointer=Color(0, 0, 0) if grey(zero) > 0.5 else Color(255, 255, 255),
     )
+
+
+def grey(colour: Color) -> float:
+    """Return what is left of a colour where there are none (`NO_COLOR`), from 0 (black) to 1."""
+    return colour.monochrome.r / 255
+
+
+def told_apart(first: Color, second: Color, zero: Color) -> tuple[Color, Color]:
+    """Return two colours of a theme, made lighter and darker until they and that of 0 differ without colour, too."""
+    if any(colour.ansi is not None for colour in (first, second, zero)):
+        return first, second  # the terminal's own colours, of which nobody knows the brightness
+    ground = grey(zero)
+    away, room = (1.0, 1.0 - ground) if ground <= 0.5 else (-1.0, ground)
+    distances = [away * (grey(colour) - ground) for colour in (first, second)]
+    near, far = sorted(distances)
+    if near >= LEAST_GREY and far - near >= LEAST_GREY:
+        return first, second
+    half = LEAST_GREY / 2
+    middle = min(max((near + far) / 2, LEAST_GREY + half), room - half)
+    low, high = ground + away * (middle - half), ground + away * (middle + half)
+    if distances[0] <= distances[1]:
+        return with_grey(first, low), with_grey(second, high)
+    return with_grey(first, high), with_grey(second, low)
+
+
+def with_grey(colour: Color, wanted: float) -> Color:
+    """Return a colour blended with white or black until it is as light as `wanted`."""
+    end = Color(255, 255, 255) if wanted > grey(colour) else Color(0, 0, 0)
+    least, most = 0.0, 1.0
+    for _ in range(12):
+        share = (least + most) / 2
+        if abs(grey(colour.blend(end, share)) - grey(colour)) < abs(wanted - grey(colour)):
+            least = share
+        else:
+            most = share
+    return colour.blend(end, most)
 
 
 def levels(values: NDArray[np.float32], contrast: float = 1.0) -> NDArray[np.int64]:

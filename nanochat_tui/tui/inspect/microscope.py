@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.widgets import Select, Static
 
 from nanochat_tui.errors import display_safe
+from nanochat_tui.tui.inspect.colours import colours_of
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane
 from nanochat_tui.tui.inspect.trit_view import TritView, View
@@ -115,8 +116,13 @@ class MicroscopePane(Pane):
         if self.job("picture") is not None:
             scale += " …"
         quiet = "$text 60%"
+        c = colours_of(self.app)
         legend = Content.assemble(
-            (" −1 ", "$text on $secondary"), (" 0 ", "$text on $surface-lighten-1"), (" +1 ", "$text on $primary"), " "
+            *(
+                (name, f"{shade.get_contrast_text(1.0).hex6} on {shade.hex6}")
+                for name, shade in ((" −1 ", c.minus), (" 0 ", c.zero), (" +1 ", c.plus))
+            ),
+            " ",
         )
         line = legend + Content.styled(f"{scale} · {rows} · {columns}", quiet)
         self.query_one("#trit-status", Static).update(Content("\n").join([line, self._pointed()]))
@@ -124,7 +130,7 @@ class MicroscopePane(Pane):
     def _pointed(self) -> Content:
         window = self.view
         if window.pointed is None:
-            return Content.styled("point with the mouse to read a weight", "$text 60%")
+            return Content.styled("x, or the mouse, reads a weight", "$text 60%")
         row, column = window.pointed
         found = window.value_at(row, column)
         if found is None:

@@ -31,6 +31,7 @@ from nanochat_tui.tui.inspect.tokenizer import TokenizerPane
 from nanochat_tui.tui.inspect.weights import OpenTrits, WeightsPane
 from nanochat_tui.tui.messages import ChatWith
 from nanochat_tui.tui.widgets.key_line import KeyLine
+from nanochat_tui.tui.widgets.palette import key_commands
 
 PANES: tuple[tuple[str, type[Pane]], ...] = (
     ("overview", OverviewPane),
@@ -219,11 +220,7 @@ What is in a model file, without running it. **Ctrl+O** opens another one, the *
         """The keys of the pane that is looked at."""
         pane = self.pane
         for owner in (pane, *pane.query("TritView, LayerGrid")):
-            for binding in owner.BINDINGS:
-                if isinstance(binding, Binding) and binding.show and binding.description:
-                    key = binding.key_display or binding.key.split(",")[0]
-                    call = partial(self.app.run_action, binding.action, owner)
-                    yield f"{pane.TITLE}: {binding.description}", f"The key {key}", call
+            yield from key_commands(owner, pane.TITLE)
 
     def on_unmount(self) -> None:
         """Let go of the file with the application."""

@@ -26,7 +26,8 @@ class TemplatePane(Pane):
     TITLE = "Template"
     HELP = """\
 ### Template
-What a conversation becomes before the model reads it. **c** changes between a sample and the conversation of the chat,
+What a conversation becomes before the model reads it, by the file's template or, where it has none that works, by its
+family's, as in the chat. **c** changes between a sample and the conversation of the chat,
 **r** adds or leaves the beginning of the reply, **y** switches thinking, **t** shows the template itself. Special
 tokens are coloured.
 """
@@ -70,13 +71,15 @@ tokens are coloured.
             return
         text, head = self.query_one("#template-text", Static), self.query_one("#template-head", Static)
         metadata = {} if opened.file is None else opened.file.metadata
-        template = template_of(metadata)
+        template, assumed = template_of(metadata)
         if template is None:
             head.update(Content.styled("no chat template in this file", "$text-warning"))
-            text.update("Text is completed as it is, or by the template of the model's family.")
+            text.update("Text is completed as it is.")
             return
         if self.source:
-            head.update(Content.styled(f"the template itself, {len(template):,} characters", "$text 60%"))
+            which = "the template itself" if assumed is None else f"the template of its family: {assumed}"
+            told = f"{display_safe(which, 300)}; {len(template):,} characters"
+            head.update(Content.styled(told, "$text 60%" if assumed is None else "$text-warning"))
             text.update(Content(printable(template[:100_000])))
             return
         messages = self._messages() if self.from_chat else SAMPLE

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from textual import on
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widgets import Input, Static
 
@@ -68,8 +71,13 @@ class TokenizerPane(Pane):
     HELP = """\
 ### Tokens
 The first field turns text into tokens, with their ids and bytes (`\\n` and `\\t` may be written so). The second
-searches the vocabulary, or turns ids such as `318 257` back into text. **Tab** goes from one to the other.
+searches the vocabulary, or turns ids such as `318 257` back into text. **i** goes to the first field, **/** to the
+second, **Tab** from one to the other; **Esc** leaves a field, so that keys are no longer text.
 """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("i", "text", "Text", id="tokens.text"),
+        Binding("slash", "search", "Search", id="tokens.search"),
+    ]
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -83,7 +91,11 @@ searches the vocabulary, or turns ids such as `318 257` back into text. **Tab** 
             yield Static(id="tokens-result", markup=False)
 
     def focus_first(self) -> None:
-        """The first field takes the keys."""
+        """The results take the keys; a field would take the numbers that change the tab."""
+        self.query_one(Scroller).focus()
+
+    def action_text(self) -> None:
+        """Go to the field of text."""
         self.query_one("#tokens-text", Input).focus()
 
     def action_search(self) -> None:

@@ -18,7 +18,7 @@ from textual.widget import Widget
 
 from nanochat_tui.inspection.trit_map import fitting_zoom, picture, weight_at
 from nanochat_tui.inspection.trits import TritReader
-from nanochat_tui.tui.inspect.colours import Colours, colours_of, levels, on, row_of
+from nanochat_tui.tui.inspect.colours import Colours, colours_of, half_block, levels, on, row_of
 
 AT_ONCE = 1 << 21
 """Weights that are decoded without leaving the event loop; more are left to a thread."""
@@ -43,8 +43,9 @@ The matrix as it is: −1, 0 and +1 in three colours, two rows of weights to a l
 its weights (or, with **m**, the share that is not zero), its contrast raised so that structure can be seen.
 
 **Arrows** or **hjkl** move (with Shift by one cell), **+** and **−** zoom, **f** fits the whole matrix, **o** shows one
-weight per dot, **t** one per symbol, **n** and **p** change the tensor. The mouse drags, its wheel zooms, and what it
-points at is named below.
+weight per dot, **t** one per symbol, **n** and **p** change the tensor. **x** takes a crosshair, which the arrows move
+(with Shift by eight cells) until **x** or Esc; what it points at is named below. The mouse points and drags, its wheel
+zooms.
 """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -68,6 +69,8 @@ points at is named below.
         Binding("o", "dots", "1:1", id="trits.1_1"),
         Binding("t", "symbols", "Symbols", id="trits.symbols"),
         Binding("m", "kind", "Mean/density", id="trits.mean_density"),
+        Binding("x", "crosshair", "Read", id="trits.crosshair"),
+        Binding("escape", "let_go", "No crosshair", show=False, id="trits.let_go"),
     ]
 
     DEFAULT_CSS = "TritView { height: 1fr; width: 1fr; }"
@@ -92,7 +95,9 @@ points at is named below.
         self.kind = "mean"
         self.contrast = 1.0
         self.pointed: tuple[int, int] | None = None
-        """Row and column of the weight (or the first of the cell) under the mouse."""
+        """Row and column of the weight (or the first of the cell) under the mouse or the crosshair."""
+        self.aiming = False
+        """Whether the arrows move the crosshair."""
         self._picture: NDArray[np.float32] = np.zeros((0, 0), np.float32)
         self._shades: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self._colours: Colours | None = None
@@ -120,7 +125,7 @@ points at is named below.
     def show(self, reader: TritReader | None) -> None:
         """Look at another tensor, from its first weight, one to a dot."""
         self.reader = reader
-        self.pointed = None
+        self.pointed = (0, 0) if self.aiming else None
         self.view = View(0, 0, 1)
         self._look(self.view)
 
@@ -137,6 +142,8 @@ points at is named below.
                 max(0, min(view.row, reader.rows - height)), max(0, min(view.column, reader.columns - width)), view.zoom
             )
         self.view = view
+        if self.aiming and self.pointed is not None:
+            self.pointed = self._inside(*self.pointed)
         self.update_picture()
         self.post_message(self.Moved(self))
 
@@ -190,10 +197,33 @@ points at is named below.
         if self.view.zoom == 0:
             if y >= len(self._picture):
                 return Strip([blank], width)
-            return Strip(self._symbols(y, colours), width)
+            return self._aimed(y, Strip(self._symbols(y, colours), width), colours)
         if 2 * y + 1 >= len(self._shades):
             return Strip([blank], width)
-        return Strip(row_of(self._shades[2 * y], self._shades[2 * y + 1], colours), self._shades.shape[1])
+        strip = Strip(row_of(self._shades[2 * y], self._shades[2 * y + 1], colours), self._shades.shape[1])
+        return self._aimed(y, strip, colours)
+
+    def _aimed(self, y: int, strip: Strip, colours: Colours) -> Strip:
+        """Return a line with the crosshair, if it is in it."""
+        if not self.aiming or self.pointed is None:
+            return strip
+        down, right = (
+            (at - start) // self.weights
+            for at, start in zip(self.pointed, (self.view.row, self.view.column), strict=True)
+        )
+        if self.view.zoom == 0:
+            if down != y:
+                return strip
+            start, cells = 2 * right, 2
+            symbol = strip.crop(start, start + 1).text
+            mark = Segment(f"{symbol} ", on(colours.pointer, bold=True))
+        else:
+            if down // 2 != y or right >= self._shades.shape[1]:
+                return strip
+            start, cells = right, 1
+            other = colours.shades[int(self._shades[2 * y + (down % 2 == 0), right])]
+            mark = Segment("▄" if down % 2 else "▀", half_block(colours.pointer, other))
+        return Strip.join([strip.crop(0, start), Strip([mark], cells), strip.crop(start + cells)])
 
     def _symbols(self, y: int, colours: Colours) -> list[Segment]:
         segments = []
@@ -206,8 +236,57 @@ points at is named below.
 
     # Moving
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Leave Esc to the pane while there is no crosshair."""
+        return self.aiming if action == "let_go" else True
+
+    def _inside(self, row: int, column: int) -> tuple[int, int]:
+        """Return the weight nearest to this one that is on show."""
+        v, reader = self.view, self.reader
+        height, width = (cells * self.weights for cells in self.cells)
+        last_row, last_column = v.row + height - 1, v.column + width - 1
+        if reader is not None:
+            last_row, last_column = min(last_row, reader.rows - 1), min(last_column, reader.columns - 1)
+        return max(v.row, min(row, last_row)), max(v.column, min(column, last_column))
+
+    def action_crosshair(self) -> None:
+        """Take the crosshair, in the middle or where the mouse pointed, or let it go."""
+        if self.aiming or self.reader is None:
+            self.action_let_go()
+            return
+        self.aiming = True
+        height, width = (cells * self.weights // 2 for cells in self.cells)
+        self.pointed = self._inside(*(self.pointed or (self.view.row + height, self.view.column + width)))
+        self.refresh()
+        self.refresh_bindings()
+        self.post_message(self.Moved(self))
+
+    def action_let_go(self) -> None:
+        """Put the crosshair away."""
+        self.aiming, self.pointed = False, None
+        self.refresh()
+        self.refresh_bindings()
+        self.post_message(self.Moved(self))
+
+    def _aim(self, down: int, right: int) -> None:
+        """Move the crosshair by cells; the window follows it."""
+        reader = self.reader
+        if reader is None or self.pointed is None:
+            return
+        row = max(0, min(self.pointed[0] + down * self.weights, reader.rows - 1))
+        column = max(0, min(self.pointed[1] + right * self.weights, reader.columns - 1))
+        height, width = (cells * self.weights for cells in self.cells)
+        v = self.view
+        top = row if row < v.row else max(v.row, row - height + self.weights)
+        left = column if column < v.column else max(v.column, column - width + self.weights)
+        self.pointed = row, column
+        self._look(View(top, left, v.zoom))
+
     def action_pan(self, down: int, right: int, cells: int = 0) -> None:
-        """Move by an eighth of what is seen, or by a number of cells."""
+        """Move by an eighth of what is seen, or by a number of cells; the crosshair by one, or by eight."""
+        if self.aiming:
+            self._aim(*((8 * down, 8 * right) if cells else (down, right)))
+            return
         height, width = self.cells
         steps = (cells, cells) if cells else (max(1, height // 8), max(1, width // 8))
         v = self.view
@@ -296,7 +375,8 @@ points at is named below.
             down, right = (moved.y, moved.x // 2) if view.zoom == 0 else (2 * moved.y, moved.x)
             self._look(View(view.row + down * self.weights, view.column + right * self.weights, view.zoom))
         else:
-            self.pointed = self._weight(here)
+            self.pointed = self._inside(*self._weight(here)) if self.aiming else self._weight(here)
+            self.refresh()
             self.post_message(self.Moved(self))
 
     def on_mouse_scroll_up(self, event: MouseScrollUp) -> None:

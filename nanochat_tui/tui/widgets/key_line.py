@@ -61,7 +61,7 @@ class KeyLine(Widget):
 
     DEFAULT_CSS = "KeyLine { dock: bottom; height: 1; background: $surface; }"
     ALLOW_SELECT = False
-    FIRST = ("command_palette", "toggle_help", "show_mode", "quit")
+    FIRST = ("scroll_help", "command_palette", "toggle_help", "show_mode", "quit")
     """Actions of the application, the most needed first."""
 
     def __init__(self) -> None:
