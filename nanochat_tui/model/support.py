@@ -153,7 +153,9 @@ def _require_widths(found: Architecture) -> None:
         )
     scales = (found.embedding_scale, found.residual_scale, found.logit_scale)
     if any(scale != 1.0 for scale in scales):
-        raise UnsupportedModelError("models that scale their embedding, residual or logits cannot be run")
+        raise UnsupportedModelError(
+            "models that scale their embedding, residual or logits cannot be run by this version; use llama.cpp"
+        )
 
 
 def _require_part(file: GGUFFile, part: Part, types: dict[Role, frozenset[str]]) -> None:
@@ -185,9 +187,9 @@ def _require_nothing_else(file: GGUFFile, found: Architecture, names: Set[str]) 
         if "_norm_in" in name:
             raise UnsupportedModelError(
                 f"the file normalises the input of every matrix ({display_safe(name)}), as BitNet's embedding models "
-                "do, which this version cannot run"
+                "do, which this version cannot run; use Microsoft's bitnet.cpp for it"
             )
         raise UnsupportedModelError(
-            f"the file holds the tensor {display_safe(name)}, which is not known for {found.name}; without it another "
-            "model would be computed"
+            f"the file holds the tensor {display_safe(name)}, which is not known for {found.name} and without which "
+            "another model would be computed; take a file of the plain model, or use llama.cpp for this one"
         )

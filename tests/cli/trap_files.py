@@ -226,6 +226,18 @@ def embedding_model(folder: Path) -> Path:
     return finish(d, folder / "m.gguf")
 
 
+def another_architecture(folder: Path) -> Path:
+    d = draft("llama")
+    d.name = "minicpm"
+    return finish(d, folder / "m.gguf")
+
+
+def another_tensor(folder: Path) -> Path:
+    d = draft("llama")
+    d.norm("blk.0.attn_q_norm.weight", 128)
+    return finish(d, folder / "m.gguf")
+
+
 def too_large(folder: Path) -> Path:
     """A terabyte of embedding, as a file with a hole: nothing of it is on the disk."""
     d = draft("llama", table="F16")
@@ -320,7 +332,13 @@ TRAPS = {
     ),
     "mislabelled BitNet, by name": Case(mislabelled_by_name, ("ReLU²",), noted="ReLU²"),
     "mislabelled BitNet, by key": Case(mislabelled_by_key, ("ReLU²",), noted="ReLU²"),
-    "BitNet embedding model": Case(embedding_model, ("*_norm_in",), refused="normalises the input of every matrix"),
+    "BitNet embedding model": Case(embedding_model, ("*_norm_in",), refused="use Microsoft's bitnet.cpp"),
+    "an architecture that is not run": Case(
+        another_architecture, ("minicpm", "use llama.cpp"), refused="BitCPM's scales are not implemented; use llama.cpp"
+    ),
+    "a tensor too many": Case(
+        another_tensor, ("attn_q_norm.weight, which is not known for llama",), refused="take a file of the plain model"
+    ),
     "missing pre": Case(lambda folder: with_pre(folder, None), ("llama-bpe",), noted="llama-bpe"),
     "wrong pre": Case(lambda folder: with_pre(folder, "qwen2"), ("'qwen2'", "llama-bpe"), noted="llama-bpe"),
     "placeholder chat template": Case(

@@ -20,14 +20,20 @@ BY_NAME: dict[str, ModuleType] = {name: module for module in _MODULES for name i
 """Modules by the value of `general.architecture`."""
 
 EXPLAINED: dict[str, str] = {
-    "gemma3": "it is a BitNet embedding model or another Gemma, whose extra norms are not implemented",
-    "hunyuan-dense": "Tencent's Hy-MT models rotate before they normalise, which is not implemented",
-    "qwen35moe": "of Qwen3.5 only the dense models are implemented",
-    "minicpm": "BitCPM's scales are not implemented",
+    "gemma3": (
+        "it is a BitNet embedding model or another Gemma, whose extra norms are not implemented; use Microsoft's "
+        "bitnet.cpp for the one and llama.cpp for the other"
+    ),
+    "hunyuan-dense": (
+        "Tencent's Hy-MT models rotate before they normalise, which is not implemented; use llama.cpp, or Tencent's "
+        "branch of it for a file of STQ1_0"
+    ),
+    "qwen35moe": "of Qwen3.5 only the dense models are implemented; take one of those (qwen35), or use llama.cpp",
+    "minicpm": "BitCPM's scales are not implemented; use llama.cpp",
     "clip": "it is the vision part of a model; give the language part",
     "mmproj": "it is the vision part of a model; give the language part",
 }
-"""What can be said about names that are known and not run."""
+"""Why models of names that are known are not run, and what to do instead."""
 
 
 class UnknownArchitectureError(UserError):
@@ -38,10 +44,12 @@ def describe(file: GGUFFile) -> Architecture:
     """Return what the engine has to know of a file. Raises UserError with the reason, in one sentence."""
     name = metadata_string(file.metadata, "general.architecture", "")
     if not name:
-        raise UnknownArchitectureError("the file names no architecture, so it is not known how to run it")
+        raise UnknownArchitectureError(
+            "the file names no architecture, so it is not known how to run it; fetch it again or convert it anew"
+        )
     module = BY_NAME.get(name)
     if module is None:
-        reason = EXPLAINED.get(name, "it runs " + ", ".join(BY_NAME))
+        reason = EXPLAINED.get(name, f"it runs {', '.join(BY_NAME)}; take a model of one of these, or use llama.cpp")
         raise UnknownArchitectureError(
             f"models of the architecture {display_safe(name)} cannot be run by this version: {reason}"
         )

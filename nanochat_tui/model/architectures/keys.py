@@ -167,7 +167,9 @@ class Keys:
         else:
             width = self.dim // heads
         if self.count("attention.value_length", width) != width:
-            raise UserError("keys and values of different widths cannot be run by this version")
+            raise UserError(
+                "keys and values of different widths cannot be run by this version; use llama.cpp for this model"
+            )
         if heads % kv_heads:
             raise UserError(f"{heads} query heads cannot share {kv_heads} key heads; the file is damaged")
         return Attention(heads, kv_heads, width, qk_norm=qk_norm, sub_norm=sub_norm)
@@ -182,11 +184,16 @@ class Keys:
         # as llama.cpp reads it: without a type a factor is a linear one, and the type "none" overrules a factor
         kind = self.text("rope.scaling.type", "linear")
         if kind not in ("none", "linear", "yarn"):
-            raise UserError(f"positions scaled by {display_safe(kind)} cannot be run by this version")
+            raise UserError(
+                f"positions scaled by {display_safe(kind)} cannot be run by this version, only linear and yarn; use "
+                "llama.cpp for this model"
+            )
         scaling: Scaling = "linear" if kind == "linear" else "yarn" if kind == "yarn" else "none"
         factor = self.number("rope.scaling.factor", self.number("rope.scale_linear", 1.0))
         if self.number("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
-            raise UserError("a YaRN extrapolation factor other than 1 cannot be run by this version")
+            raise UserError(
+                "a YaRN extrapolation factor other than 1 cannot be run by this version; use llama.cpp for this model"
+            )
         original = self.count("rope.scaling.original_context_length", self.context, maximum=MAX_POSITIONS)
         if dims % 2:
             raise UserError(f"{dims} rotated components are odd, and they turn in pairs; the file is damaged")

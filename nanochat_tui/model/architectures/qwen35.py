@@ -21,7 +21,7 @@ def describe(keys: Keys) -> Architecture:
     delta = _delta_net(keys)
     recurrent = _recurrent(keys, layers)
     if all(recurrent):
-        raise UserError("a model without a single attention layer cannot be run by this version")
+        raise UserError("a model without a single attention layer cannot be run by this version; use llama.cpp for it")
     ffn = keys.feed_forward()
     mixers: list[Attention | DeltaNet] = [delta if flag else attention for flag in recurrent]
     return Architecture(
