@@ -2,7 +2,8 @@
 
 One thread computes. Every pass over the weights takes one token of each reply that is being written, and beside
 them some tokens of a prompt that is being read, so that a long prompt stalls nobody. Replies join and leave between
-passes. Prompts that begin alike share the pages of the key-value cache. The batcher does not know who asked: it takes
+passes. Prompts that begin alike share the pages of the key-value cache. When its pages run out, the youngest request
+waits again and later goes on where it was (as in vLLM, Kwon et al. 2023). The batcher does not know who asked: it takes
 token ids and settings and hands out tokens; a stream may be read, and cancelled, from any thread.
 """
 
@@ -42,6 +43,10 @@ SMALLEST_CHUNK = 16
 """Tokens of a prompt that every pass takes, however slow: fewer would cost as much."""
 MEMORY_SHARE = 4
 """The cache takes at most one part in so many of the memory that is free, unless told otherwise."""
+
+PROMISED_TOKENS = 512
+"""Room for so many tokens to come is kept free for every request. Most clients do not say how long a reply may be; kept
+for all that the context holds, the cache would serve one of them at a time."""
 
 
 class QueueFull(UserError):  # noqa: N818 - it is a state of the queue, not a mistake
@@ -110,10 +115,11 @@ class Stream(Iterator[Token]):
 class _Running:
     """A request and, once it is admitted, its cache.
 
-    last: the token that was sampled last and has not been run yet; None before the first.
+    ids: its prompt and what has been written so far. last: the token that was sampled last and has not been run yet;
+    None while ids are being read, before the first and when the request comes back from waiting again.
     """
 
-    prompt: list[int]
+    ids: list[int]
     reply: Reply
     stream: Stream
     speculator: Speculator
@@ -123,8 +129,8 @@ class _Running:
 
     @property
     def pages(self) -> int:
-        """Pages that it may come to need."""
-        return pages_for(len(self.prompt) + self.reply.room)
+        """Pages that are kept for it."""
+        return pages_for(len(self.ids) + min(self.reply.room - self.reply.produced, PROMISED_TOKENS))
 
     @property
     def held(self) -> KVCache:
@@ -135,14 +141,19 @@ class _Running:
 
     @property
     def reading(self) -> bool:
-        """Whether its prompt is not in the cache yet."""
+        """Whether its prompt, or what it was before it waited again, is not in the cache yet."""
         return self.last is None
+
+    @property
+    def resumed(self) -> bool:
+        """Whether what it is reading is in part its own reply."""
+        return self.reply.produced > 0
 
 
 def _shares_next_page(request: _Running, earlier: _Running) -> bool:
     """Return whether the page that a prompt needs next is about to be computed for another one."""
     end = len(request.held.ids) + PAGE
-    return end < len(request.prompt) and request.prompt[:end] == earlier.prompt[:end]
+    return end < len(request.ids) and request.ids[:end] == earlier.ids[:end]
 
 
 class Batcher:
@@ -271,7 +282,7 @@ class Batcher:
                     self._finish(request, "cancelled", error)
 
     def _admit(self) -> None:
-        """Move requests from waiting to running: in their order, when there is memory for all they may come to need."""
+        """Move requests from waiting to running: in their order, when there is memory for what is kept for each."""
         for request in [r for r in self._waiting if r.stream._cancel.is_set()]:
             self._waiting.remove(request)
             request.stream._end("cancelled")
@@ -289,6 +300,37 @@ class Batcher:
                 continue
             self._running.append(request)
 
+    def _wait_again(self, request: _Running) -> None:
+        """Take a request's pages; as many as stay unused are found again when it is its turn."""
+        if not request.resumed:  # it reads its prompt anew, and each token of that counts once
+            stats = request.stream.stats
+            stats.prompt_tokens = stats.reused_tokens = 0
+        with self._changed:
+            self._running.remove(request)
+            request.held.release()
+            request.cache = request.last = None
+            self._waiting.appendleft(request)
+
+    def _make_room(self) -> None:
+        """Let the youngest requests wait again until there are pages for the next pass of the others.
+
+        The oldest alone always has room, so somebody always gets on; and who has to wait again comes back only when
+        there are pages for a while.
+        """
+        while len(self._running) > 1:
+            budget, missing = CHUNK, 0
+            for request in self._running:
+                known = len(request.held.ids)
+                if request.reading:
+                    tokens = min(budget, len(request.ids) - known)
+                    budget -= tokens
+                else:
+                    tokens = min(BURST, request.reply.room - request.reply.produced)
+                missing += request.held.missing(known + tokens)
+            if missing <= self._pool.available:
+                return
+            self._wait_again(self._running[-1])  # they came in this order, and come back in it
+
     def _finish(self, request: _Running, reason: FinishReason, error: BaseException | None = None) -> None:
         with self._changed:
             self._running.remove(request)
@@ -304,6 +346,7 @@ class Batcher:
                 self._finish(request, "cancelled")
             elif request.reply.room == 0:
                 self._finish(request, "length")
+        self._make_room()
         reading = [request for request in self._running if request.reading]
         writing = [request for request in self._running if not request.reading]
         if not reading and not writing:
@@ -353,19 +396,21 @@ class Batcher:
 
     def _look_for_pages(self, request: _Running) -> None:
         """Take pages of a prompt that another request has computed by now."""
-        cache, prompt = request.held, request.prompt
+        cache, ids = request.held, request.ids
         known = len(cache.ids)
-        if known % PAGE == 0 and known + PAGE < len(prompt):
-            found = cache.begin(prompt) - known
+        if known % PAGE == 0 and known + PAGE < len(ids):
+            found = cache.begin(ids) - known
+            if request.resumed:
+                return
             request.stream.stats.reused_tokens += found
             with self._changed:
                 self._reused_tokens += found
 
     def _next_part(self, request: _Running, budget: int) -> tuple[list[int], bool]:
         """Return the next tokens of a prompt, and whether they are its last."""
-        known, prompt = len(request.held.ids), request.prompt
-        part = prompt[known : known + budget]
-        return part, known + len(part) == len(prompt)
+        known, ids = len(request.held.ids), request.ids
+        part = ids[known : known + budget]
+        return part, known + len(part) == len(ids)
 
     def _learn(self, seconds: float, rows: int, writing: list[_Running], mixed: bool) -> None:
         for request in writing:
@@ -386,8 +431,12 @@ class Batcher:
     def _note_read(self, request: _Running, part: list[int], seconds: float) -> None:
         request.held.extend(part)
         request.held.keep_state()
-        request.stream.stats.prompt_tokens += len(part)
-        request.stream.stats.prompt_seconds += seconds
+        stats = request.stream.stats
+        if request.resumed:
+            stats.decode_seconds += seconds
+            return
+        stats.prompt_tokens += len(part)
+        stats.prompt_seconds += seconds
         with self._changed:
             self._prompt_tokens += len(part)
 
@@ -396,12 +445,14 @@ class Batcher:
         cache, reply, stream = request.held, request.reply, request.stream
         if request.last is not None:
             cache.extend([request.last])
+        if request.resumed:
             stream.stats.generated_tokens += len(drawn.ids)
         for index, token in enumerate(drawn.ids):
             if stream._cancel.is_set():
                 self._finish(request, "cancelled")
                 return
             handed = reply.accept(drawn, index)
+            request.ids.append(token)
             if index + 1 < len(drawn.ids) and reply.finish_reason is None:
                 cache.extend([token])
             if handed is not None:

@@ -128,6 +128,10 @@ class KVCache:
         while len(self._pages) > pages_for(count):
             self.pool.drop(self._pages.pop())
 
+    def missing(self, end: int) -> int:
+        """Return how many pages `reserve` would take from the pool for positions up to `end`."""
+        return max(0, pages_for(end) - len(self._pages))
+
     def reserve(self, first: int, end: int) -> None:
         """Make positions first..end writable: pages of this sequence alone. Raises PoolFull or UserError."""
         for index in range(first // PAGE, min(len(self._pages), pages_for(end))):

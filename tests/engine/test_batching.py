@@ -131,6 +131,51 @@ def test_little_memory_makes_requests_wait_not_fail(model: Model) -> None:
     batcher.close()
 
 
+SAMPLED: list[dict[str, Any]] = [
+    GREEDY,
+    {"seed": 3, "temperature": 1.2, "top_k": 0, "repeat_penalty": 1.2},
+    {"seed": 4, "presence_penalty": 1.0, "frequency_penalty": 0.3, "top_logprobs": 2},
+]
+
+
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+@pytest.mark.parametrize("speculation", ["off", "on"])
+def test_replies_that_had_to_wait_again_go_on_as_if_they_had_not(
+    kv: str, speculation: str, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(TINY.with_(context_length=400), threads=1, kv=kv, speculation=speculation)
+    requests: list[tuple[list[int], dict[str, Any]]] = [
+        ([int(i) for i in np.random.default_rng(n).integers(0, 300, 20 + 70 * (n % 3))], SAMPLED[n % 3])
+        for n in range(5)
+    ]
+    wanted = [alone(model, ids, max_tokens=200, **settings) for ids, settings in requests]
+    monkeypatch.setattr(batching, "PROMISED_TOKENS", 40)
+    again: list[bool] = []
+    put_back = Batcher._wait_again
+    monkeypatch.setattr(Batcher, "_wait_again", lambda self, r: (again.append(r.resumed), put_back(self, r)))
+    batcher = Batcher(model, max_sequences=4, kv_tokens=450)
+    streams = [batcher.submit(ids, max_tokens=200, **settings) for ids, settings in requests]
+    for (ids, _), stream, expected in zip(requests, streams, wanted, strict=True):
+        found = [(t.id, t.text, t.logprob) for t in stream]
+        assert (found, stream.finish_reason) == expected
+        assert stream.stats.prompt_tokens + stream.stats.reused_tokens == len(ids)
+        assert stream.stats.generated_tokens >= len(found) - 1
+    assert any(again), "nobody had to wait again in the middle of a reply"
+    assert batcher.snapshot().kv_used_tokens == 0
+    batcher.close()
+
+
+def test_replies_without_a_limit_run_together(make_model: MakeModel) -> None:
+    """Most clients do not say how long a reply may be: the whole context for each would leave room for one."""
+    model = make_model(TINY.with_(context_length=20_000), threads=1)
+    batcher = Batcher(model, max_sequences=4, kv_tokens=24_000)
+    streams = [batcher.submit([n, 2, 3], max_tokens=20_000, temperature=1.5, top_k=0, seed=n) for n in range(3)]
+    for stream in streams:
+        next(stream)
+    assert batcher.snapshot().running == 3
+    batcher.close()
+
+
 def test_stop_strings(model: Model, batcher: Batcher) -> None:
     whole = "".join(t.text for t in batcher.submit([5], max_tokens=40, seed=4))
     stream = batcher.submit([5], max_tokens=40, seed=4, stop=whole[5:8])
