@@ -14,7 +14,7 @@ from textual import on
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import HelpPanel
+from textual.widget import Widget
 
 from nanochat_tui.chat.backend import Backend
 from nanochat_tui.chat.store import Store
@@ -247,8 +247,9 @@ class NanochatApp(App[None]):
             self.action_show_help_panel()
         self.call_after_refresh(self.refresh_bindings)
 
-    def _help_panel(self) -> HelpPanel | None:
-        return next((child for child in self.screen.children if isinstance(child, HelpPanel)), None)
+    def _help_panel(self) -> Widget | None:
+        # told by its name: the class brings Textual's Markdown along, which a start need not wait for
+        return next((child for child in self.screen.children if type(child).__name__ == "HelpPanel"), None)
 
     def action_scroll_help(self, by: int) -> None:
         """Scroll the help by half of its height; the focus stays, because the help is about what has it."""
