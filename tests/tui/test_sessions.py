@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
+import pytest
 from scripted import ScriptedBackend
 from test_app import say, shown, state, until
 from textual.widgets import Input
@@ -11,6 +14,7 @@ from textual.widgets import Input
 from nanochat_tui.chat.store import Store
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.messages import SessionAction
+from nanochat_tui.tui.widgets.dialogs import Ask, Confirm
 
 
 def app_on(path: Path, *replies: str, is_chat: bool = False) -> NanochatApp:
@@ -103,21 +107,130 @@ async def test_edit_delete_and_regenerate_change_what_is_kept(tmp_path: Path) ->
         app.chat.transcript.focus()
         await pilot.press("K", "K", "e")
         assert app.chat.prompt.text == "one"
-        assert "editing turn 1, 1 later turn goes" in str(app.chat.prompt.border_subtitle)
+        assert "in a fork (1 later turn stays here)" in str(app.chat.prompt.border_subtitle)
         await pilot.press("escape")
         assert app.chat.editing is None
         assert app.chat.prompt.text == ""
         app.chat.transcript.focus()
         await pilot.press("K", "K", "e")
         await say(pilot, app, "uno")
-        kept = app.chat.store.load(session).result(5)
+        assert app.chat.info is not None
+        fork = app.chat.info.id
+        assert app.chat.info.parent == session
+        old = app.chat.store.load(session).result(5)
+        assert [t.prompt for t in old.turns] == ["one", "two"], "nothing is lost"
+        assert old.info.draft == ""
+        kept = app.chat.store.load(fork).result(5)
         assert [(t.prompt, t.reply) for t in kept.turns] == [("uno", "C")]
         await say(pilot, app, "due")
         app.chat.transcript.focus()
+        await pilot.press("e")
+        await say(pilot, app, "dos")
+        assert app.chat.info.id == fork, "the last turn is sent again where it stands"
+        app.chat.transcript.focus()
         await pilot.press("K", "d")
         await until(pilot, lambda: len(app.chat.conversation.turns) == 1)
-        assert len(app.chat.store.load(session).result(5).turns) == 1
-        assert "due" not in shown(app)
+        assert len(app.chat.store.load(fork).result(5).turns) == 1
+        assert "dos" not in shown(app)
+
+
+async def test_a_deleted_turn_can_be_brought_back(tmp_path: Path) -> None:
+    app = app_on(tmp_path / "s.db", "A", "B", "C", is_chat=True)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        for text in ("one", "two", "three"):
+            await say(pilot, app, text)
+        assert app.chat.info is not None
+        session = app.chat.info.id
+        app.chat.transcript.focus()
+        await pilot.press("K", "K", "d")
+        await until(pilot, lambda: len(app.chat.conversation.turns) == 2)
+        assert any("/undo brings it back" in n.message for n in app._notifications)
+        await pilot.press("u")
+        await until(pilot, lambda: len(app.chat.conversation.turns) == 3)
+        kept = app.chat.store.load(session).result(5).turns
+        assert [(t.prompt, t.reply) for t in kept] == [("one", "A"), ("two", "B"), ("three", "C")]
+        await pilot.press("i")
+        for line in ("/remove", "/remove", "/undo", "/undo"):
+            app.chat.prompt.text = line
+            await pilot.press("enter")
+            await until(pilot, lambda: app.chat.prompt.text == "")
+        await until(pilot, lambda: len(app.chat.conversation.turns) == 3)
+        assert [t.prompt for t in app.chat.store.load(session).result(5).turns] == ["one", "two", "three"]
+        assert not app.chat.undoable
+
+
+def refuse_forks(path: Path) -> None:
+    """Let the database itself refuse every session that comes from another."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(
+            "CREATE TRIGGER refused BEFORE INSERT ON session WHEN new.parent IS NOT NULL "
+            "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        )
+        db.commit()
+
+
+@pytest.mark.parametrize("key", ["r", "e"])
+async def test_a_fork_that_fails_changes_nothing(tmp_path: Path, key: str) -> None:
+    app = app_on(tmp_path / "s.db", "A", "B", is_chat=True)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        for text in ("one", "two"):
+            await say(pilot, app, text)
+        before = app.chat.info
+        assert before is not None
+        refuse_forks(tmp_path / "s.db")
+        app.chat.transcript.focus()
+        await pilot.press("K", "K", key)
+        if key == "e":
+            app.chat.prompt.text = "uno"
+            await pilot.press("enter")
+        await until(pilot, lambda: any("disk is full" in n.message for n in app._notifications))
+        assert app.chat.generation is None
+        kept = app.chat.store.load(before.id).result(5).turns
+        assert [(t.prompt, t.reply) for t in kept] == [("one", "A"), ("two", "B")]
+        assert [t.reply for t in app.chat.conversation.turns] == ["A", "B"]
+        assert app.chat.prompt.text == ("uno" if key == "e" else ""), "what was typed stays"
+
+
+async def test_an_export_asks_before_it_replaces_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hi.md").write_text("somebody's notes")
+    app = app_on(tmp_path / "s.db", "A", is_chat=True)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "hi")
+        for answer in ("n", "y"):
+            app.chat.prompt.text = "/export hi.md"
+            await pilot.press("enter")
+            await until(pilot, lambda: isinstance(app.screen, Confirm))
+            assert (tmp_path / "hi.md").read_text() == "somebody's notes"
+            await pilot.press(answer)
+            await until(pilot, lambda: app.screen is app.chat)
+        assert "## User" in (tmp_path / "hi.md").read_text()
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: app.chat.sessions.options.option_count == 1)
+        await pilot.press("e")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        assert app.screen.query_one(Input).value == "hi-2.md", "a name that is free"
+        await pilot.press("enter")
+        await until(pilot, (tmp_path / "hi-2.md").exists)
+
+
+async def test_what_was_typed_in_a_base_model_comes_back_before_any_example(tmp_path: Path) -> None:
+    app = app_on(tmp_path / "s.db", "A")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await pilot.press("up")
+        assert app.chat.prompt.text == "fn main() {", "an example, as there is nothing else"
+        await say(pilot, app, "struct Mine;")
+    app = app_on(tmp_path / "s.db", "B")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: state(app) == "ready" and bool(app.chat.conversation.turns))
+        await until(pilot, lambda: "struct Mine;" in app.chat.prompt.past.entries)
+        app.chat.prompt.focus()
+        await pilot.press("up")
+        assert app.chat.prompt.text == "struct Mine;"
 
 
 async def test_commands_and_settings_belong_to_the_session(tmp_path: Path) -> None:

@@ -110,9 +110,9 @@ class Conversation:
         removed, self.turns[index:] = self.turns[index:], []
         return removed
 
-    def delete(self, index: int) -> None:
-        """Remove one turn."""
-        del self.turns[index]
+    def delete(self, index: int) -> Turn:
+        """Remove one turn and return it."""
+        return self.turns.pop(index)
 
     def branch(self, index: int, at: int, chosen: Token) -> Turn:
         """Take another token at place `at` of a reply: what came after it goes, and the reply can go on from there."""

@@ -125,10 +125,11 @@ class LoadingPart(ChatBase):
             self.sampling = replace(self.sampling, repeat_penalty=wanted)
 
     async def recall_prompts(self) -> None:
-        """Fill the input's history with what was typed in earlier sessions."""
+        """Fill the input's history with what was typed in earlier sessions; examples are for those who have none."""
         entries = await answer_of(self, self.store.prompts())
-        if entries and not self.prompt.past.entries:
-            self.prompt.past = History(entries)
+        if entries:
+            typed = [text for text in self.prompt.past.entries if text not in EXAMPLES and text not in entries[-1:]]
+            self.prompt.past = History([*entries, *typed])
 
     def welcome_lines(self) -> list[str]:
         """What to do with the model that is ready."""

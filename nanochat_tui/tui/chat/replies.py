@@ -62,7 +62,7 @@ class ReplyPart(LoadingPart):
         if self.editing is not None:
             if not text.strip():
                 return
-            await self._resend(self.editing, text)
+            await self.resend(self.editing, text)
             return
         if text.strip():
             self.prompt.sent()
@@ -90,7 +90,8 @@ class ReplyPart(LoadingPart):
         )
         self.generate()
 
-    async def _resend(self, index: int, text: str) -> None:
+    async def resend(self, index: int, text: str) -> None:
+        """Send another message in the place of turn `index` and all after it."""
         self.prompt.sent()
         self.end_editing()
         self.conversation.cut(index)

@@ -105,8 +105,9 @@ class SessionPart(ReplyPart):
 
     def leave_session(self) -> None:
         """Save what is not saved yet and stand before an empty screen."""
+        edited = self.editing is not None  # an old message, which is no draft
         self.end_editing()
-        if self.info is not None and self.prompt.full_text != self._draft:
+        if not edited and self.info is not None and self.prompt.full_text != self._draft:
             self.keep_info(draft=self.prompt.full_text)
 
     @on(TextArea.Changed, "#prompt")
@@ -222,13 +223,26 @@ class SessionPart(ReplyPart):
             if path:
                 self.export_to(stored, path)
 
-        suggested = "".join(c if c.isalnum() or c in "-_" else "-" for c in stored.info.title)[:40].strip("-")
-        self.app.push_screen(Ask("Export to a .md or .json file", f"{suggested or 'session'}.md"), answered)
+        self.app.push_screen(Ask("Export to a .md or .json file", _file_name(stored.info.title)), answered)
 
     def export_to(self, stored: StoredSession, path: str) -> None:
-        """Write a session to a file and say where."""
+        """Write a session to a file, asking before one is replaced, and say where."""
+        file = Path(path).expanduser()
+        if not file.is_file():
+            self._write_to(stored, file)
+            return
+
+        def answered(sure: bool | None) -> None:
+            if sure:
+                self._write_to(stored, file)
+
+        self.app.push_screen(
+            Confirm("Replace this file?", f"{file.resolve()} exists; what it holds is lost."), answered
+        )
+
+    def _write_to(self, stored: StoredSession, file: Path) -> None:
         try:
-            written = export_session(stored, Path(path).expanduser())
+            written = export_session(stored, file)
         except UserError as exc:
             self.say_error(str(exc))
         else:
@@ -267,3 +281,10 @@ class SessionPart(ReplyPart):
         if self.sessions.display:
             self.sessions.current = self.info.id if self.info else None
             await self.sessions.refresh_list()
+
+
+def _file_name(title: str) -> str:
+    """Return a name for an export that no file here has yet."""
+    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in title)[:40].strip("-") or "session"
+    names = (f"{stem}-{number}.md" if number > 1 else f"{stem}.md" for number in range(1, 1000))
+    return next((name for name in names if not Path(name).exists()), f"{stem}.md")

@@ -46,8 +46,8 @@ class Transcript(VerticalScroll):
 **j k** or **↑ ↓** scroll, **Ctrl+D Ctrl+U** by half a page, **g G** to both ends; while a reply is being written the
 view follows it, until you scroll up. **J K** (or a click) choose a turn; without a choice the last one is meant.
 
-On the turn: **e** edit and send again, **r** write anew, **d** delete, **y** copy, **c** copy a block of code, **f**
-fork the session there, **p** token probabilities, **t** unfold what the model thought.
+On the turn: **e** edit and send again, **r** write anew, **d** delete, **u** undo that, **y** copy, **c** copy a block
+of code, **f** fork the session there, **p** token probabilities, **t** unfold what the model thought.
 
 **i** or **Esc** goes back to the input. Select text with the mouse and copy it with **Ctrl+C**.
 """
@@ -64,6 +64,7 @@ fork the session there, **p** token probabilities, **t** unfold what the model t
         Binding("e", "screen.edit_turn", "Edit", id="turn.edit"),
         Binding("r", "screen.regenerate", "Again", show=False, id="turn.again"),
         Binding("d", "screen.delete_turn", "Delete", id="turn.delete"),
+        Binding("u", "screen.undo_delete", "Undelete", show=False, id="turn.undelete"),
         Binding("y", "screen.copy_turn", "Copy", show=False, id="turn.copy"),
         Binding("c", "screen.copy_code", "Code", id="turn.code"),
         Binding("f", "screen.fork_turn", "Fork", id="turn.fork"),

@@ -7,6 +7,7 @@ from textual import on
 from nanochat_tui.chat.printable import counted
 from nanochat_tui.tui.chat.code_blocks import code_blocks
 from nanochat_tui.tui.chat.commands import suggestions
+from nanochat_tui.tui.chat.conversation import Turn
 from nanochat_tui.tui.chat.prompt import Prompt
 from nanochat_tui.tui.chat.sessions_flow import SessionPart
 from nanochat_tui.tui.widgets.dialogs import Choose
@@ -15,8 +16,11 @@ from nanochat_tui.tui.widgets.dialogs import Choose
 class TurnPart(SessionPart):
     """What can be done with what was said."""
 
+    _deleted: tuple[tuple[str, int, Turn], ...] = ()
+    """What was deleted in this run of the program, the newest last: the session, the turn's number, the turn."""
+
     def action_edit_turn(self) -> None:
-        """Put a message back into the input; sending it replaces the turn and all after it."""
+        """Put a message back into the input; sending it replaces the last turn. An earlier one is sent in a fork."""
         index = self.chosen_index
         if index is None or self.generation is not None:
             self.app.bell()
@@ -24,23 +28,56 @@ class TurnPart(SessionPart):
         self.editing = index
         self.prompt.fill(self.conversation.turns[index].prompt)
         later = len(self.conversation.turns) - index - 1
-        lost = f", {counted(later, 'later turn')} {'goes' if later == 1 else 'go'}" if later else ""
-        self.prompt.border_subtitle = f"editing turn {index + 1}{lost} · Enter sends · Esc leaves it"
+        sends = "sends"
+        if later:
+            sends += f" in a fork ({counted(later, 'later turn')} {'stays' if later == 1 else 'stay'} here)"
+        self.prompt.border_subtitle = f"editing turn {index + 1} · Enter {sends} · Esc leaves it"
         self.prompt.focus()
 
+    async def resend(self, index: int, text: str) -> None:
+        """See `ReplyPart`. What followed the turn stays in the old session."""
+        before = self.info
+        if before is not None and index < len(self.conversation.turns) - 1:
+            await self._fork(before.id, index)
+            if self.info is before:
+                return  # the message stays in the input
+            self.prompt.past.add(text)
+        await super().resend(index, text)
+
     async def action_delete_turn(self) -> None:
-        """Remove a message and its reply."""
+        """Remove a message and its reply; they can be brought back."""
         index = self.chosen_index
         if index is None or self.generation is not None:
             self.app.bell()
             return
-        self.conversation.delete(index)
+        removed = self.conversation.delete(index)
+        if self.info is not None:
+            self._deleted = (*self._deleted[-9:], (self.info.id, index, removed))
         self.keep_all(index)
         await self.show_conversation()
         if not self.conversation.turns:
             await self.transcript.welcome(self.backend.name, self.welcome_lines())
         self.refresh_bindings()
-        self.notify(f"Turn {index + 1} was deleted.", timeout=3)
+        self.notify(f"Turn {index + 1} was deleted; u (in the transcript) or /undo brings it back.", timeout=8)
+
+    @property
+    def undoable(self) -> bool:
+        """Whether the newest deletion was in this session."""
+        return bool(self._deleted) and self.info is not None and self._deleted[-1][0] == self.info.id
+
+    async def action_undo_delete(self) -> None:
+        """Bring the turn back that was deleted last."""
+        if not self.undoable or self.generation is not None:
+            self.app.bell()
+            return
+        *rest, (_, index, turn) = self._deleted
+        self._deleted = tuple(rest)
+        index = min(index, len(self.conversation.turns))
+        self.conversation.turns.insert(index, turn)
+        self.keep_all(index)
+        await self.show_conversation()
+        await self.transcript.reveal(index)
+        self.refresh_bindings()
 
     async def action_regenerate(self) -> None:
         """Write a reply anew. For an earlier turn that means a fork: what followed it stays in the old session."""
@@ -49,7 +86,10 @@ class TurnPart(SessionPart):
             self.app.bell()
             return
         if index < len(self.conversation.turns) - 1:
+            before = self.info
             await self.action_fork_turn()
+            if self.info is before:
+                return  # there is no fork, and the newest reply here is not meant
             turn = self.conversation.last
             if turn is not None:
                 turn.parts[:] = [""]
