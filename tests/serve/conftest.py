@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pages import Pages, chromium, opening
 from servers import CHAT_TEMPLATE, LONG, Running, files, serving
 from support import write_model
 
@@ -33,6 +35,21 @@ def base(base_file: Path) -> Iterator[Running]:
 def chat(chat_file: Path) -> Iterator[Running]:
     with serving(files(chat_file), Settings("tiny", aliases=("gpt-4o",))) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    yield from chromium()
+
+
+@pytest.fixture
+def pages(browser: Any) -> Iterator[Pages]:
+    yield from opening(browser)
+
+
+@pytest.fixture
+def page(pages: Pages, chat: Running) -> Any:
+    return pages(chat.url)
 
 
 @pytest.fixture

@@ -1,29 +1,16 @@
-"""The chat page in a real browser, against a real server.
-
-Needs Chromium and Playwright's Python package (which brings no browser by itself); without one of them the tests say
-so and are left out.
-"""
+"""The chat page in a real browser, against a real server: a conversation, hostile replies, stop, errors, a phone."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import Pages, finished, scripted, settings, until
 from servers import LONG, Running, files, serving, wait_for
 from support import write_model
-from test_streams import Scripted
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMIUM = CHROMIUM or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install the package chromium"),
-]
+pytestmark = pytest.mark.slow
 
 HOSTILE = """# Title <b>bold</b>
 
@@ -47,61 +34,11 @@ HOSTILE = """# Title <b>bold</b>
 """
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as play:
-        made = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def page(browser: Any, chat: Running) -> Iterator[Any]:
-    yield from _page(browser, chat.url)
-
-
-def _page(browser: Any, url: str) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1000, "height": 800})
-    made = context.new_page()
-    asked: list[str] = []
-    wrong: list[str] = []
-    made.on("request", lambda request: asked.append(request.url))
-    made.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    made.on("pageerror", lambda error: wrong.append(str(error)))
-    made.complaints = wrong
-    made.goto(url)
-    _until(made, "server.known")
-    yield made
-    assert all(one.startswith((url, "data:", "blob:")) for one in asked), asked
-    assert not wrong, wrong
-    context.close()
-
-
-def _until(page: Any, expression: str) -> None:
-    # Playwright's own waiting evaluates strings inside the page, which the page's policy forbids
-    wait_for(lambda: page.evaluate(f"Boolean({expression})"), 20)
-
-
-def _settings(page: Any, **values: object) -> None:
-    page.click("#open")
-    for name, value in values.items():
-        page.fill(f"#{name}", str(value))
-    page.click("#close")
-
-
-def _finished(page: Any) -> None:
-    _until(page, "running === null")
-
-
-def _scripted(running: Running, monkeypatch: pytest.MonkeyPatch, pieces: list[str], pause: float = 0.0) -> None:
-    monkeypatch.setattr(running.service, "submit", lambda *_, **__: Scripted(list(pieces), pause))
-
-
 def test_a_conversation_is_streamed_kept_and_repeated(page: Any, chat: Running) -> None:
-    _settings(page, temperature=0, max_tokens=20, system="be brief")
+    settings(page, temperature=0, max_tokens=20, system="be brief")
     page.fill("#text", "hello")
     page.press("#text", "Enter")
-    _finished(page)
+    finished(page)
     expected = "".join(
         t.text for t in chat.service.model.generate("# be brief\nQ: hello\nA:", max_tokens=20, temperature=0)
     )
@@ -109,14 +46,14 @@ def test_a_conversation_is_streamed_kept_and_repeated(page: Any, chat: Running) 
     assert "20 tokens" in page.inner_text(".stats") and "tokens/s" in page.inner_text(".stats")
     page.fill("#text", "and now?")
     page.press("#text", "Enter")
-    _finished(page)
+    finished(page)
     assert page.locator(".message").count() == 4
     second = page.evaluate("talk().messages[3].content")
     page.keyboard.press("Alt+r")
-    _finished(page)
+    finished(page)
     assert page.evaluate("talk().messages[3].content") == second and page.locator(".message").count() == 4
     page.reload()
-    _until(page, "server.known")
+    until(page, "server.known")
     assert page.locator(".message").count() == 4 and page.input_value("#system") == "be brief"
     page.keyboard.press("Alt+n")
     assert page.locator(".message").count() == 0
@@ -128,18 +65,18 @@ def test_two_tabs_keep_each_others_conversations(browser: Any, chat: Running) ->
     first, second = context.new_page(), context.new_page()
     for page in (first, second):
         page.goto(chat.url)
-        _until(page, "server.known")
+        until(page, "server.known")
     for page, text in ((first, "from the first"), (second, "from the second")):
         page.keyboard.press("Alt+n")
-        _settings(page, max_tokens=3)
+        settings(page, max_tokens=3)
         page.fill("#text", text)
         page.press("#text", "Enter")
-        _finished(page)
+        finished(page)
     first.fill("#text", "more")
     first.press("#text", "Enter")
-    _finished(first)
+    finished(first)
     first.reload()
-    _until(first, "server.known")
+    until(first, "server.known")
     said = first.evaluate(
         "kept.talks.flatMap((t) => t.messages.filter((m) => m.role === 'user').map((m) => m.content))"
     )
@@ -152,9 +89,9 @@ def test_a_full_browser_gives_up_probabilities_before_text(page: Any) -> None:
         "for (const size of [3e6, 1e6]) kept.talks.push({ id: 'x' + size, messages: [{ role: 'assistant',"
         " content: 'kept', tokens: [['t'.repeat(size), -1, []]] }] }); kept.current = 1; keep()"
     )
-    page.evaluate("mine.add(kept.talks[2].id); kept.talks[2].messages[0].tokens[0][0] = 't'.repeat(9e6); keep()")
+    page.evaluate("kept.talks[2].messages[0].tokens[0][0] = 't'.repeat(9e6); keep(kept.talks[2])")
     page.reload()
-    _until(page, "server.known")
+    until(page, "server.known")
     kept = page.evaluate("kept.talks.slice(1).map((t) => [t.messages[0].content, t.messages[0].tokens.length])")
     assert kept == [["kept", 1], ["kept", 0]]
     assert page.locator(".note").count() == 0
@@ -162,10 +99,10 @@ def test_a_full_browser_gives_up_probabilities_before_text(page: Any) -> None:
 
 def test_a_hostile_reply_is_text(page: Any, chat: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     step = 7
-    _scripted(chat, monkeypatch, [HOSTILE[i : i + step] for i in range(0, len(HOSTILE), step)])
+    scripted(chat, monkeypatch, [HOSTILE[i : i + step] for i in range(0, len(HOSTILE), step)])
     page.fill("#text", HOSTILE)
     page.press("#text", "Enter")
-    _finished(page)
+    finished(page)
     page.wait_for_timeout(200)
     assert page.evaluate("window.hacked") is None
     log = page.locator("#log")
@@ -221,22 +158,22 @@ def test_markdown(page: Any) -> None:
 
 
 def test_stop_keeps_what_was_said_and_frees_the_engine(page: Any, chat: Running) -> None:
-    _settings(page, temperature=0, max_tokens=30_000)
+    settings(page, temperature=0, max_tokens=30_000)
     page.fill("#text", "fn main")
     page.press("#text", "Enter")
-    _until(page, "running && talk().messages[1].content.length > 5")
+    until(page, "running && talk().messages[1].content.length > 5")
     assert page.inner_text("#send") == "Stop"
     page.keyboard.press("Escape")
-    _finished(page)
+    finished(page)
     wait_for(lambda: chat.running() == 0, 5)
     assert "stopped" in page.inner_text(".stats") and page.evaluate("talk().messages[1].content.length") > 5
 
 
 def test_probabilities_are_shown_on_hover(page: Any) -> None:
-    _settings(page, temperature=0, max_tokens=8)
+    settings(page, temperature=0, max_tokens=8)
     page.fill("#text", "hello")
     page.press("#text", "Enter")
-    _finished(page)
+    finished(page)
     page.click("text=Probabilities")
     assert page.locator(".tokens span").count() == 8
     page.locator(".tokens span").nth(3).hover()
@@ -249,54 +186,52 @@ def test_probabilities_are_shown_on_hover(page: Any) -> None:
     assert page.inner_text("#tip").startswith(page.evaluate("(t) => JSON.stringify(t)", third))
 
 
-def test_errors_are_said(page: Any, chat: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    page.evaluate("kept.settings.temperature = 5000")
+def test_errors_are_said(page: Any) -> None:
+    page.evaluate("keep(null, () => { kept.settings.temperature = 5000; })")
     page.fill("#text", "hello")
     page.press("#text", "Enter")
-    _finished(page)
+    finished(page)
     assert "temperature" in page.inner_text(".note")
     assert page.locator(".message").count() == 1  # the question stays
     page.complaints.clear()  # the browser logs every answer that is not a success
 
 
-def test_a_base_model_continues_a_text_and_a_full_context_is_cut(browser: Any, tmp_path: Path) -> None:
+def test_a_base_model_continues_a_text_and_a_full_context_is_cut(pages: Pages, tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", LONG.with_(context_length=64))
     with serving(files(path)) as running:
-        pages = _page(browser, running.url)
-        page = next(pages)
+        page = pages(running.url)
         assert "continues text" in page.inner_text("#state") and page.inner_text("#send") == "Continue"
-        _settings(page, temperature=0, max_tokens=16)
+        settings(page, temperature=0, max_tokens=16)
         page.fill("#text", "fn main() {\n")
         page.press("#text", "Enter")
-        _finished(page)
+        finished(page)
         expected = "".join(
             t.text for t in running.service.model.generate("fn main() {\n", max_tokens=16, temperature=0)
         )
         assert page.evaluate("talk().messages[1].content") == expected
         page.press("#text", "Enter")  # nothing to add: the model goes on with its own text
-        _finished(page)
+        finished(page)
         more = page.evaluate("talk().messages.map((m) => m.role)")
         assert more == ["user", "assistant", "assistant"]
         page.evaluate("talk().messages[0].content = 'line of code\\n'.repeat(9)")
         page.press("#text", "Enter")
-        _finished(page)
+        finished(page)
         assert "no longer reaches the model" in page.inner_text("#log")
         page.complaints.clear()  # the refusals that told it
-        list(pages)
 
 
 def test_a_phone_and_both_themes(browser: Any, chat: Running) -> None:
     context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, color_scheme="dark")
     page = context.new_page()
     page.goto(chat.url)
-    _until(page, "server.known")
+    until(page, "server.known")
     page.click("#open")
     assert page.locator("#side").bounding_box()["width"] == 360
     page.click("#close")
-    _settings(page, temperature=0, max_tokens=8)
+    settings(page, temperature=0, max_tokens=8)
     page.fill("#text", "x" * 400)
     page.click("#send")
-    _finished(page)
+    finished(page)
     assert page.evaluate("document.documentElement.scrollWidth") == 360  # nothing sticks out
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.emulate_media(color_scheme="light")
@@ -315,7 +250,7 @@ def test_a_key_is_asked_for_and_used(browser: Any, chat_file: Path) -> None:
         context = browser.new_context()
         page = context.new_page()
         page.goto(running.url)
-        _until(page, "document.getElementById('state').textContent.includes('API key')")
-        _settings(page, key="secret")
-        _until(page, "server.known")
+        until(page, "document.getElementById('state').textContent.includes('API key')")
+        settings(page, key="secret")
+        until(page, "server.known")
         context.close()
