@@ -2,9 +2,10 @@
 
     python benchmarks/soak.py [MODEL.gguf] [--minutes 10] [--workers 4] [--threads N] [--seed 0]
 
-Every reply is compared, token and probability, with that of a fresh session of a second engine with one thread that
-guesses nothing. At the end memory has to be what it was after the first minute, and nothing may be left in use.
-Exit code 1 if anything was wrong.
+The key-value cache is of 16-bit floats or of int8, at random. Replies are cancelled behind some token, and by a timer
+at any moment, as in the middle of a prompt. Every reply is compared, token and probability, with that of a fresh
+session of a second engine with one thread that guesses nothing. At the end memory has to be what it was after the first
+minute, and nothing may be left in use. Exit code 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import psutil
 
 from nanochat_tui.engine.batching import Batcher, QueueFull
+from nanochat_tui.engine.cache import CacheType
 from nanochat_tui.engine.model import Model, load
 from nanochat_tui.engine.session import Session
 
@@ -32,19 +34,29 @@ DEFAULT = Path(__file__).parents[1] / "exported_models" / "d20-rust.gguf"
 LEAK_BYTES = 64 << 20
 """Growth of memory that is still no leak: allocators keep some, and the longest context comes at random."""
 TEXTS = 4
+KINDS_OF_CACHE: tuple[CacheType, ...] = ("f16", "int8")
 Found = list[tuple[int, float]]
 
 
 @dataclass
-class Soak:
-    """What all workers share."""
+class Engines:
+    """One file loaded twice with one kind of key-value cache: to be used by many, and to compare with."""
 
     model: Model
     reference: Model
     batcher: Batcher
+
+
+@dataclass
+class Soak:
+    """What all workers share. pairs: an engine for each kind of cache."""
+
+    pairs: list[Engines]
     deadline: float
     counts: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
+    longest: float = 0.05
+    """Seconds that a whole reply takes, about: when it may be interrupted."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, **what: int) -> None:
@@ -82,50 +94,68 @@ def settings(rng: random.Random) -> dict[str, Any]:
     return chosen
 
 
-def check(soak: Soak, what: str, prompt: list[int], chosen: dict[str, Any], found: Found, whole: bool) -> None:
+def check(
+    soak: Soak, pair: Engines, what: str, prompt: list[int], chosen: dict[str, Any], found: Found, whole: bool
+) -> None:
     """Compare a reply, or the beginning of a cancelled one, with that of a fresh session."""
-    fresh = Session(soak.reference, speculation="off")
+    fresh = Session(pair.reference, speculation="off")
     wanted = [(t.id, t.logprob) for t in fresh.generate(prompt, **chosen)]
     if found != (wanted if whole else wanted[: len(found)]):
-        soak.fail(f"{what}: prompt of {len(prompt)}, {chosen}: {found[:5]} … is not {wanted[:5]} …")
-    soak.count(replies=1, tokens=len(found), **{what: 1})
+        soak.fail(f"{what}, {pair.model.kv}: prompt of {len(prompt)}, {chosen}: {found[:5]} … is not {wanted[:5]} …")
+    soak.count(replies=1, tokens=len(found), **{what: 1, pair.model.kv: 1})
 
 
-def use_session(soak: Soak, rng: random.Random, session: Session, prompts: list[list[int]]) -> Session:
-    """Do one random thing with a session; return the session to go on with."""
-    what = rng.choice(["start", "edit", "branch", "cancel", "abandon"])
+def use_session(
+    soak: Soak, pair: Engines, rng: random.Random, session: Session, prompts: list[list[int]]
+) -> tuple[Engines, Session]:
+    """Do one random thing with a session of a pair; return the pair and the session to go on with."""
+    what = rng.choice(["start", "edit", "branch", "cancel", "interrupt", "abandon"])
     text = rng.choice(prompts)
     prompt = text[: rng.randint(1, len(text) - 10)]
     if what == "edit":
         prompt = prompt[: rng.randint(0, len(prompt))] + [rng.randrange(100) for _ in range(rng.randint(1, 9))]
     if what == "branch":
         session = session.fork()
-    if what == "start" and rng.random() < 0.2:
-        session = Session(soak.model)
+    if what == "start" and rng.random() < 0.4:
+        pair = rng.choice(soak.pairs)
+        session = Session(pair.model)
     chosen, stop_at = settings(rng), rng.randint(0, 20)
     cancel, found = threading.Event(), []
+    began = time.perf_counter()
+    # at any moment: before the prompt, between two of its parts, in a job or between two tokens
+    timer = threading.Timer(rng.uniform(0, soak.longest) if what == "interrupt" else 0, cancel.set)
+    if what == "interrupt":
+        timer.start()
     for token in session.generate(prompt, cancel=cancel, **chosen):
         found.append((token.id, token.logprob))
         if what == "cancel" and len(found) >= stop_at:
             cancel.set()
         if what == "abandon" and len(found) >= stop_at:
             break
-    check(soak, what, prompt, chosen, found, what not in ("cancel", "abandon"))
-    return session
+    timer.cancel()
+    if what == "interrupt":
+        soak.count(**{f"interrupted_{'reply' if found else 'prompt'}": session.finish_reason == "cancelled"})
+    elif what == "start":
+        soak.longest = 0.9 * soak.longest + 0.1 * (time.perf_counter() - began)
+    check(soak, pair, what, prompt, chosen, found, what not in ("cancel", "interrupt", "abandon"))
+    return pair, session
 
 
 def use_batcher(soak: Soak, rng: random.Random, prompts: list[list[int]]) -> None:
     """Send a few requests at once, cancel some of them."""
     requests = []
+    pair = rng.choice(soak.pairs)
     for _ in range(rng.randint(1, 5)):
         text = rng.choice(prompts)
         prompt, chosen = text[: rng.randint(1, len(text) - 10)], settings(rng)
         try:
-            requests.append((prompt, chosen, soak.batcher.submit(prompt, **chosen)))
+            requests.append((prompt, chosen, pair.batcher.submit(prompt, **chosen)))
         except QueueFull:
             soak.count(full=1)
     for prompt, chosen, stream in requests:
         stop_at = rng.randint(0, 30) if rng.random() < 0.3 else None
+        if rng.random() < 0.2:
+            threading.Timer(rng.uniform(0, soak.longest), stream.cancel).start()
         found: Found = []
         if stop_at == 0:
             stream.cancel()
@@ -133,17 +163,18 @@ def use_batcher(soak: Soak, rng: random.Random, prompts: list[list[int]]) -> Non
             found.append((token.id, token.logprob))
             if len(found) == stop_at:
                 stream.cancel()
-        check(soak, "batched", prompt, chosen, found, stream.finish_reason != "cancelled")
+        check(soak, pair, "batched", prompt, chosen, found, stream.finish_reason != "cancelled")
 
 
 def worker(soak: Soak, number: int, seed: int) -> None:
     """Use sessions and the batcher until time is over."""
-    rng, prompts = random.Random(seed * 1000 + number), texts(soak.model)  # noqa: S311
-    session = Session(soak.model)
+    rng = random.Random(seed * 1000 + number)  # noqa: S311
+    pair = rng.choice(soak.pairs)
+    session, prompts = Session(pair.model), texts(pair.model)
     try:
         while time.monotonic() < soak.deadline and not soak.errors:
             if rng.random() < 0.5:
-                session = use_session(soak, rng, session, prompts)
+                pair, session = use_session(soak, pair, rng, session, prompts)
             else:
                 use_batcher(soak, rng, prompts)
     except BaseException:
@@ -153,10 +184,12 @@ def worker(soak: Soak, number: int, seed: int) -> None:
 def run(path: Path, minutes: float, workers: int, threads: int | None, seed: int) -> dict[str, Any]:
     """Return what was done, and the errors."""
     seconds, process = minutes * 60, psutil.Process()
-    model, reference = load(path, threads=threads, speculation="on"), load(path, threads=1)
-    batcher = Batcher(model, max_sequences=6, max_waiting=4)
+    pairs = []
+    for kv in KINDS_OF_CACHE:
+        model, reference = load(path, threads=threads, speculation="on", kv=kv), load(path, threads=1, kv=kv)
+        pairs.append(Engines(model, reference, Batcher(model, max_sequences=6, max_waiting=4)))
     began = time.monotonic()
-    soak = Soak(model, reference, batcher, began + seconds)
+    soak = Soak(pairs, began + seconds)
     running = [threading.Thread(target=worker, args=(soak, n, seed), daemon=True) for n in range(workers)]
     for thread in running:
         thread.start()
@@ -167,17 +200,18 @@ def run(path: Path, minutes: float, workers: int, threads: int | None, seed: int
         if thread.is_alive():
             soak.fail("a worker hangs")
     gc.collect()
-    end, state = process.memory_info().rss, batcher.snapshot()
+    end, states = process.memory_info().rss, [pair.batcher.snapshot() for pair in pairs]
     if end - warm > LEAK_BYTES:
         soak.fail(f"memory grew from {warm >> 20} to {end >> 20} MiB")
-    batcher.close(drain_seconds=10)
-    if batcher.snapshot().kv_used_tokens or state.running or state.waiting:
-        soak.fail(f"something is left in use: {state}")
+    for pair, state in zip(pairs, states, strict=True):
+        pair.batcher.close(drain_seconds=10)
+        if pair.batcher.snapshot().kv_used_tokens or state.running or state.waiting:
+            soak.fail(f"something is left in use: {state}")
     return {
         "seconds": time.monotonic() - began,
         "warm_mib": warm >> 20,
         "end_mib": end >> 20,
-        "reused_tokens": state.reused_tokens,
+        "reused_tokens": sum(state.reused_tokens for state in states),
         **soak.counts,
         "errors": soak.errors,
     }

@@ -25,5 +25,11 @@ def test_random_use_from_several_threads(tmp_path: Path, seed: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert result["errors"] == []
-    assert min(result[what] for what in ("start", "edit", "branch", "cancel", "abandon", "batched")) > 0
+    assert (
+        min(
+            result[what]
+            for what in ("start", "edit", "branch", "cancel", "interrupt", "abandon", "batched", "f16", "int8")
+        )
+        > 0
+    )
     assert result["reused_tokens"] > 0
