@@ -37,6 +37,10 @@ from nanochat_tui.model.config import PRESETS
 from nanochat_tui.model.tokenizer_codec import byte_alphabet
 
 POOL_BYTES = 1 << 20
+INTERVAL, TAPS, STATE = 4, 4, 128
+"""Of hybrids: every how many layers attention comes, taps of their convolution, width of a head of their states."""
+UNROTATED = ("ssm_alpha", "ssm_beta", "ssm_conv1d")
+"""Matrices that read what is not rotated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +64,60 @@ class Shape:
     experts: int = 0
     used: int = 0
     """Experts of `hidden` units, and how many of them a token takes; 0 for a plain feed-forward part."""
+    key_heads: int = 0
+    value_heads: int = 0
+    """Heads of the gated delta rule in three layers of four, of STATE components each; 0: attention everywhere."""
+    rotation: int = 0
+    """Block of the Walsh-Hadamard transform that is folded into the weights; 0: none."""
+
+    def recurrent(self, layer: int) -> bool:
+        """Whether a layer has a gated delta rule in place of attention."""
+        return self.key_heads > 0 and (layer + 1) % INTERVAL != 0
 
     @property
     def metadata(self) -> dict[str, GGUFValue]:
         """The keys that describe it, under llama.cpp's names."""
         name = self.architecture
-        return self._experts_metadata | {
-            "general.architecture": string(name),
-            f"{name}.block_count": u32(self.layers),
-            f"{name}.context_length": u32(self.context),
-            f"{name}.embedding_length": u32(self.dim),
-            f"{name}.feed_forward_length": u32(self.hidden),
-            f"{name}.attention.head_count": u32(self.heads),
-            f"{name}.attention.head_count_kv": u32(self.kv_heads),
-            f"{name}.attention.key_length": u32(self.head_dim),
-            f"{name}.attention.value_length": u32(self.head_dim),
-            f"{name}.attention.layer_norm_rms_epsilon": f32(self.eps),
-            f"{name}.rope.freq_base": f32(self.theta),
-            f"{name}.rope.dimension_count": u32(self.head_dim // 2 if self.experts else self.head_dim),
-            f"{name}.vocab_size": u32(self.vocab),
+        return (
+            self._experts_metadata
+            | self._hybrid_metadata
+            | {
+                "general.architecture": string(name),
+                f"{name}.block_count": u32(self.layers),
+                f"{name}.context_length": u32(self.context),
+                f"{name}.embedding_length": u32(self.dim),
+                f"{name}.feed_forward_length": u32(self.hidden),
+                f"{name}.attention.head_count": u32(self.heads),
+                f"{name}.attention.head_count_kv": u32(self.kv_heads),
+                f"{name}.attention.key_length": u32(self.head_dim),
+                f"{name}.attention.value_length": u32(self.head_dim),
+                f"{name}.attention.layer_norm_rms_epsilon": f32(self.eps),
+                f"{name}.rope.freq_base": f32(self.theta),
+                f"{name}.rope.dimension_count": u32(self._rotary),
+                f"{name}.vocab_size": u32(self.vocab),
+            }
+        )
+
+    @property
+    def _rotary(self) -> int:
+        """Components of a head that carry positions."""
+        if self.key_heads:
+            return self.head_dim // 4
+        return self.head_dim // 2 if self.experts else self.head_dim
+
+    @property
+    def _hybrid_metadata(self) -> dict[str, GGUFValue]:
+        """What Qwen 3.5 has beside the usual keys."""
+        name = self.architecture
+        if not self.key_heads:
+            return {}
+        return {
+            f"{name}.full_attention_interval": u32(INTERVAL),
+            f"{name}.ssm.conv_kernel": u32(TAPS),
+            f"{name}.ssm.state_size": u32(STATE),
+            f"{name}.ssm.group_count": u32(self.key_heads),
+            f"{name}.ssm.time_step_rank": u32(self.value_heads),
+            f"{name}.ssm.inner_size": u32(self.value_heads * STATE),
         }
 
     @property
@@ -105,11 +144,20 @@ SHAPES = {
     "bonsai-1.7b": Shape("qwen3", 28, 2048, 16, 8, 128, 6144, 151_669, "Q2_0", "Q2_0", 4096),
     "bonsai-4b": Shape("qwen3", 36, 2560, 32, 8, 128, 9728, 151_669, "Q2_0", "Q2_0", 4096),
     "bonsai-8b": Shape("qwen3", 36, 4096, 32, 8, 128, 12_288, 151_669, "Q2_0", "Q2_0", 4096, tied=False),
+    "bonsai-2-2b": Shape(
+        "qwen35", 24, 2048, 8, 2, 256, 6144, 248_320, "PTQ1_0", "PTQ1_0", 4096, 1e7,
+        key_heads=16, value_heads=16, rotation=2048,
+    ),
+    "bonsai-2-4b": Shape(
+        "qwen35", 32, 2560, 16, 4, 256, 9216, 248_320, "PTQ1_0", "PTQ1_0", 4096, 1e7,
+        key_heads=16, value_heads=32, rotation=512,
+    ),
+    "tiny": Shape("llama", 2, 256, 4, 2, 64, 512, 512, "TQ2_0", "Q8_0", 2048, 1e4),
     "maple": Shape(
         "maple", 24, 2048, 16, 4, 128, 512, 151_936, "TQ2_0", "Q4_K", 4096, 1e4, tied=False, experts=256, used=8
     ),
-}
-"""Published shapes by name; d20-llama is d20 without mHC, as llama.cpp can run it."""
+}  # fmt: skip
+"""Published shapes by name; d20-llama is d20 without mHC, as llama.cpp can run it; tiny is to try a command with."""
 
 
 def write_model(path: Path, shape: Shape, seed: int = 0) -> Path:
@@ -117,13 +165,38 @@ def write_model(path: Path, shape: Shape, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     metadata = nanochat_metadata(shape) if shape.architecture == "nanochat" else shape.metadata
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_gguf(path, metadata | tokenizer_metadata(shape.vocab), list(tensors(shape, rng)))
+    made = list(tensors(shape, rng))
+    if shape.rotation:
+        metadata |= rotation_metadata(shape, made, rng)
+    write_gguf(path, metadata | tokenizer_metadata(shape.vocab), made)
     return path
 
 
 def nanochat_metadata(shape: Shape) -> dict[str, GGUFValue]:
     """Return the keys of d20 with this vocabulary and context."""
     return nanochat.to_metadata(D20.with_(vocab_size=shape.vocab, context_length=shape.context))
+
+
+def rotation_metadata(
+    shape: Shape, made: list[TensorData | TensorSource], rng: np.random.Generator
+) -> dict[str, GGUFValue]:
+    """Return the keys that say that all matrices and the embedding are rotated, with signs at random."""
+    matrices = [each for each in made if len(each.shape) == 2 and not any(part in each.name for part in UNROTATED)]
+    widths = sorted({each.shape[-1] for each in matrices})
+    signs = np.concatenate([rng.choice(np.array([-1, 1], np.int8), width) for width in widths])
+    prefix = "prism.hadamard."
+    return {
+        f"{prefix}version": u32(2 if shape.tied else 1),
+        f"{prefix}block_size": u32(shape.rotation),
+        f"{prefix}transform": string("normalized-sylvester-walsh-hadamard"),
+        f"{prefix}axis": string("input-last-dimension"),
+        f"{prefix}sign_mode": string("explicit"),
+        f"{prefix}weight_names": array([each.name for each in matrices if each.name != "token_embd.weight"]),
+        f"{prefix}inverse_weight_names": array(["token_embd.weight"]),
+        f"{prefix}sign_widths": array(np.array(widths, np.int32)),
+        f"{prefix}sign_values": array(signs),
+        f"{prefix}gdn_v_grouped": boolean(True),
+    } | ({f"{prefix}tied_output": boolean(True)} if shape.tied else {})
 
 
 def tokenizer_metadata(vocab: int) -> dict[str, GGUFValue]:
@@ -158,14 +231,17 @@ def tensors(shape: Shape, rng: np.random.Generator) -> Iterator[TensorData | Ten
     for layer in range(shape.layers):
         b = f"blk.{layer}."
         yield norm(f"{b}attn_norm.weight", shape.dim)
-        yield matrix(f"{b}attn_q.weight", q, shape.dim)
-        yield matrix(f"{b}attn_k.weight", kv, shape.dim)
-        yield matrix(f"{b}attn_v.weight", kv, shape.dim)
-        yield matrix(f"{b}attn_output.weight", shape.dim, q)
-        if shape.architecture in ("qwen3", "maple"):
-            yield norm(f"{b}attn_q_norm.weight", shape.head_dim)
-            yield norm(f"{b}attn_k_norm.weight", shape.head_dim)
-        yield norm(f"{b}ffn_norm.weight", shape.dim)
+        if shape.recurrent(layer):
+            yield from _delta_net(shape, b, rng)
+        else:
+            yield matrix(f"{b}attn_q.weight", q * (2 if shape.key_heads else 1), shape.dim)
+            yield matrix(f"{b}attn_k.weight", kv, shape.dim)
+            yield matrix(f"{b}attn_v.weight", kv, shape.dim)
+            yield matrix(f"{b}attn_output.weight", shape.dim, q)
+            if shape.architecture in ("qwen3", "qwen35", "maple"):
+                yield norm(f"{b}attn_q_norm.weight", shape.head_dim)
+                yield norm(f"{b}attn_k_norm.weight", shape.head_dim)
+        yield norm(f"{b}post_attention_norm.weight" if shape.key_heads else f"{b}ffn_norm.weight", shape.dim)
         if shape.experts:
             router = rng.normal(0.0, 1.0 / np.sqrt(shape.dim), (shape.experts, shape.dim)).astype(np.float32)
             yield tensor_from_array(f"{b}ffn_gate_inp.weight", router, TENSOR_TYPES["F32"])
@@ -183,6 +259,28 @@ def tensors(shape: Shape, rng: np.random.Generator) -> Iterator[TensorData | Ten
             for part in ("attn", "ffn"):
                 record = rng.normal(0.0, 1.0, 9).astype(np.float32)
                 yield tensor_from_array(f"{b}{part}_mhc", record, TENSOR_TYPES["F32"])
+
+
+def _delta_net(shape: Shape, b: str, rng: np.random.Generator) -> Iterator[TensorData | TensorSource]:
+    """Yield the mixer of a layer with a gated delta rule."""
+    values = shape.value_heads * STATE
+    channels = 2 * shape.key_heads * STATE + values
+
+    def matrix(name: str, rows: int, columns: int) -> TensorSource:
+        return _random(rng, f"{b}{name}.weight", (rows, columns), shape.ternary, 1.2 / np.sqrt(columns))
+
+    def plain(name: str, numbers: NDArray[np.float64], kind: str = "F32") -> TensorData:
+        return tensor_from_array(f"{b}{name}", numbers.astype(np.float32), TENSOR_TYPES[kind])
+
+    yield matrix("attn_qkv", channels, shape.dim)
+    yield matrix("attn_gate", values, shape.dim)
+    for name in ("ssm_alpha.weight", "ssm_beta.weight"):
+        yield plain(name, rng.normal(0.0, 1.0 / np.sqrt(shape.dim), (shape.value_heads, shape.dim)), "BF16")
+    yield plain("ssm_conv1d.weight", rng.normal(0.0, 0.5, (channels, TAPS)))
+    yield plain("ssm_dt.bias", rng.uniform(-1.0, 1.0, shape.value_heads))
+    yield plain("ssm_a", -np.exp(rng.uniform(-2.0, 0.5, shape.value_heads)))
+    yield _norm(rng, f"{b}ssm_norm.weight", STATE)
+    yield matrix("ssm_out", shape.dim, values)
 
 
 def _norm(rng: np.random.Generator, name: str, width: int) -> TensorData:

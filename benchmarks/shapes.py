@@ -67,12 +67,14 @@ CASES = {
     "bonsai-1.7b-g128": Case("Bonsai 1.7B, Q2_0 of 128", "bonsai-1.7b", "Q2_0_g128", "Q2_0_g128", peer=False),
     "bonsai-4b": Case("Bonsai 4B, Q2_0", "bonsai-4b", short=16, context=4),
     "bonsai-8b": Case("Bonsai 8B, Q2_0", "bonsai-8b", short=8, context=4),
+    "bonsai-2-2b": Case("Bonsai 2 2B, PTQ1_0, rotated", "bonsai-2-2b", peer=False),
+    "bonsai-2-4b": Case("Bonsai 2 4B, PTQ1_0, rotated", "bonsai-2-4b", context=4, peer=False),
     "2b4t": Case("BitNet 2B4T, TQ2_0, Q6_K head", "2b4t"),
     "2b4t-i2_s": Case("BitNet 2B4T, I2_S, F16 head", "2b4t", "I2_S", "F16", architecture="bitnet-b1.58", peer=False),
     "maple": Case("Maple 20B-A1B, TQ2_0, Q4_K head", "maple"),
     "d20": Case("d20 without mHC, TQ2_0", "d20-llama"),
 }
-DEFAULT = [name for name in CASES if name not in ("bonsai-8b", "maple", "d20")]
+DEFAULT = [name for name in CASES if name not in ("maple", "d20")]
 """Without what takes 8 GB or more of memory, and without d20, which shows in seconds that all works."""
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from models import SHAPES, Shape, write_model
+from models import SHAPES, STATE, Shape, write_model
 
+from nanochat_tui.engine.model import load
 from nanochat_tui.formats.gguf import read_gguf
 from nanochat_tui.model.architectures import describe
 
@@ -24,6 +25,8 @@ def small(name: str, **changes: object) -> Shape:
     if shape.architecture == "nanochat":
         return replace(shape, vocab=512)
     few = {"experts": 8, "used": 2} if shape.experts else {}
+    if shape.key_heads:
+        few = {"layers": 4, "head_dim": 256, "key_heads": 2, "value_heads": 4, "rotation": 256}
     return replace(shape, **SMALL | few, **changes)
 
 
@@ -67,6 +70,23 @@ def test_the_published_sizes() -> None:
         q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
         layer = s.dim * (2 * q + 2 * kv) + 3 * s.dim * s.hidden * max(1, s.experts)
         assert low < s.layers * layer + s.vocab * s.dim * (1 if s.tied else 2) < high
+
+
+@pytest.mark.parametrize(("name", "gigabytes"), [("bonsai-2-2b", 0.43), ("bonsai-2-4b", 0.95)])
+def test_the_published_hybrids(name: str, gigabytes: float, tmp_path: Path) -> None:
+    """Bytes of all ternary weights at 1.75 bits, against the published sizes, and that the engine runs the shape."""
+    s = SHAPES[name]
+    q, kv, values = s.heads * s.head_dim, s.kv_heads * s.head_dim, s.value_heads * STATE
+    attention = s.dim * (3 * q + 2 * kv)
+    recurrence = s.dim * (2 * s.key_heads * STATE + 3 * values)
+    full = sum(not s.recurrent(layer) for layer in range(s.layers))
+    mixers = full * attention + (s.layers - full) * recurrence
+    weights = mixers + s.layers * 3 * s.dim * s.hidden + s.vocab * s.dim
+    assert weights * 1.75 / 8 / 1e9 == pytest.approx(gigabytes, rel=0.05)
+    for width in (s.dim, q, values, s.hidden):
+        assert width % s.rotation == 0
+    logits = load(write_model(tmp_path / "m.gguf", small(name)), threads=1).logits([1, 2, 3])
+    assert np.isfinite(logits).all() and 0.1 < logits.std() < 10
 
 
 @pytest.mark.peer

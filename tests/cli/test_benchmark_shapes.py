@@ -30,7 +30,7 @@ def test_cases_are_shapes_with_types_of_their_own() -> None:
     assert {case.shape for case in CASES.values()} <= set(SHAPES)
     assert CASES["bonsai-1.7b-g128"].made().ternary == "Q2_0_g128"
     assert CASES["bonsai-4b"].made() == SHAPES["bonsai-4b"]
-    assert "d20" not in DEFAULT
+    assert "d20" not in DEFAULT and {"bonsai-8b", "bonsai-2-2b", "bonsai-2-4b"} <= set(DEFAULT)
 
 
 def test_the_table_has_both_sides_and_the_reasons() -> None:

@@ -56,6 +56,22 @@ def test_walsh_hadamard(block: int, kernels: Kernels) -> None:
     np.testing.assert_allclose(x, wanted, atol=1e-6 * np.sqrt(block) * np.log2(block))
 
 
+def test_rotation_of_the_worked_example(kernels: Kernels) -> None:
+    """B = 4, s = [1, -1, 1, 1]: [1, 2, 3, 4] -> [3, 1, -4, 2], and an embedding [2, 0, 0, 1] -> [1.5, -.5, .5, 1.5].
+
+    Four copies are a block of 16: Sylvester's matrix is the Kronecker product of two smaller ones, and that of the
+    copies' places leaves only the first, times 4 / 2.
+    """
+    factors = np.tile(np.array([1, -1, 1, 1], np.float32), 4) / np.float32(4)
+    x, z = (np.tile(np.array(v, np.float32), 4) for v in ([1, 2, 3, 4], [2, 0, 0, 1]))
+    kernels.multiply(x, factors, x, 16)  # as `products.rotate_row` does
+    kernels.walsh_hadamard(x, 16, 4)
+    np.testing.assert_array_equal(x, [*(2 * np.array([3, 1, -4, 2])), *[0] * 12])
+    kernels.walsh_hadamard(z, 16, 4)
+    kernels.multiply(z, factors, z, 16)  # as an embedding is undone
+    np.testing.assert_array_equal(z, [*(2 * np.array([1.5, -0.5, 0.5, 1.5])), *[0] * 12])
+
+
 def test_l2_normalise(kernels: Kernels) -> None:
     x, out = row(64), np.zeros(64, np.float32)
     kernels.l2_normalise(x, out, 64, 1e-6)
