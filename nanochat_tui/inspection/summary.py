@@ -18,6 +18,7 @@ from nanochat_tui.inspection.rotation import Rotation, rotation
 from nanochat_tui.inspection.traps import Trap, find_traps
 from nanochat_tui.model.architectures import describe
 from nanochat_tui.model.architectures.description import Architecture
+from nanochat_tui.model.chat_families import chat_format
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.shards import open_model
 from nanochat_tui.model.support import require_described, require_vocabulary
@@ -50,6 +51,17 @@ class TokenizerSummary:
     eos: int | None
     add_bos: bool | None
     chat_template: bool
+    chat_family: str | None = None
+    """The family whose template a chat takes in place of the file's own; None if it takes that, or none at all."""
+    continues_only: bool = False
+    """Whether there is no template to use, so that text is completed as it is."""
+
+    def template_line(self) -> str:
+        """Return which template a chat uses, for people."""
+        wrong = "a chat template of no use" if self.chat_template else "no chat template"
+        if self.chat_family is not None:
+            return f"{wrong} (that of its family, {self.chat_family}, is used)"
+        return f"{wrong} (it continues text)" if self.continues_only else "with a chat template"
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as JSON values."""
@@ -62,6 +74,7 @@ class TokenizerSummary:
             "eos": self.eos,
             "add_bos": self.add_bos,
             "chat_template": self.chat_template,
+            "chat_family": self.chat_family,
         }
 
 
@@ -327,6 +340,11 @@ def _tokenizer(metadata: Mapping[str, GGUFValue]) -> TokenizerSummary | None:
     if kind is None:
         return None
     add_bos = _value(metadata, "tokenizer.ggml.add_bos_token")
+    try:
+        talk = chat_format(metadata)
+        family, continues = talk.family if talk is not None else None, talk is None
+    except UserError:  # a damaged vocabulary, which other lines report
+        family, continues = None, False
     return TokenizerSummary(
         kind=kind,
         pre=_text(metadata, "tokenizer.ggml.pre"),
@@ -335,7 +353,9 @@ def _tokenizer(metadata: Mapping[str, GGUFValue]) -> TokenizerSummary | None:
         bos=_number(metadata, "tokenizer.ggml.bos_token_id"),
         eos=_number(metadata, "tokenizer.ggml.eos_token_id"),
         add_bos=add_bos if isinstance(add_bos, bool) else None,
-        chat_template=_text(metadata, "tokenizer.chat_template") is not None,
+        chat_template=bool(_text(metadata, "tokenizer.chat_template")),
+        chat_family=family,
+        continues_only=continues,
     )
 
 

@@ -36,10 +36,14 @@ def template_of(metadata: Mapping[str, GGUFValue]) -> tuple[str | None, str | No
     """Return the template the chat would use, None for a model that only continues text, and what was assumed for it:
     a missing, broken or placeholder template gives way to that of the model's family.
     """
-    used = chat_format(metadata)
-    if used is not None:
-        return used.template, used.note
-    return metadata_string(metadata, "tokenizer.chat_template", "") or None, None  # the file's own, to say what ails it
+    try:
+        used = chat_format(metadata)
+        if used is not None:
+            return used.template, used.note
+        # the file's own, to say what ails it
+        return metadata_string(metadata, "tokenizer.chat_template", "") or None, None
+    except UserError:  # a key or the vocabulary is of another type
+        return None, None
 
 
 def special_tokens(metadata: Mapping[str, GGUFValue]) -> tuple[str, str]:

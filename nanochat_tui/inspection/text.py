@@ -49,8 +49,7 @@ def summary_lines(
     tokenizer = summary.tokenizer
     if tokenizer is not None:
         kind = display_safe(tokenizer.kind) + (f" ({display_safe(tokenizer.pre)})" if tokenizer.pre else "")
-        template = ", with a chat template" if tokenizer.chat_template else ""
-        lines.append(_row("tokenizer", f"{kind}, {tokenizer.tokens:,} tokens{template}"))
+        lines.append(_row("tokenizer", f"{kind}, {tokenizer.tokens:,} tokens, {tokenizer.template_line()}"))
     if summary.mhc is not None:
         lines += mhc_lines(summary.mhc)
     if summary.rotation is not None:

@@ -106,6 +106,12 @@ def test_the_template_is_rendered_on_the_sample() -> None:
     assert render_sample({}).text is None and "no chat template" in str(render_sample({}).error)
 
 
+@pytest.mark.parametrize("key", ["chat_template", "ggml.tokens"])
+def test_a_damaged_key_is_no_template(key: str) -> None:
+    metadata = {"general.architecture": string("llama"), f"tokenizer.{key}": u32(7)}
+    assert "no chat template" in str(render_sample(metadata).error)
+
+
 def test_a_template_without_system_messages_is_tried_without() -> None:
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
     found = render_sample({"tokenizer.chat_template": string(refuses)})

@@ -80,8 +80,10 @@ def overview_content(summary: Summary, width: int = 80) -> Content:
     tokenizer = summary.tokenizer
     if tokenizer is not None:
         pre = f" ({display_safe(tokenizer.pre, 40)})" if tokenizer.pre else ""
-        template = "with a chat template" if tokenizer.chat_template else "no chat template"
-        row("tokenizer", f"{display_safe(tokenizer.kind, 40)}{pre}, {tokenizer.tokens:,} tokens, {template}")
+        row(
+            "tokenizer",
+            f"{display_safe(tokenizer.kind, 40)}{pre}, {tokenizer.tokens:,} tokens, {tokenizer.template_line()}",
+        )
     else:
         row("tokenizer", "none inside")
     if summary.rotation is not None:
