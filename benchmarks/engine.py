@@ -5,7 +5,8 @@
 Each case writes its models once into the folder (2 GB for all but bonsai-8b), then measures both engines in turns. The
 peer must be built for this machine: CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python==0.3.36 --no-binary
 llama-cpp-python. --start adds the seconds from the start of a process to the first token, with and without a cache of
-compiled kernels. Nothing else should run meanwhile; the load average is printed so that a busy machine shows.
+compiled kernels. Without the peer ours is measured alone. Nothing else should run meanwhile; the load average is
+printed so that a busy machine shows.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from models import SHAPES, write_model
 
 from nanochat_tui.cli.bench import sizes
 from nanochat_tui.cli.measurement import Engine, Plan, Result, measure
-from nanochat_tui.cli.measurement_peer import PEER
+from nanochat_tui.cli.measurement_peer import PEER, peer_version
 from nanochat_tui.cli.measurement_report import as_markdown
 from nanochat_tui.cli.measurement_worker import OURS
 from nanochat_tui.engine.compile_cache import ENVIRONMENT
@@ -63,6 +64,7 @@ CASES = {
     "bonsai-1.7b-pq2_0": Case("bonsai-1.7b", ternary="PQ2_0", table="PQ2_0", compares=False),
     "bonsai-4b": Case("bonsai-4b", prompts=(128,), contexts=(16,)),
     "bonsai-8b": Case("bonsai-8b", prompts=(128,), contexts=(16,)),
+    "tiny": Case("tiny", prompts=(32,), contexts=(16,)),
 }
 DEFAULT = "d20,2b4t,bonsai-1.7b"
 
@@ -76,14 +78,26 @@ def model_file(folder: Path, shape: str, ternary: str | None, table: str | None)
 
 
 def run_case(case: Case, folder: Path, plan: Plan) -> Result:
-    """Measure one case. Raises UserError if a model does not load."""
+    """Measure one case, ours alone if the peer is missing or fails. Raises UserError if our model does not load."""
     ours = model_file(folder, case.ours, case.ternary, case.table)
     theirs = ours if case.peer is None else model_file(folder, case.peer, None, case.table)
-    engines = [Engine(OURS, ours, case.kernel)]
-    if case.compares:
-        engines.append(Engine(PEER, theirs))
+    engine = Engine(OURS, ours, case.kernel)
     plan = replace(plan, prompts=case.prompts, contexts=case.contexts)
-    return measure(engines, plan, lambda line: print(line, file=sys.stderr))
+    failed = None
+    if case.compares:
+        try:
+            peer_version()
+            return measure([engine, Engine(PEER, theirs)], plan, say)
+        except UserError as error:
+            failed = error
+    result = measure([engine], plan, say)
+    if failed is not None:
+        result.skipped.append(f"{PEER} was not measured: {failed}")
+    return result
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def first_token_seconds(path: Path) -> dict[str, float]:

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from support import TINY, write_model
@@ -57,6 +59,14 @@ def test_json_has_the_promised_keys(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert 0.1 < result["bandwidth_gbps"] < 10_000
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's own peak")
+def test_the_peak_is_the_processs_own() -> None:
+    parent = np.ones(1 << 29, np.uint8)
+    code = "from nanochat_tui.cli.measurement import peak_rss; print(peak_rss())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1 << 20 < int(done.stdout) < parent.nbytes // 2
+
+
 def test_guesses_are_counted_where_they_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_model(tmp_path / "m.gguf", TINY)
     words = ["bench", str(path), *QUICK, "-n", "64", "--speculation", "on"]
@@ -101,6 +111,8 @@ def test_a_report_compares_the_same_things() -> None:
     result.skipped = ["peer, prompt 512: left out"]
     assert ratios(result) == [3.0, None, None]
     assert "3.00 x" in as_text(result)
+    result.rows = [replace(row, bytes_per_token=1_234_567) if row.kind == "decode" else row for row in result.rows]
+    assert "MB/token" in as_text(result) and "| 1.2 |" in as_markdown(result)
     markdown = as_markdown(result).splitlines()
     head = next(line for line in markdown if line.startswith("| engine"))
     assert head.count("|") == markdown[markdown.index(head) + 1].count("|")
