@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from nanochat_tui.cli.options import (
     check_threads,
     find_model,
 )
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import display_safe
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -46,7 +47,7 @@ def serve(
     alias: Annotated[list[str] | None, typer.Option(help="A further name of the model; may be repeated.")] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(envvar="NANOCHAT_API_KEY", help="Ask for this key; may be repeated.", show_envvar=True),
+        typer.Option(help="Ask for this key; may be repeated. Left out, the one in NANOCHAT_API_KEY, if it is set."),
     ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Let pages of this web origin use the server; may be repeated.")
@@ -63,19 +64,19 @@ def serve(
     path = find_model(model)
     sidecar, own_tokenizer = check_file(mhc, "mHC sidecar"), check_file(tokenizer, "tokenizer")
     check_threads(threads)
-    keys = tuple(api_key or ())
-    if any(not key.isascii() or not key.strip() for key in keys):
-        raise UserError("An API key must be of ASCII characters and not empty.")
 
     from nanochat_tui.serve.loading import ModelFiles, loader
     from nanochat_tui.serve.runner import run
-    from nanochat_tui.serve.settings import Limits, Settings
+    from nanochat_tui.serve.settings import Limits, Settings, checked_keys, checked_origins
 
+    # not typer's to read: it takes an empty one for none, and one with a space for two
+    environment = os.environ.get("NANOCHAT_API_KEY")
+    keys = checked_keys(api_key or ([] if environment is None else [environment]))
     settings = Settings(
         name=display_safe(path.stem),
         aliases=tuple(alias or ()),
         api_keys=keys,
-        cors_origins=tuple(cors_origin or ()),
+        cors_origins=checked_origins(cors_origin or ()),
         loopback=host in LOOPBACK,
         max_sequences=parallel,
         max_waiting=queue,

@@ -54,7 +54,8 @@ def create_app(service: Service) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-api-key"],
+            allow_headers=["*"],  # clients send headers of their own, OpenAI's more than ten of them
+            expose_headers=["retry-after"],
         )
     app.add_middleware(Answers, metrics=service.metrics, log=settings.log, each=settings.log_requests)
     return app

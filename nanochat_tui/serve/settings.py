@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from nanochat_tui.errors import UserError, display_safe
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 Log = Callable[[str], None]
 """Receives one line for the person who started the server."""
@@ -49,3 +54,42 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     log: Log = lambda line: None
     log_requests: bool = True
+
+
+def checked_keys(keys: Sequence[str]) -> tuple[str, ...]:
+    """Return API keys as they are. Raises UserError for one that no client could send: empty, or with spaces in it."""
+    for key in keys:
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise UserError(
+                "An API key must be of visible ASCII characters, without spaces and not empty; leave --api-key and "
+                "NANOCHAT_API_KEY out to ask for none."
+            )
+    return tuple(keys)
+
+
+def checked_origins(origins: Sequence[str]) -> tuple[str, ...]:
+    """Return web origins as browsers send them: no slash at the end, small letters, no port that goes without saying.
+
+    "*" (every origin) stays. Raises UserError for what is no origin, such as an address with a path.
+    """
+    found = []
+    for origin in origins:
+        if origin == "*":
+            found.append(origin)
+            continue
+        try:
+            parts = urlsplit(origin)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            parts, host, port = urlsplit(""), None, None
+        plain = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
+        if not parts.scheme or not host or not plain:
+            raise UserError(
+                f"--cors-origin {display_safe(origin)} is not a web origin; give the beginning of the page's address, "
+                "like https://chat.example.org"
+            )
+        name = f"[{host}]" if ":" in host else host
+        found.append(
+            f"{parts.scheme}://{name}" + (f":{port}" if port not in (None, _DEFAULT_PORTS.get(parts.scheme)) else "")
+        )
+    return tuple(found)

@@ -19,7 +19,9 @@ from support import TINY, write_model
 
 from nanochat_tui.cli.entry import run
 from nanochat_tui.cli.serve_entry import _dispatch
+from nanochat_tui.errors import UserError
 from nanochat_tui.model.shipped import shipped_mhc, shipped_model, shipped_tokenizer
+from nanochat_tui.serve.settings import checked_origins
 
 COMMAND = [sys.executable, "-m", "nanochat_tui.cli.serve_entry"]
 
@@ -136,6 +138,32 @@ def test_what_cannot_be_served_is_said_in_a_sentence(tmp_path: Path, capsys: pyt
             last = said.err.strip().split("\n")[-1]
             assert code == 2 and last.startswith("error: ") and words in last, (arguments, said.err)
             assert said.out == "" and "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "\u00e9", "a\n"])
+def test_a_key_that_nobody_could_send_is_refused(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "m.gguf", TINY)
+    arguments = ["--model", str(model), "--port", "0"]
+    assert run(_dispatch, [*arguments, "--api-key", key]) == 2
+    assert "without spaces and not empty" in capsys.readouterr().err
+    monkeypatch.setenv("NANOCHAT_API_KEY", key)
+    assert run(_dispatch, arguments) == 2
+    assert "without spaces and not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "origin", ["x", "", "https://", "https://x/page", "https://x?a", "https://me@x", "http://x:no"]
+)
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(UserError, match="is not a web origin"):
+        checked_origins([origin])
+
+
+def test_origins_are_those_that_browsers_send() -> None:
+    given = ["https://X.example/", "https://x:443", "http://x:8080/", "http://[::1]:80", "*"]
+    assert checked_origins(given) == ("https://x.example", "https://x", "http://x:8080", "http://[::1]", "*")
 
 
 def test_version_and_help() -> None:

@@ -201,9 +201,16 @@ def test_other_sites_pages_are_kept_out_unless_allowed(base: Running, base_file:
         assert ask(running, "https://evil.example").status_code == 403
         preflight = httpx.options(
             running.url + "/v1/completions",
-            headers={"origin": "https://friend.example", "access-control-request-method": "POST"},
+            headers={
+                "origin": "https://friend.example",
+                "access-control-request-method": "POST",
+                "access-control-request-headers": "authorization,content-type,x-stainless-lang,x-stainless-retry-count",
+            },
         )
         assert preflight.status_code == 200
+        allowed = preflight.headers["access-control-allow-headers"].lower()
+        assert "x-stainless-lang" in allowed and "authorization" in allowed  # those of OpenAI's JavaScript client
+        assert friend.headers["access-control-expose-headers"] == "retry-after"
 
 
 def test_a_name_that_was_made_to_lead_here_is_a_stranger(base: Running, base_file: Path) -> None:
