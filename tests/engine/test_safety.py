@@ -227,7 +227,7 @@ def copy_of_package(folder: Path) -> Path:
     shutil.copytree(ROOT / "nanochat_tui" / "engine", package / "engine")
     for part in ("formats", "model"):
         shutil.copytree(ROOT / "nanochat_tui" / part, package / part)
-    for name in ("__init__.py", "errors.py", "version.py"):
+    for name in ("__init__.py", "errors.py", "folders.py", "version.py"):
         shutil.copy(ROOT / "nanochat_tui" / name, package / name)
     return package
 
