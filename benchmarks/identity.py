@@ -1,6 +1,6 @@
-"""Long replies of the d20 shape, the same to the last bit whatever the number of threads and the way of running.
+"""Long replies of the d20 shape (or another) to the last bit, whatever the number of threads and the way of running.
 
-    python benchmarks/identity.py [--tokens 10000] [--threads 1,2,3] [--folder DIR]
+    python benchmarks/identity.py [--tokens 10000] [--threads 1,2,3] [--shape NAME] [--folder DIR]
 
 A seeded reply is drawn in ordinary bursts with each number of threads, and once more with guesses, which may never
 change it: ids and log probabilities have to agree. Then the whole text is a prompt, in chunks with each number of
@@ -51,10 +51,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=10_000)
     parser.add_argument("--threads", default="1,2,3")
+    parser.add_argument("--shape", choices=SHAPES, default="d20")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
-    shape = replace(SHAPES["d20"], context=options.tokens + len(PROMPT) + 1)
-    path = write_model(options.folder / f"d20-context-{shape.context}.gguf", shape)
+    shape = replace(SHAPES[options.shape], context=options.tokens + len(PROMPT) + 1)
+    path = write_model(options.folder / f"{options.shape}-context-{shape.context}.gguf", shape)
     threads = [int(part) for part in options.threads.split(",")]
     wanted: Reply | None = None
     failures = 0

@@ -34,6 +34,8 @@ DEFAULT = Path(__file__).parents[1] / "exported_models" / "d20-rust.gguf"
 LEAK_BYTES = 64 << 20
 """Growth of memory that is still no leak: allocators keep some, and the longest context comes at random."""
 TEXTS = 4
+USES = ("start", "edit", "branch", "cancel", "interrupt", "abandon")
+"""What is done with a session."""
 KINDS_OF_CACHE: tuple[CacheType, ...] = ("f16", "int8")
 Found = list[tuple[int, float]]
 
@@ -106,10 +108,9 @@ def check(
 
 
 def use_session(
-    soak: Soak, pair: Engines, rng: random.Random, session: Session, prompts: list[list[int]]
+    soak: Soak, pair: Engines, rng: random.Random, session: Session, prompts: list[list[int]], what: str
 ) -> tuple[Engines, Session]:
-    """Do one random thing with a session of a pair; return the pair and the session to go on with."""
-    what = rng.choice(["start", "edit", "branch", "cancel", "interrupt", "abandon"])
+    """Do one of USES with a session of a pair; return the pair and the session to go on with."""
     text = rng.choice(prompts)
     prompt = text[: rng.randint(1, len(text) - 10)]
     if what == "edit":
@@ -171,10 +172,13 @@ def worker(soak: Soak, number: int, seed: int) -> None:
     rng = random.Random(seed * 1000 + number)  # noqa: S311
     pair = rng.choice(soak.pairs)
     session, prompts = Session(pair.model), texts(pair.model)
+    waiting: list[str] = []
     try:
         while time.monotonic() < soak.deadline and not soak.errors:
             if rng.random() < 0.5:
-                pair, session = use_session(soak, pair, rng, session, prompts)
+                # in random order, and all of them before one comes again: a slow machine does few
+                waiting = waiting or rng.sample(USES, len(USES))
+                pair, session = use_session(soak, pair, rng, session, prompts, waiting.pop())
             else:
                 use_batcher(soak, rng, prompts)
     except BaseException:

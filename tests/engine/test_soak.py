@@ -25,11 +25,6 @@ def test_random_use_from_several_threads(tmp_path: Path, seed: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert result["errors"] == []
-    assert (
-        min(
-            result[what]
-            for what in ("start", "edit", "branch", "cancel", "interrupt", "abandon", "batched", "f16", "int8")
-        )
-        > 0
-    )
+    wanted = ("start", "edit", "branch", "cancel", "interrupt", "abandon", "batched", "f16", "int8")
+    assert [what for what in wanted if not result.get(what)] == []
     assert result["reused_tokens"] > 0
