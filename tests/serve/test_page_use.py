@@ -301,6 +301,22 @@ def test_small_things_stay_as_they_are(page: Any, chat: Running, monkeypatch: py
     assert _spans(page) == ["said"] and page.evaluate("document.activeElement.textContent") == "Probabilities"
 
 
+def test_what_is_selected_stays_selected(
+    pages: Pages, chat: Running, base: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select = "getSelection().setBaseAndExtent({0}.firstChild, 0, {0}.firstChild, 5)"
+    for running, where in ((chat, "$('log').querySelector('.assistant p')"), (base, "$('log').lastChild.body")):
+        scripted(running, monkeypatch, ["first block\n\n", *SLOW], 0.02)
+        page = pages(running.url)
+        send(page, "hello")
+        until(page, "writing && writing.content.length > 60")
+        page.evaluate(select.format(where))
+        page.wait_for_timeout(200)
+        assert page.evaluate("getSelection().toString()") == "first"
+        page.keyboard.press("Escape")
+        finished(page)
+
+
 def test_a_continued_program_lines_up(pages: Pages, base: Running) -> None:
     page = pages(base.url)
     answering(page, _completion("    let x = 1;", reason="stop"))
