@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,10 +24,13 @@ from nanochat_tui.chat.store import Store
 from nanochat_tui.errors import UserError
 from nanochat_tui.tui import messages
 from nanochat_tui.tui.chat.screen import ChatScreen
+from nanochat_tui.tui.lent import is_lent, sweep_aside
 from nanochat_tui.tui.log import begin_log, logger, write_crash_report
 from nanochat_tui.tui.preferences import Preferences, remember_model, save_preferences
 from nanochat_tui.tui.theme import NANOCHAT, THEMES
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What ends a process in order: a shutdown, a closed terminal. Windows has no second one."""
 Command = tuple[str, str, Callable[[], object]]
 """A line of the palette: title, help, what to call."""
 
@@ -123,21 +129,46 @@ class NanochatApp(App[None]):
             self.notify(self.greeting, severity="warning", timeout=15, markup=False)
         if not self.is_headless:
             self.set_interval(10.0, self._leave_with_the_terminal)
+            sweep_aside()
+            if not self.is_web:  # whose driver hears them itself
+                self._hear_signals()
 
-    def _leave_with_the_terminal(self) -> None:
-        """End when the terminal was closed without a signal, instead of reading its end for ever."""
+    def _hear_signals(self) -> None:
+        """Leave in order when told to from outside; the second time, at once."""
+        loop = asyncio.get_running_loop()
+
+        def told(number: int) -> None:
+            for one in SIGNALS:
+                loop.remove_signal_handler(one)
+            logger.warning("told to end by signal %d", number)
+            self._leave_with_the_terminal(number)
+            self.exit(return_code=128 + number)
+
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not everywhere, nor in every thread
+            for number in SIGNALS:
+                loop.add_signal_handler(number, told, number)
+
+    def _leave_with_the_terminal(self, number: int = 1) -> None:
+        """End when the terminal was closed, perhaps without a signal, instead of reading its end for ever."""
         if not hasattr(select, "poll") or self.is_web:
             return
         poll = select.poll()
         poll.register(sys.__stdin__ or 0, select.POLLIN)
         if any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0)):
             logger.warning("the terminal is gone")
-            self.chat.close()  # what was said is kept; there is nothing left to restore or to draw on
-            os._exit(128 + 1)  # as SIGHUP would have ended it
+            self._end_background()  # what was said is kept; there is nothing left to restore or to draw on
+            os._exit(128 + number)  # without a signal as SIGHUP would have ended it
+
+    def _end_background(self) -> None:
+        self.chat.close()
+        for screen in (screen for stack in self._screen_stacks.values() for screen in stack):
+            exports = getattr(screen, "exports", None)
+            if exports is not None:
+                exports.close()
 
     def on_unmount(self) -> None:
         """Stop what runs in the background."""
-        self.chat.close()
+        self._end_background()
 
     # Modes
 
@@ -174,6 +205,8 @@ class NanochatApp(App[None]):
     @on(messages.ModelUsed)
     def _model_used(self, event: messages.ModelUsed) -> None:
         logger.info("loaded %s", event.path)
+        if is_lent(event.path):  # a checkpoint's copy, gone with the application
+            return
         changed = remember_model(self.preferences, event.path)
         if changed.recent != self.preferences.recent:
             self._keep(changed)

@@ -15,12 +15,15 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Checkbox, Input, Label, Select, Static, TabbedContent, TabPane
+from textual.widgets import Input, Label, Select, Static, TabbedContent, TabPane
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.tui.keys import Remappable, key_problem
 from nanochat_tui.tui.preferences import Preferences, save_preferences
+from nanochat_tui.tui.train.choice import Choice
 from nanochat_tui.tui.widgets.key_line import KeyLine
+
+YES_NO = ("yes", "no")
 
 
 class PreferencesScreen(Screen[None]):
@@ -75,7 +78,7 @@ written as `ctrl+x`, `f6` or `escape`, several with commas; an empty field means
             options = [(str(option), option) for option in get_args(info.annotation)]
             return Select(options, value=value, allow_blank=False, name=name, compact=True)
         if info.annotation is bool:
-            return Checkbox("", value, name=name, compact=True)
+            return Choice(YES_NO, YES_NO[not value], name=name)
         text = f"{value:g}" if isinstance(value, float) else str(value)
         return Input(text, name=name, compact=True)
 
@@ -91,20 +94,26 @@ written as `ctrl+x`, `f6` or `escape`, several with commas; an empty field means
 
     @on(Input.Changed)
     @on(Select.Changed)
-    @on(Checkbox.Changed)
-    def _changed(self, event: Input.Changed | Select.Changed | Checkbox.Changed) -> None:
+    def _changed(self, event: Input.Changed | Select.Changed) -> None:
         event.stop()
         widget = event.control
-        name = widget.name or ""
         if isinstance(widget, Input) and widget.has_class("key"):
-            self._change_key(widget, name, widget.value.strip())
-            return
-        section, _, key = name.partition(".")
+            self._change_key(widget, widget.name or "", widget.value.strip())
+        else:
+            self._change(widget, event.value)
+
+    @on(Choice.Changed)
+    def _turned(self, event: Choice.Changed) -> None:
+        event.stop()
+        self._change(event.choice, event.choice.value == YES_NO[0])
+
+    def _change(self, widget: Widget, value: object) -> None:
+        section, _, key = (widget.name or "").partition(".")
         values = self._preferences.model_dump()
-        if values[section][key] == event.value or str(values[section][key]) == event.value:
+        if values[section][key] == value or str(values[section][key]) == value:
             widget.remove_class("-invalid")
             return
-        values[section][key] = event.value
+        values[section][key] = value
         try:
             changed = Preferences.model_validate(values)
         except ValidationError as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from textual.widgets import Input, OptionList, RichLog, Select, Static
 
 from nanochat_tui.chat.missing import MissingBackend
 from nanochat_tui.errors import UserError
+from nanochat_tui.tui import lent
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.chat import commands
 from nanochat_tui.tui.chat.code_blocks import code_blocks
@@ -25,9 +27,10 @@ from nanochat_tui.tui.key_owners import key_owners
 from nanochat_tui.tui.keys import key_problem, remappable
 from nanochat_tui.tui.log import write_crash_report
 from nanochat_tui.tui.log_screen import LogScreen
-from nanochat_tui.tui.messages import OpenFile
+from nanochat_tui.tui.messages import ModelUsed, OpenFile
 from nanochat_tui.tui.preferences import Preferences, load_preferences, remember_model, save_preferences
 from nanochat_tui.tui.preferences_screen import PreferencesScreen
+from nanochat_tui.tui.train.choice import Choice
 from nanochat_tui.tui.train.screen import TrainScreen
 from nanochat_tui.tui.widgets.key_line import Item, fitting
 
@@ -48,6 +51,13 @@ async def test_preferences_apply_at_once_and_are_kept(tmp_path: Path) -> None:
         await until(pilot, lambda: field.has_class("-invalid"))
         field.value = "0.3"
         await until(pilot, lambda: app.preferences.sampling.temperature == 0.3)
+        folded = next(c for c in screen.query(Choice) if c.name == "appearance.unfold_thinking")
+        assert "no" in str(folded.render()), "yes and no are written, not marked"
+        folded.focus()
+        await pilot.press("space")
+        await until(pilot, lambda: app.preferences.appearance.unfold_thinking)
+        await pilot.press("space")
+        await until(pilot, lambda: not app.preferences.appearance.unfold_thinking)
         key = next(i for i in screen.query(Input) if i.name == "chat.sessions")
         key.value = "f7"
         await until(pilot, lambda: app.preferences.keys == {"chat.sessions": "f7"})
@@ -285,3 +295,14 @@ def test_the_key_line_keeps_the_general_keys_on_a_narrow_terminal() -> None:
     assert [item.label for item in left] == ["^a"]
     assert sum(item.cells + 1 for item in left + right) < 40
     assert fitting(own[:1], general, 12) == (own[:1], [], False)
+
+
+async def test_a_checkpoints_copy_is_no_recent_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    app = NanochatApp(ScriptedBackend("x"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        app.post_message(ModelUsed(lent.make_folder() / "step-8.gguf"))
+        app.post_message(ModelUsed(tmp_path / "mine.gguf"))
+        await until(pilot, lambda: bool(app.preferences.recent))
+        assert app.preferences.recent == [str(tmp_path / "mine.gguf")]

@@ -131,6 +131,34 @@ main()
     assert "broken on purpose" in report.read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_told_to_end_it_keeps_what_was_said_and_leaves_a_clean_terminal(tmp_path: Path, number: signal.Signals) -> None:
+    temporary = tmp_path / "tmp"
+    left = temporary / f"nanochat-checkpoints-{2**22 + 5}-abc"  # beyond the largest number of a process
+    left.mkdir(parents=True)
+    (left / "big.gguf").write_bytes(b"x")
+    mine = temporary / f"nanochat-checkpoints-{os.getpid()}-abc"
+    mine.mkdir()
+    words = [f"word{i} " for i in range(4000)]
+    with serving(words=words) as server, terminal(tmp_path, "--attach", server.url, TMPDIR=str(temporary)) as screen:
+        screen.until(lambda: b"Message" in screen.seen)
+        screen.until(lambda: not left.exists())
+        screen.type("hi\r")
+        screen.until(lambda: b"word20" in screen.seen)
+        os.kill(screen.process.pid, number)
+        assert screen.wait() == 128 + number
+        end = screen.seen[-3000:]
+        assert b"\x1b[?1049l" in end, "the other screen was left"
+        assert b"\x1b[?1000l" in end, "the mouse is the terminal's again"
+        assert b"Traceback" not in screen.seen
+    assert mine.exists(), "its process lives"
+    store = Store(tmp_path / "data" / "sessions.db")
+    (info,) = store.sessions().result(5)
+    assert "word20 " in store.load(info.id).result(5).turns[0].reply
+    assert store.take(info.id).result(5)
+    store.close()
+
+
 def test_a_home_that_is_no_folder_gives_a_message_and_the_chat_goes_on(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     nowhere = str(tmp_path / "file" / "x")

@@ -11,7 +11,6 @@ import contextvars
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from nanochat_tui.chat.backend import Request, SamplingSettings, Token
 from nanochat_tui.chat.local import LocalBackend
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.runs.launcher import MODULE
+from nanochat_tui.tui.lent import make_folder
 from nanochat_tui.tui.train.messages import JobEnded, ScrubEnded, ScrubProgress
 
 KEPT_EXPORTS = 8
@@ -109,7 +109,7 @@ class Exports:
             if self._closed:
                 raise UserError("the application is closing")
             if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="nanochat-checkpoints-"))
+                self._folder = make_folder()
             return self._folder
 
     def _forget(self) -> None:
