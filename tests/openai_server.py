@@ -32,6 +32,7 @@ class Server:
     models: list[str] = field(default_factory=lambda: ["tiny", "other"])
     completions: bool = True
     logprobs: bool = True
+    refuses_logprobs: bool = False
     strict: bool = False
     """Refuses fields that OpenAI does not have."""
     die_after: int | None = None
@@ -104,6 +105,9 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             server.requests.append(body)
             if server.status != 200:
                 self.answer(server.status, server.body or b'{"error": {"message": "broken on purpose"}}')
+                return
+            if server.refuses_logprobs and body.get("logprobs"):
+                self.refuse(403, "you are not allowed to request logprobs from this model")
                 return
             unknown = set(body) & {"top_k", "min_p", "repeat_penalty"}
             if server.strict and unknown:

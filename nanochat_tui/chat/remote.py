@@ -5,6 +5,7 @@ Nothing is sent before `load`. Speeds are measured here, at the client, unless t
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -43,6 +44,9 @@ STATS_INTERVAL = 0.25
 PREFILLING = ("nanochat", "llamacpp", "vllm")
 """Servers that go on from the last message when it is the assistant's, by what they call themselves."""
 _MISSING = (404, 405, 501)
+_FORBIDDEN = (403, 501)
+"""How some servers refuse probabilities of certain models."""
+_LOOK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ class RemoteBackend:
         self._completes: bool | None = None
         self._plain = False
         """Whether the server refused fields that are not OpenAI's own."""
+        self._no_logprobs = False
+        """Whether it refused to tell probabilities."""
         self._lock = threading.Lock()
 
     @property
@@ -104,8 +110,11 @@ class RemoteBackend:
         return self._ready().is_chat is not False
 
     def can_continue(self, *, chat: bool) -> bool:
-        """Whether a reply can go on: conversations where the server is known for it, texts by /v1/completions."""
-        return self._ready().owner in PREFILLING if chat else self._has_completions()
+        """Whether a reply can go on: conversations where the server is known for it, texts by /v1/completions.
+
+        What `load` found; asks nothing.
+        """
+        return self._ready().owner in PREFILLING if chat else self._completes is True
 
     def _ready(self) -> RemoteModel:
         if self._model is None:
@@ -124,6 +133,7 @@ class RemoteBackend:
             if found is None:
                 offered = ", ".join(display_safe(m.id, 60) for m in models[:8])
                 raise UserError(f"The server has no model {display_safe(self._wanted or '')}; it offers {offered}.")
+            self._look_for_completions()
             self._model = found
 
     def list_models(self) -> list[RemoteModel]:
@@ -165,32 +175,41 @@ class RemoteBackend:
             raise BackendError(f"{display_safe(self.url)} is no OpenAI-compatible server; check the address.") from exc
         return [_model(entry) for entry in data if isinstance(entry, dict) and entry.get("id")]
 
-    def _has_completions(self) -> bool:
-        """Whether /v1/completions exists: an empty request is refused by one that does, and unknown to others."""
-        if self._completes is None:
-            try:
-                status = self._client().post("/v1/completions", json={}, timeout=10.0).status_code
-            except httpx.HTTPError:
-                return False
+    def _look_for_completions(self) -> None:
+        """See whether /v1/completions exists: an empty request is refused by one that does, and unknown to others."""
+        with contextlib.suppress(httpx.HTTPError):
+            status = self._client().post("/v1/completions", json={}, timeout=_LOOK_SECONDS).status_code
             self._completes = status not in _MISSING
-        return self._completes
 
     def chat(self, request: Request, cancel: CancelEvent) -> Iterator[Event]:
         """Answer a request; see `Backend.chat`."""
         self.load()
         if request.messages and request.prefix and not self.can_continue(chat=True):
             raise UserError("This server cannot go on from the middle of a reply; write it anew instead.")
-        try:
-            yield from self._ask(request, cancel)
-        except RefusedError as exc:
-            if exc.status not in (400, 422) or self._plain:
-                raise
-            self._plain = True  # perhaps it minds the fields that others have beside OpenAI's
+        before, refusal = (self._plain, self._no_logprobs), None
+        while True:
             try:
                 yield from self._ask(request, cancel)
-            except RefusedError:
-                self._plain = False
-                raise exc from None
+                return
+            except RefusedError as exc:
+                refusal = refusal or exc
+                if not self._ask_for_less(request, exc):
+                    self._plain, self._no_logprobs = before
+                    raise refusal from None
+
+    def _ask_for_less(self, request: Request, exc: RefusedError) -> bool:
+        """Leave out what a server perhaps minded: fields that others have beside OpenAI's, probabilities at last.
+        Returns whether there was anything.
+        """
+        tells = bool(request.top_logprobs) and not self._no_logprobs
+        minds = "logprob" in str(exc).lower() or exc.status in _FORBIDDEN or self._plain
+        if exc.status in (400, 422, *_FORBIDDEN) and tells and minds:
+            self._no_logprobs = True
+        elif exc.status in (400, 422) and not self._plain:
+            self._plain = True
+        else:
+            return False
+        return True
 
     def _ask(self, request: Request, cancel: CancelEvent) -> Iterator[Event]:
         began = time.perf_counter()
@@ -252,6 +271,7 @@ class RemoteBackend:
 
     def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
         """Return the path and the body of a request."""
+        alternatives = 0 if self._no_logprobs else min(20, request.top_logprobs)
         body: dict[str, Any] = {"model": self._ready().id, "stream": True} | self._sampling(request.sampling)
         if not self._plain:
             body["stream_options"] = {"include_usage": True}
@@ -265,12 +285,12 @@ class RemoteBackend:
                 messages.append({"role": "assistant", "content": request.prefix})
                 body |= {"continue_final_message": True, "add_generation_prompt": False}
             body["messages"] = messages
-            if request.top_logprobs:
-                body |= {"logprobs": True, "top_logprobs": min(20, request.top_logprobs)}
+            if alternatives:
+                body |= {"logprobs": True, "top_logprobs": alternatives}
             return "/v1/chat/completions", body
         body["prompt"] = (request.prompt or "") + request.prefix
-        if request.top_logprobs:
-            body["logprobs"] = min(20, request.top_logprobs)
+        if alternatives:
+            body["logprobs"] = alternatives
         return "/v1/completions", body
 
     def _sampling(self, sampling: SamplingSettings) -> dict[str, Any]:

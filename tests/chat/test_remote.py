@@ -261,3 +261,17 @@ def test_greedy_and_seed_reach_the_server(server: Server) -> None:
     ask(RemoteBackend(server.url), Request(prompt="x", sampling=SamplingSettings(temperature=0.0, seed=4, min_p=0.1)))
     sent = server.requests[-1]
     assert (sent["temperature"], sent["seed"], sent["min_p"], sent["top_k"]) == (0.0, 4, 0.1, 40)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_server_that_refuses_probabilities_answers_without(strict: bool) -> None:
+    with serving(refuses_logprobs=True, strict=strict) as server:
+        remote = RemoteBackend(server.url)
+        for _ in range(2):
+            assert text(ask(remote, HI)) == "".join(WORDS)
+        assert "logprobs" not in server.requests[-1]
+        assert ("top_k" in server.requests[-1]) is not strict
+        assert len(server.requests) == (4 if strict else 3), "what it minds is remembered"
+        server.status = 400
+        with pytest.raises(BackendError, match="broken on purpose"):
+            ask(remote, HI)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from openai_server import WORDS, serving
 from test_app import say, shown, state, until
 
 from nanochat_tui.chat.remote import RemoteBackend
+from nanochat_tui.chat.store import Store
 from nanochat_tui.tui.app import NanochatApp
+
+
+def keys_of(app: NanochatApp) -> set[str]:
+    """What the line of keys offers."""
+    return {binding.description for _, binding, _, _ in app.screen.active_bindings.values() if binding.show}
 
 
 async def test_a_conversation_with_a_server_and_its_death_in_mid_reply() -> None:
@@ -40,13 +48,11 @@ async def test_attach_by_command_and_a_lens_from_logprobs() -> None:
             await pilot.press("enter")
             await until(pilot, lambda: app.chat.backend.name == "tiny" and state(app) == "ready")
             await say(pilot, app, "hi")
+            assert server.requests[-1]["top_logprobs"] == 8, "they cannot be had later"
             await pilot.press("f5")
-            await until(pilot, lambda: app.chat.ribbon is not None)
-            assert "Ctrl+R asks again" in app.chat._lens_note
-            await pilot.press("ctrl+r")
-            await until(
-                pilot, lambda: state(app) == "ready" and bool(app.chat.ribbon and app.chat.ribbon.tokens[0].top)
-            )
+            await until(pilot, lambda: bool(app.chat.ribbon and app.chat.ribbon.tokens[0].top))
+            assert app.chat._lens_note == ""
+            assert "Branch here" in keys_of(app)
             ribbon = app.chat.ribbon
             assert ribbon is not None
             ribbon.focus()
@@ -58,20 +64,59 @@ async def test_attach_by_command_and_a_lens_from_logprobs() -> None:
 async def test_branching_is_not_offered_where_the_server_cannot() -> None:
     with serving() as server:
         app = NanochatApp(RemoteBackend(server.url))
-        async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        async with app.run_test(size=(100, 30)) as pilot:
             await until(pilot, lambda: state(app) == "ready")
             await say(pilot, app, "hi")
             await pilot.press("f5")
             await until(pilot, lambda: app.chat.ribbon is not None)
-            count = len(server.requests)
-            await pilot.press("ctrl+r")
-            await until(pilot, lambda: len(server.requests) > count and state(app) == "ready")
             assert app.chat.ribbon is not None
-            app.chat.ribbon.focus()
-            count = len(server.requests)
+            assert app.focused is app.chat.ribbon
+            assert "Branch here" not in keys_of(app)
+            count, session = len(server.requests), app.chat.info
             await pilot.press("home", "down", "enter")
-            await until(pilot, lambda: any("no branching here" in n.message for n in app._notifications))
+            await pilot.pause(0.1)
             assert len(server.requests) == count
+            assert app.chat.info is session
+
+
+async def test_what_can_go_on_is_known_without_asking_from_the_event_loop() -> None:
+    with serving(meta={"chat_template": False}) as server:
+        app = NanochatApp(RemoteBackend(server.url))
+        async with app.run_test(size=(100, 30)) as pilot:
+            await until(pilot, lambda: state(app) == "ready")
+            await say(pilot, app, "fn ")
+            count = len(server.headers)
+            assert app.chat.backend.can_continue(chat=False)
+            assert not app.chat.backend.can_continue(chat=True)
+            assert len(server.headers) == count, "nothing was sent"
+            await pilot.press("f5")
+            await until(pilot, lambda: app.chat.ribbon is not None)
+            assert "Branch here" in keys_of(app)
+    with serving(meta={"chat_template": False}, completions=False) as server:
+        backend = RemoteBackend(server.url)
+        backend.load()
+        assert not backend.can_continue(chat=False)
+
+
+async def test_probabilities_of_another_day_were_not_kept_and_that_is_said(tmp_path: Path) -> None:
+    with serving() as server:
+        for visit in range(2):
+            app = NanochatApp(RemoteBackend(server.url), store=Store(tmp_path / "s.db"))
+            async with app.run_test(size=(100, 30)) as pilot:
+                await until(pilot, lambda app=app: state(app) == "ready")  # type: ignore[misc]
+                if visit == 0:
+                    await say(pilot, app, "hi")
+                    continue
+                await until(pilot, lambda app=app: bool(app.chat.conversation.turns))  # type: ignore[misc]
+                await pilot.press("f5")
+                await until(pilot, lambda app=app: app.chat.ribbon is not None)  # type: ignore[misc]
+                assert "were not kept" in app.chat._lens_note
+                server.logprobs = False
+                await pilot.press("ctrl+r")
+                await until(pilot, lambda: len(server.requests) == 2)
+                await until(pilot, lambda app=app: state(app) == "ready")  # type: ignore[misc]
+                await pilot.press("f5", "f5")
+                await until(pilot, lambda app=app: "sent no probabilities" in app.chat._lens_note)  # type: ignore[misc]
 
 
 async def test_no_server_is_a_welcome_with_ways_on() -> None:

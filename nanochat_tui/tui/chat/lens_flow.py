@@ -33,8 +33,8 @@ class LensPart(TurnPart):
         return found.first(TokenRibbon) if found else None
 
     def wants_alternatives(self) -> bool:
-        """See `ReplyPart`."""
-        return self._lens_turn is not None
+        """See `ReplyPart`. A backend that cannot compute them afterwards, as a server, is asked at once."""
+        return self._lens_turn is not None or not hasattr(self.backend, "score")
 
     async def action_toggle_lens(self) -> None:
         """Open the lens under the chosen or last reply, or close it."""
@@ -58,18 +58,23 @@ class LensPart(TurnPart):
         tokens = turn.all_tokens
         self._lens_note = ""
         writing = self.generation is not None and turn is self.conversation.last
+        can_branch = self.ready and self.backend.can_continue(chat=self.conversation.is_chat)
         complete = bool(tokens) and all(token.top for token in tokens if token.id is not None or token.top)
         scorer: Scorer | None = getattr(self.backend, "score", None)
         if not complete and not writing and turn.reply and self.ready and scorer is not None:
             self._lens_note = "computing …"
             self._score(turn, scorer)
         elif not any(token.logprob is not None for token in tokens) and not writing:
-            self._lens_note = "this server sent no probabilities; Ctrl+R asks again with them"
+            self._lens_note = (
+                "this server sent no probabilities"
+                if tokens
+                else "the probabilities were not kept; Ctrl+R writes the reply anew with them"
+            )
         view = self.transcript.view_of(turn)
         if view is None:
             await self.transcript.reveal(self.conversation.turns.index(turn))
             view = self.transcript.view_of(turn)
-        ribbon = TokenRibbon(self.conversation.turns.index(turn), tokens, id="ribbon")
+        ribbon = TokenRibbon(self.conversation.turns.index(turn), tokens, can_branch=can_branch, id="ribbon")
         await self.transcript.mount(ribbon, after=view)
         self.show_widget("#alternatives", True)
         ribbon.focus()

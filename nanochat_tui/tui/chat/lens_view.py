@@ -58,9 +58,10 @@ there, and **Enter** branches: a new session in which the reply goes on from tha
     cursor: reactive[int] = reactive(0, layout=False)
     choice: reactive[int] = reactive(0, layout=False)
 
-    def __init__(self, turn: int, tokens: Sequence[Token], *, id: str | None = None) -> None:
+    def __init__(self, turn: int, tokens: Sequence[Token], *, can_branch: bool = True, id: str | None = None) -> None:
         super().__init__(id=id)
         self.turn = turn
+        self.can_branch = can_branch
         self.tokens: list[Token] = list(tokens)
         self._cells: list[Cell] = []
         self._width = 0
@@ -175,6 +176,10 @@ there, and **Enter** branches: a new session in which the reply goes on from tha
         """Choose another token for this place."""
         self.choice = max(0, min(len(self.choices) - 1, self.choice + step))
         self.post_message(self.Moved(self))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer branching only where the reply can go on from the middle."""
+        return self.can_branch if action == "branch" else True
 
     def action_branch(self) -> None:
         """Ask for the branch."""

@@ -135,7 +135,7 @@ class ReplyPart(LoadingPart):
             self.set_status(replace(self.status, stats=found))
 
     def wants_alternatives(self) -> bool:
-        """Whether the lens is open; alternatives are computed only then."""
+        """Whether the lens is open, or could not be filled later; alternatives are computed only then."""
         return False
 
     def _is_current(self, run: int) -> bool:
