@@ -9,8 +9,16 @@ from conftest import BASIC
 
 from nanochat_tui.engine import compile_cache, dispatch
 from nanochat_tui.engine.kernels import kinds
+from nanochat_tui.engine.kernels.registry import lowered
 from nanochat_tui.engine.simd.isa import ISAS
-from nanochat_tui.engine.simd.library import KERNELS, Target, compile_assembly
+from nanochat_tui.engine.simd.library import (
+    ENTRY_NAME,
+    KERNELS,
+    Target,
+    compile_assembly,
+    functions_assembly,
+    symbol,
+)
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 SOME = ("ternary_1", "ternary_4", "ternary_16", "q8_1", "q4_0_1", "rms_norm", "quantise", "silu_multiply")
@@ -79,6 +87,28 @@ def test_a_lesser_kernel_has_only_its_own_instructions(
     monkeypatch.setattr(dispatch, "cpu_name", lambda: "x86-64-v3")
     other = compile_cache._target(name, 128, KINDS, frozenset())
     assert (compile_cache._file_name(other) == compile_cache._file_name(made_for)) == (name == "portable")
+
+
+@pytest.mark.slow
+def test_the_whole_program_for_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward pass, sampler, barrier and waiting loop: one visible function, whose atomics are the processor's."""
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")  # where the waiting loop has no word for waiting
+    target = Target(ISAS["neon-dotprod"], 128, "generic", "+neon,+dotprod,+lse", kinds.ALL, ARM)
+    functions = lowered("work", "work", target.known)
+    assembly = functions_assembly(target, functions, "work")
+    assert {"barrier", "wait_for_job", "sample", "forward", "run_job"} <= {function.name for function in functions}
+    code = [line.split("//")[0].split() for line in assembly.splitlines() if not line.startswith("\t.")]
+    instructions = {words[0] for words in code if words}
+    assert instructions & {"ldar", "ldapr"}, "the generation of a barrier is read before what it guards"
+    assert "stlr" in instructions, "and written after it"
+    assert "ldaddal" in instructions, "threads count themselves in one instruction, in one order"
+    assert not instructions & {"pause", "mfence", "call", "callq", "lock"}
+    assert re.findall(r"\t\.globl\t(\S+)", assembly) == [ENTRY_NAME]
+    called = set(re.findall(r"\tbl\s+([A-Za-z_]\w*)", assembly))
+    assert "sched_yield" in called
+    present = {symbol(kernel.name) for kernel in KERNELS.values() if kernel.is_in(target)}
+    inside = set(re.findall(r"^(\w+):", assembly, re.MULTILINE))
+    assert called - inside - present <= {"sched_yield", "memset", "memcpy", "memmove", "log", "exp", "expf", "logf"}
 
 
 @pytest.mark.slow

@@ -180,12 +180,21 @@ def compile_assembly(target: Target, names: Collection[str] | None = None) -> st
     return str(machine.emit_assembly(module))
 
 
+def functions_assembly(target: Target, functions: Sequence[Lowered], root: str) -> str:
+    """Return the assembly of what `compile_functions` makes."""
+    texts = [_wrappers_ir(functions), *(function.text for function in functions)]
+    machine, module = _optimised(target, texts, symbol(root))
+    return str(machine.emit_assembly(module))
+
+
 def _optimised(target: Target, texts: Sequence[str], only: str | None = None) -> tuple[Any, Any]:
     """Link modules and optimise them; only: the one function that stays visible, None for all."""
     machine = _machine(target)
     module, *others = (binding.parse_assembly(text) for text in texts)
     for part in (module, *others):
         part.data_layout = str(machine.target_data)
+        if target.triple is not None:
+            part.triple = target.triple  # what Numba lowers is the same for every 64-bit platform, and says this one
     for part in others:
         module.link_in(part)
     for function in module.functions if only else ():
