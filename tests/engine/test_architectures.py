@@ -12,13 +12,13 @@ from references.common import F64
 from references.dense import dense
 from references.maple import maple
 from references.qwen35 import qwen35
-from support_architectures import VOCAB, WRITERS, add_rotation, draft, finish
+from support_architectures import VOCAB, WRITERS, add_rotation, draft, finish, random_matrix
 
 from nanochat_tui.engine.batching import Batcher
 from nanochat_tui.engine.cache import KVCache
 from nanochat_tui.engine.model import Model, load
 from nanochat_tui.engine.session import Session
-from nanochat_tui.formats.gguf import read_gguf
+from nanochat_tui.formats.gguf import TensorData, read_gguf
 
 REFERENCES: dict[str, Callable[..., F64]] = {"qwen35": qwen35, "maple": maple}
 IDS = [int(i) for i in np.random.default_rng(1).integers(0, VOCAB, 45)]
@@ -100,6 +100,25 @@ def test_quantised_files_agree_while_activations_stay_float(name: str, options: 
     wanted = reference(path, IDS)
     assert wanted.std() > 0.5
     np.testing.assert_allclose(load(path, threads=1, activations="float", kv="f32").logits(IDS), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen35", "maple"])
+def test_stacks_of_mixed_types_agree_with_the_formulas(name: str, tmp_path: Path) -> None:
+    """As recipes that keep some matrices finer leave them: what no kernel takes together is stacked as floats."""
+    kinds = {"attn_v.": "Q6_K", "ffn_up": "Q5_K", "attn_gate.": "I2_S", "ffn_down": "Q8_0"}
+    d = draft(name, kind="TQ2_0")
+    for index, tensor in enumerate(d.tensors):
+        kind = next((kind for part, kind in kinds.items() if part in tensor.name), None)
+        if kind is not None:
+            made = random_matrix(d.rng, tensor.shape, kind, 1.2 / np.sqrt(tensor.shape[-1]))
+            d.tensors[index] = TensorData(tensor.name, made.shape, made.type, made.data)
+    path = finish(d, tmp_path / "m.gguf")
+    wanted = reference(path, IDS)
+    assert wanted.std() > 0.5
+    np.testing.assert_allclose(load(path, threads=1, activations="float", kv="f32").logits(IDS), wanted, atol=1e-3)
+    # mixed stacks do not round what they read, and the formulas here round nothing
+    got = load(path, threads=1).logits(IDS)
+    assert np.sqrt(((got - wanted) ** 2).mean()) < 0.15 * wanted.std()
 
 
 @pytest.mark.parametrize(("name", "options"), EVERY, ids=every_id)
