@@ -249,6 +249,11 @@ class StreamDecoder:
             self._strip = False
         return self._tabs.feed(self._utf8.decode(data))
 
+    @property
+    def open_bytes(self) -> int:
+        """How many bytes of a character have come that is not complete yet."""
+        return len(self._utf8.getstate()[0])
+
     def flush(self) -> str:
         """Return what is left at the end: U+FFFD for an unfinished character, else ''."""
         return self._tabs.feed(self._utf8.decode(b"", final=True))

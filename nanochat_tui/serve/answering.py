@@ -73,7 +73,7 @@ class Answer:
             prompt_n=stats.prompt_tokens,
             prompt_ms=stats.prompt_seconds * 1e3,
             prompt_per_second=stats.prompt_tokens / stats.prompt_seconds if stats.prompt_seconds > 0 else 0.0,
-            predicted_n=stats.generated_tokens,
+            predicted_n=self.writers[0].tokens,  # the rate leaves out the first, whose time is the prompt's
             predicted_ms=stats.decode_seconds * 1e3,
             predicted_per_second=stats.generated_tokens / stats.decode_seconds if stats.decode_seconds > 0 else 0.0,
             draft_n=stats.drafted_tokens,

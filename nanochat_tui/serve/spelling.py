@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nanochat_tui.engine.replies import Token
 from nanochat_tui.model.text import TabExpander
@@ -15,11 +17,32 @@ _TAIL = 64
 """Tokens of the prompt that are looked at to find out whether its last line has begun."""
 
 
+@dataclass(slots=True)
+class _Held:
+    """An entry on its way: the text that came with its token, where that begins, and bytes of an open character."""
+
+    entry: TokenLogprob
+    begin: int
+    text: str
+    open_bytes: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + len(self.text) + bool(self.open_bytes)
+
+
 class Spelling:
-    """Follows a reply, because a leading tab of the model is several spaces of the text (see `model.text`)."""
+    """Follows a reply, because a leading tab of the model is several spaces of the text (see `model.text`).
+
+    Entries are handed out when their text is: what turns out to be a stop string, or part of one, has none, so that the
+    bytes of all entries together are the reply's. Special tokens but those that end a reply have entries as well.
+    """
 
     def __init__(self, codec: TextCodec, prompt: Sequence[int]) -> None:
         self._codec = codec
+        self._decoder = codec.stream(after=list(prompt))
+        self._decoded = self._certain = 0
+        self._held: deque[_Held] = deque()
         self._tabs = TabExpander(codec.indentation)
         line = codec.decode(prompt[-_TAIL:]).rpartition("\n")[2]
         self._tabs.at_line_start = not line.strip(" ")
@@ -37,6 +60,34 @@ class Spelling:
             others.append(_entry(self._bytes(index, tabs), logprob))
         chosen = _entry(self._bytes(token.id, self._tabs), token.logprob)
         return TokenLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=others)
+
+    def take(self, tokens: Sequence[Token]) -> list[tuple[TokenLogprob, int]]:
+        """Take the next tokens; return the entries whose text is certain by now, and the characters before each."""
+        for token in tokens:
+            self._certain += len(token.text)
+            if token.id in self._codec.end_ids:
+                continue
+            text = self._decoder.feed(token.id)
+            self._held.append(_Held(self.spell(token), self._decoded, text, self._decoder.open_bytes))
+            self._decoded += len(text)
+        ready = []
+        while self._held and self._held[0].end <= self._certain:
+            held = self._held.popleft()
+            ready.append((held.entry, held.begin))
+        return ready
+
+    def rest(self) -> list[tuple[TokenLogprob, int]]:
+        """Return the last entries of a reply that is over; a token in which a stop string begins is cut there."""
+        last = []
+        for held in self._held:
+            if held.begin >= self._certain:
+                break
+            beyond = len(held.text[self._certain - held.begin :].encode()) + held.open_bytes
+            raw = bytes(held.entry.bytes)
+            cut = _entry(raw[: max(0, len(raw) - beyond)], held.entry.logprob)
+            last.append((held.entry.model_copy(update={"token": cut.token, "bytes": cut.bytes}), held.begin))
+        self._held.clear()
+        return last
 
 
 def _entry(raw: bytes, logprob: float) -> TopLogprob:

@@ -65,9 +65,14 @@ class ChatWriter:
     def add(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
         """Take tokens; see `Writer.add`."""
         self.tokens += len(tokens)
-        entries = [self._spelling.spell(token) for token in tokens] if self._spelling else []
+        entries = [entry for entry, _ in self._spelling.take(tokens)] if self._spelling else []
         self._logprobs += entries
         return self._deltas(self._splitter.token(ChatToken("".join(token.text for token in tokens))), entries)
+
+    def _rest(self) -> list[dict[str, Any]]:
+        entries = [entry for entry, _ in self._spelling.rest()] if self._spelling else []
+        self._logprobs += entries
+        return self._deltas(self._splitter.rest(), entries)
 
     def _deltas(self, pieces: Iterable[ChatToken], entries: list[TokenLogprob]) -> list[dict[str, Any]]:
         deltas = []
@@ -81,11 +86,11 @@ class ChatWriter:
 
     def closing(self, reason: FinishReason) -> list[dict[str, Any]]:
         """Return the last text, if any was held back, and the reason."""
-        return [*self._deltas(self._splitter.rest(), []), {**self._choice({}), "finish_reason": reason}]
+        return [*self._rest(), {**self._choice({}), "finish_reason": reason}]
 
     def whole(self, reason: FinishReason) -> ChatChoice:
         """Return the whole reply."""
-        self._deltas(self._splitter.rest(), [])
+        self._rest()
         message = AssistantMessage(content="".join(self._said), reasoning_content="".join(self._thought) or None)
         logprobs = ChatLogprobs(content=self._logprobs) if self._spelling else None
         return ChatChoice(index=self._index, message=message, logprobs=logprobs, finish_reason=reason)
@@ -100,7 +105,6 @@ class TextWriter:
         self._spelling = spelling
         self._echo = echo
         self._text: list[str] = []
-        self._offset = len(echo)
         self._all = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
 
     def _choice(self, text: str, logprobs: CompletionLogprobs | None = None) -> dict[str, Any]:
@@ -116,21 +120,19 @@ class TextWriter:
         self.tokens += len(tokens)
         text = "".join(token.text for token in tokens)
         self._text.append(text)
-        logprobs = self._spell(tokens) if self._spelling else None
+        logprobs = self._listed(self._spelling.take(tokens)) if self._spelling else None
         return [self._choice(text, logprobs)] if text or logprobs else []
 
-    def _spell(self, tokens: Sequence[Token]) -> CompletionLogprobs:
-        assert self._spelling is not None  # noqa: S101 - the caller has looked
-        entries = [self._spelling.spell(token) for token in tokens]
+    def _listed(self, found: Sequence[tuple[TokenLogprob, int]]) -> CompletionLogprobs | None:
+        if not found:
+            return None
+        entries = [entry for entry, _ in found]
         new = CompletionLogprobs(
             tokens=[legacy_name(entry) for entry in entries],
             token_logprobs=[entry.logprob for entry in entries],
             top_logprobs=[{legacy_name(o): o.logprob for o in (*entry.top_logprobs, entry)} for entry in entries],
-            text_offset=[],
+            text_offset=[len(self._echo) + place for _, place in found],
         )
-        for entry in entries:
-            new.text_offset.append(self._offset)
-            self._offset += len(entry.token)
         whole = self._all
         whole.tokens += new.tokens
         whole.token_logprobs += new.token_logprobs
@@ -139,11 +141,14 @@ class TextWriter:
         return new
 
     def closing(self, reason: FinishReason) -> list[dict[str, Any]]:
-        """Return the reason."""
-        return [{**self._choice(""), "finish_reason": reason}]
+        """Return the reason, with the last probabilities if some were held back."""
+        logprobs = self._listed(self._spelling.rest()) if self._spelling else None
+        return [{**self._choice("", logprobs), "finish_reason": reason}]
 
     def whole(self, reason: FinishReason) -> CompletionChoice:
         """Return the whole continuation."""
+        if self._spelling:
+            self._listed(self._spelling.rest())
         logprobs = self._all if self._spelling else None
         text = self._echo + "".join(self._text)
         return CompletionChoice(index=self._index, text=text, logprobs=logprobs, finish_reason=reason)
