@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from nanochat_tui.serve.errors import ErrorBody, install_handlers
 from nanochat_tui.serve.middleware import Answers, Bodies, Gate
@@ -43,8 +44,9 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
-    app.include_router(completion_router(service))
-    app.include_router(other_router(service, load_page()))
+    routers = (completion_router(service), other_router(service, load_page()))
+    for router in routers:
+        app.include_router(router)
     install_handlers(app)
     # the last one added is the outermost
     app.add_middleware(Bodies, settings=settings)
@@ -57,5 +59,12 @@ def create_app(service: Service) -> FastAPI:
             allow_headers=["*"],  # clients send headers of their own, OpenAI's more than ten of them
             expose_headers=["retry-after"],
         )
-    app.add_middleware(Answers, metrics=service.metrics, log=settings.log, each=settings.log_requests)
+    paths = [route.path for router in routers for route in router.routes if isinstance(route, Route)]
+    app.add_middleware(
+        Answers,
+        metrics=service.metrics,
+        log=settings.log,
+        each=settings.log_requests,
+        routes=[*paths, "/openapi.json"],
+    )
     return app

@@ -74,13 +74,14 @@ class Replies:
         self._put((index, ended))
 
     def _count(self, stream: Stream, ended: Ended, count: int) -> None:
-        metrics = self._service.metrics
-        metrics.prompt_tokens.inc(stream.prompt_tokens)
-        metrics.cache_queries.inc(stream.prompt_tokens)
-        metrics.cache_hits.inc(ended.stats.reused_tokens)
-        metrics.drafted.inc(ended.stats.drafted_tokens)
-        metrics.accepted.inc(ended.stats.accepted_tokens)
-        metrics.prompt_sizes.observe(stream.prompt_tokens)
+        metrics, stats = self._service.metrics, ended.stats
+        if count or stats.prompt_tokens or stats.reused_tokens:  # it has begun, and did not only wait
+            metrics.prompt_tokens.inc(stream.prompt_tokens)
+            metrics.cache_queries.inc(stream.prompt_tokens)
+            metrics.prompt_sizes.observe(stream.prompt_tokens)
+        metrics.cache_hits.inc(stats.reused_tokens)
+        metrics.drafted.inc(stats.drafted_tokens)
+        metrics.accepted.inc(stats.accepted_tokens)
         metrics.reply_sizes.observe(count)
         metrics.whole.observe(time.monotonic() - self._arrived)
         metrics.finished("error" if ended.error else {"cancelled": "abort"}.get(ended.reason, ended.reason))

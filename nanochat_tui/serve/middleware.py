@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat_tui.errors import display_safe
@@ -45,8 +46,9 @@ def unambiguous(host: str) -> bool:
 class Answers:
     """Logs and counts every answer, adds the safe headers, and answers in place of a route that raised."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, log: Log, each: bool = True) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, log: Log, each: bool = True, routes: Sequence[str] = ()) -> None:
         self._app, self._metrics, self._log, self._each = app, metrics, log, each
+        self._routes = [(compile_path(path)[0], path) for path in routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and note its answer."""
@@ -74,7 +76,15 @@ class Answers:
             if not status:
                 await internal_error().response()(scope, receive, noting)
         finally:
-            self._note(scope, getattr(inner.get("route"), "path", "other"), status, time.monotonic() - began)
+            self._note(scope, self._route(inner), status, time.monotonic() - began)
+
+    def _route(self, scope: Scope) -> str:
+        """Return the route of a request as it was declared; "other" for paths of none, which anybody can make up."""
+        taken = getattr(scope.get("route"), "path", None)
+        if taken is not None:
+            return str(taken)
+        # refused before it came to a route
+        return next((path for pattern, path in self._routes if pattern.match(scope["path"])), "other")
 
     def _note(self, scope: Scope, route: str, status: int, seconds: float) -> None:
         known = scope["method"] in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")

@@ -91,6 +91,49 @@ def test_metrics_count_what_happened(base: Running) -> None:
     assert all(after[name] >= value for name, value in before.items() if name.endswith(("_total", "_count")))
 
 
+def test_refusals_count_for_the_route_they_were_meant_for(base_file: Path) -> None:
+    settings = Settings("tiny", api_keys=("key",), cors_origins=("https://friend.example",))
+    with serving(files(base_file), settings, body_bytes=2000) as running:
+        key, path = {"authorization": "Bearer key"}, "/v1/completions"
+        with running.client() as client:
+            assert client.post(path, json={}).status_code == 401
+            assert client.post(path, json={}, headers={"origin": "https://evil.example"}).status_code == 403
+            assert client.post(path, content=b" " * 3000, headers=key).status_code == 413
+            assert client.post(path, content=b"", headers={**key, "content-encoding": "gzip"}).status_code == 415
+            asked = {"origin": "https://friend.example", "access-control-request-method": "POST"}
+            assert client.options(path, headers=asked).status_code == 200
+            assert client.get("/v1/models/x").status_code == 401
+            assert client.get("/made/up").status_code == 401
+            text = client.get("/metrics", headers=key).text
+    counted = {
+        (sample.labels["route"], sample.labels["status"])
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "nanochat_http_requests_total"
+    }
+    refused = {(path, status) for status in ("401", "403", "413", "415", "200")}
+    assert counted >= refused | {("/v1/models/{name:path}", "401"), ("other", "401")}
+    assert {status for route, status in counted if route == "other"} == {"401"}
+
+
+def test_who_left_while_waiting_has_no_prompt_tokens(base_file: Path) -> None:
+    with serving(files(base_file, max_sequences=1), Settings("tiny", max_sequences=1)) as running:
+        body = {"prompt": PROMPT, "max_tokens": 30_000, "temperature": 0, "stream": True}
+        with running.client() as client:
+            streams = []
+            for held in (1, 2):
+                streams.append(client.send(client.build_request("POST", "/v1/completions", json=body), stream=True))
+                wait_for(lambda held=held: running.running() == held)
+            for stream in reversed(streams):
+                stream.close()
+                wait_for(lambda: running.running() < 2)
+        wait_for(lambda: running.running() == 0)
+        wait_for(lambda: _samples(running)["nanochat_request_success_total{finished_reason=abort}"] == 2)
+        after, size = _samples(running), len(running.service.model.encode(PROMPT))
+        assert after["nanochat_prompt_tokens_total"] == after["nanochat_prefix_cache_queries_total"] == size
+        assert after["nanochat_request_prompt_tokens_count"] == 1
+
+
 def test_guesses_of_a_reply_are_counted_in_its_timings(base_file: Path) -> None:
     """As llama-server tells them; a chat that is attached shows them as those of an engine of its own."""
     with serving(loader(ModelFiles(base_file, threads=1, speculation="on"))) as running:
