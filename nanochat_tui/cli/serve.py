@@ -57,7 +57,7 @@ def serve(
     receive_seconds: Annotated[float, typer.Option(min=0.1, help="A request must be whole within this time.")] = 30.0,
     stall_seconds: Annotated[float, typer.Option(min=0.1, help="Cut clients that read nothing for so long.")] = 30.0,
     ping_seconds: Annotated[float, typer.Option(min=0.1, help="Comment in a stream after so much silence.")] = 10.0,
-    drain_seconds: Annotated[float, typer.Option(min=0.0, help="Time for running replies when told to end.")] = 15.0,
+    drain_seconds: Annotated[float, typer.Option(min=0.0, help="Time for running replies when told to end.")] = 8.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line per request.")] = False,
 ) -> int:
     """Serve a model over HTTP: OpenAI's completion interface, and a chat page for the browser."""

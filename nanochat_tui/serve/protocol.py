@@ -13,7 +13,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nanochat_tui.serve.errors import ApiError
+from nanochat_tui.serve.errors import ApiError, unavailable
 from nanochat_tui.serve.settings import Limits
 
 
@@ -51,6 +51,17 @@ class DeadlineProtocol(H11Protocol):
         super().on_response_complete()
         if self.conn.their_state is not h11.SEND_BODY:
             self._set_receiving(False)
+
+    def shutdown(self) -> None:
+        """End a connection when the server ends: at once if its request is not whole, which may never be."""
+        if self.conn.their_state is h11.SEND_BODY and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            if not self.transport.is_closing() and not self.flow.write_paused:
+                self.transport.write(
+                    _raw("503 Service Unavailable", unavailable("the server is being stopped", "stopping"))
+                )
+            self.transport.close()
+        else:
+            super().shutdown()
 
     def _set_receiving(self, on: bool) -> None:
         if on and self._receiving is None and not self.transport.is_closing():

@@ -24,7 +24,7 @@ BACKLOG = 2048
 SEND_BUFFER = 1 << 17
 """Bytes the system may hold back per connection: left to itself it takes megabytes before a stalled reader shows."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LAST_SECONDS = 3
+LAST_SECONDS = 1
 """After replies were cut, the time they have to say so."""
 
 

@@ -237,6 +237,19 @@ def test_a_reader_that_stalls_is_cut(base_file: Path) -> None:
         assert _answers(running)
 
 
+def test_a_half_sent_request_does_not_keep_the_server_from_ending(base_file: Path) -> None:
+    with serving(files(base_file), drain_seconds=20) as running, closing(_connect(running)) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        wait_for(lambda: running.server.server_state.tasks)
+        began = time.monotonic()
+        running.server.should_exit = True
+        said = _everything(connection)
+        assert said.startswith(b"HTTP/1.1 503") and b'"stopping"' in said
+        wait_for(lambda: running.service.state == "stopping" and not running.server.server_state.tasks, 10)
+        assert time.monotonic() - began < 5
+    assert not any("error:" in line for line in running.lines), running.lines
+
+
 def test_idle_connections_are_closed(base_file: Path) -> None:
     with serving(files(base_file), idle_seconds=1.0) as running, closing(_connect(running)) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
