@@ -184,6 +184,10 @@ def test_probabilities_are_shown_on_hover(page: Any) -> None:
     page.keyboard.press("ArrowRight")
     third = page.evaluate("talk().messages[1].tokens[2][0]")
     assert page.inner_text("#tip").startswith(page.evaluate("(t) => JSON.stringify(t)", third))
+    page.mouse.move(5, 5)  # which a mouse elsewhere does not hide
+    assert page.locator("#tip").is_visible()
+    page.locator("#text").focus()
+    assert not page.locator("#tip").is_visible()
 
 
 def test_errors_are_said(page: Any) -> None:
