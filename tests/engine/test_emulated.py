@@ -18,6 +18,7 @@ from test_kernels import lay_out, sums_of
 from test_tables import NESTED, PLAIN, random_blocks, some_of
 
 from nanochat_tui.engine.kernels import kinds
+from nanochat_tui.engine.kernels.slots import KV_F16, KV_F32, KV_INT8
 from nanochat_tui.engine.packing import Packed, pack_dense, pack_ternary, round_up
 from nanochat_tui.engine.packing_tables import KIND_OF_TYPE, pack_blocks
 from nanochat_tui.engine.simd.isa import ISAS
@@ -29,7 +30,11 @@ pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="needs aarch64-linux-gnu-gcc (Debian: gcc-aarch64-linux-gnu)"),
     pytest.mark.skipif(EMULATOR is None, reason="needs qemu-aarch64 (Debian: qemu-user)"),
 ]
-CALLED = ("matrix_product", "matrix_row", "quantise", "silu_multiply", "rope", "mix_write_2")
+ATTEND = [f"attend_{n}_{kind}" for n in (1, 2) for kind in ("f32", "f16", "int8")]
+CALLED = (
+    *("matrix_product", "matrix_row", "quantise", "silu_multiply", "rope", "mix_write_2", "rms_norm"),
+    *("block_statistics", "store_key", "store_value", "scale_query", "attend_begin", "attend_end", *ATTEND),
+)
 MOST = 18
 MAIN = """
 #include <stdint.h>
@@ -37,12 +42,14 @@ MAIN = """
 #include <stdlib.h>
 #include <string.h>
 typedef int64_t i;
-typedef void (*kernel)(i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i);
+typedef void (*kernel)(i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, float);  /* which has a register apart */
 %s
 static const struct { const char *name; void (*address)(void); } kernels[] = { %s };
 int main(int count, char **names) {
-    i header[3 + 2 * 18], addresses[64];  /* bytes, arguments, addresses; then pairs (is an address, value) */
-    if (fread(header, 8, 39, stdin) != 39) return 2;
+    i header[4 + 2 * 18], addresses[64];  /* bytes, arguments, addresses; pairs (is an address, value); a float */
+    if (fread(header, 8, 40, stdin) != 40) return 2;
+    float number;
+    memcpy(&number, &header[39], 4);
     char *memory = aligned_alloc(64, header[0]);
     if (fread(addresses, 8, header[2], stdin) != (size_t)header[2]) return 3;
     if (fread(memory, 1, header[0], stdin) != (size_t)header[0]) return 4;
@@ -52,7 +59,7 @@ int main(int count, char **names) {
     for (size_t n = 0; n < sizeof kernels / sizeof *kernels; n++)
         if (!strcmp(kernels[n].name, names[1]))
             ((kernel)kernels[n].address)(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11],
-                                         a[12], a[13], a[14], a[15], a[16], a[17]);
+                                         a[12], a[13], a[14], a[15], a[16], a[17], number);
     fwrite(memory, 1, header[0], stdout);
     return 0;
 }
@@ -77,8 +84,14 @@ class Machine:
             pytest.skip("the AArch64 C library is missing (Debian: libc6-dev-arm64-cross)")
         assert done.returncode == 0, done.stderr
 
-    def call(self, name: str, *arguments: np.ndarray | int, pointers: dict[int, np.ndarray] | None = None) -> None:
-        """Call a kernel; arrays are changed in place. pointers: int64 of argument 0 that are addresses of arrays."""
+    def call(self, name: str, *arguments: np.ndarray | float, pointers: dict[int, np.ndarray] | None = None) -> None:
+        """Call a kernel; arrays are changed in place. pointers: int64 of argument 0 that are addresses of arrays.
+
+        One argument at most is a float, and it is the last.
+        """
+        number = np.zeros(2, np.float32)
+        if isinstance(arguments[-1], float):
+            number[0], arguments = arguments[-1], arguments[:-1]
         arrays: list[np.ndarray] = [a for a in arguments if isinstance(a, np.ndarray)]
         arrays += (pointers or {}).values()
         unique = list({id(a): a for a in arrays}.values())
@@ -86,7 +99,8 @@ class Machine:
         for array in unique:
             starts[id(array)] = size
             size += round_up(array.nbytes + 64, 64)
-        header = np.zeros(3 + 2 * MOST, np.int64)
+        header = np.zeros(4 + 2 * MOST, np.int64)
+        header[-1] = number.view(np.int64)[0]
         header[:3] = size, len(arguments), len(pointers or {})
         for n, argument in enumerate(arguments):
             is_array = isinstance(argument, np.ndarray)
@@ -209,6 +223,63 @@ def test_row_wise_kernels_have_the_same_bits(machines: dict[str, Machine]) -> No
             results.append([a for a in arguments if isinstance(a, np.ndarray)])
         for wanted, found in zip(*results, strict=True):
             np.testing.assert_array_equal(wanted, found)
+
+
+def call(k, name: str, *arguments: np.ndarray | float) -> None:
+    """Call a kernel of a machine or of this one."""
+    if isinstance(k, Machine):
+        k.call(name, *arguments)
+    else:
+        getattr(k, name)(*arguments)
+
+
+def test_norm_and_statistics_have_the_same_bits(machines: dict[str, Machine]) -> None:
+    rng, results = np.random.default_rng(5), []
+    x, weight = rng.normal(size=320).astype(np.float32), rng.uniform(0.5, 2, 320).astype(np.float32)
+    for k in (kernels_for(EVERY_NAME[0]), machines["plain"]):
+        normed, maxima, sums = (np.zeros(n, np.float32) for n in (320, 5, 5))
+        call(k, "rms_norm", x, weight, normed, 320, 1e-5)
+        call(k, "block_statistics", x, 0, 5, maxima, sums)
+        results.append((normed, maxima, sums))
+    for wanted, found in zip(*results, strict=True):
+        np.testing.assert_array_equal(wanted.view(np.int32), found.view(np.int32))
+    np.testing.assert_array_equal(results[0][1], x.reshape(5, 64).max(axis=1))
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "int8"])
+def test_attention_has_the_same_bits(kind: str, machines: dict[str, Machine]) -> None:
+    """Keys and values are stored in a page, some places of it, and two queries look at it, together and alone."""
+    number, dtype = {"f32": (KV_F32, np.float32), "f16": (KV_F16, np.float16), "int8": (KV_INT8, np.int8)}[kind]
+    head_dim, padded, shown, results = 24, 32, 19, []
+    for k in (kernels_for(EVERY_NAME[0]), machines["plain"]):
+        rng = np.random.default_rng(6)
+        keys, values = np.zeros(64 * head_dim, dtype), np.zeros(64 * padded, dtype)
+        key_scales, value_scales = np.zeros(64, np.float32), np.zeros(64, np.float32)
+        for place in (0, 1, 7, 16, 18):
+            key, value = (rng.normal(size=padded).astype(np.float32) for _ in range(2))
+            call(k, "store_key", key, keys, place, head_dim, key_scales, number)
+            call(k, "store_value", value, values, place, head_dim, padded, value_scales, number)
+        page = np.concatenate([part.view(np.uint8) for part in (keys, values, key_scales, value_scales)])
+        raw, queries = rng.normal(size=2 * head_dim).astype(np.float32), np.zeros(2 * head_dim, np.float32)
+        call(k, "scale_query", raw, queries, 2 * head_dim, 0.2)
+        outputs = []
+        for together in (1, 2):
+            limits = np.array([[0, 17], [0, 19]], np.int32)
+            state, scratch = np.zeros((2, padded + 32), np.float32), np.zeros((2, 64), np.float32)
+            call(k, "attend_begin", state, 2, padded)
+            for first in range(0, 2, together):
+                parts = [array[first : first + together].copy() for array in (limits, state)]
+                q = queries[first * head_dim : (first + together) * head_dim].copy()
+                call(k, f"attend_{together}_{kind}", q, *parts, scratch, page, 0, shown, head_dim, padded)
+                for one in parts[1]:
+                    out, own = np.zeros(head_dim, np.float32), one.copy()
+                    call(k, "attend_end", own, out, head_dim)
+                    outputs.append(out)
+        results.append((page, queries, *outputs))
+    for wanted, found in zip(*results, strict=True):
+        assert np.any(wanted)
+        np.testing.assert_array_equal(wanted.view(np.uint8), found.view(np.uint8))
+    np.testing.assert_array_equal(results[0][2:4], results[0][4:6])
 
 
 def test_every_called_kernel_takes_few_enough_arguments() -> None:
