@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,9 +23,9 @@ pytestmark = pytest.mark.slow
 CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
 
 
-@pytest.fixture(scope="module")
-def fuzzed(base_file):
-    with serving(files(base_file)) as running:
+@pytest.fixture(scope="module", params=["base_file", "chat_file"])
+def fuzzed(request: pytest.FixtureRequest) -> Iterator[Running]:
+    with serving(files(request.getfixturevalue(request.param))) as running:
         yield running
         assert httpx.get(running.url + "/health").json() == {"status": "ok"}
         assert not any("error:" in line for line in running.lines), running.lines[-20:]
