@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_tui.errors import UserError
+from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.formats.gguf import read_gguf
 from nanochat_tui.formats.mhc import read_mhc
 from nanochat_tui.model.architectures import nanochat
@@ -68,10 +68,19 @@ class Tracer:
     def __init__(self, path: Path, mhc: Path | None = None) -> None:
         with read_gguf(path) as file:
             if not nanochat.is_nanochat(file.metadata):
-                raise UserError("The inside is shown for nanochat models only.")
+                named = file.metadata.get("general.architecture")
+                kind = display_safe(str(named.value), 40) if named is not None else "of an unnamed kind"
+                raise UserError(
+                    "Streams and decision depth are computed by a second pass beside the engine, which exists for "
+                    f"nanochat models alone; this one is {kind}, so there are none. F3 shows what is in the file."
+                )
             self.config = config = nanochat.from_metadata(file.metadata, file.tensors)
             if config.parameters > MOST_PARAMETERS:
-                raise UserError("The model is too large to be computed a second time on the side.")
+                raise UserError(
+                    f"The model has {config.parameters / 1e6:.0f} million parameters; streams and decision depth are "
+                    f"computed by a second pass in floats for up to {MOST_PARAMETERS / 1e6:.0f} million, so there are "
+                    "none. F3 shows its hyper-connections."
+                )
             self._w: dict[str, Floats] = {
                 name: file.array(name) for name in nanochat.parts(config) if not name.endswith("_mhc")
             }

@@ -85,6 +85,16 @@ class CommandPart(LensPart):
         if stored is not None:
             self._ask_delete(stored)
 
+    async def action_sort_sessions(self) -> None:
+        """Show the list in the next order."""
+        if not self.sessions.display:
+            await self.sessions.open()
+        self.sessions.next_order()
+
+    def action_toggle_thoughts(self) -> None:
+        """Fold or unfold what the model thought in the chosen turn, or in the last one."""
+        self.transcript.action_toggle_thinking()
+
     # Settings
 
     def action_toggle_settings(self) -> None:

@@ -38,6 +38,8 @@ COMMANDS = (
     Command("copy", "Copy the reply", "Of the chosen or last turn, to the clipboard", "copy_reply", key="Ctrl+Y"),
     Command("code", "Copy a block of code", "Of the chosen or last reply", "copy_code"),
     Command("all", "Copy everything", "The whole document or conversation", "copy_all"),
+    Command("thoughts", "Unfold or fold thoughts", "Of the chosen or last turn", "toggle_thoughts"),
+    Command("sort", "Sort sessions", "By last use, age, name or length, one after the other", "sort_sessions"),
     Command("system", "System prompt", "What the model is told before everything else", "system", "TEXT"),
     Command("set", "Set a sampling value", "As in: /set temperature 0.5", "set", "NAME VALUE"),
     Command("settings", "Session settings", "System prompt and sampling", "toggle_settings", key="Ctrl+S"),

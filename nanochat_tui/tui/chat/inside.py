@@ -55,17 +55,24 @@ def matrix_rows(inside: Inside) -> list[Content]:
             read = " ".join(f"{_number(float(v)):>3}" for v in matrices.pre[index])
             write = " ".join(f"{_number(float(v)):>3}" for v in matrices.post[index])
             rows.append(row + Content(f" {read} {write}"))
-        alphas = " ".join(f"{_number(float(matrix[0, 0])):>3}" for matrix in matrices.residual)
-        rows.append(Content.assemble(("alpha per record\n", "$text 60%"), alphas))
+        rows += _alpha_rows(matrices)
     elif matrices is not None:
-        rows.append(Content.styled(f"mixing H, {streams} streams", "$text 60%"))
+        rows.append(Content.styled(f"mixing H, {streams} streams    read  write", "$text 60%"))
         for index, matrix in enumerate(matrices.residual):
             for line, values in enumerate(matrix):
                 row = Content.styled(f"{sublayer(index) if line == 0 else '':<4}", "$text 60%")
                 for value in values:
                     row += Content.styled(f"{_number(float(value)):>3}", heat(float(value))) + Content(" ")
-                rows.append(row)
+                p, q = float(matrices.pre[index][line]), float(matrices.post[index][line])
+                rows.append(row + Content(f"   {_number(p):>4}  {_number(q):>4}"))
+        rows += _alpha_rows(matrices)
     return rows
+
+
+def _alpha_rows(matrices: StreamMatrices) -> list[Content]:
+    """How much of each stream stays in its place, by record: the mean diagonal of H, which is alpha for two streams."""
+    found = " ".join(f"{_number(float(matrix.diagonal().mean())):>3}" for matrix in matrices.residual)
+    return [Content.assemble(("alpha per record\n", "$text 60%"), found)]
 
 
 def stream_rows(inside: Inside) -> list[Content]:

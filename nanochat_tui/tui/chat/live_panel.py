@@ -39,7 +39,8 @@ that computes. Where tokens are **guessed ahead**, how many of the guesses were 
 For nanochat models also the **hyper-connections**: mixing matrix, read and write weights of every record, alpha of all;
 how long the **streams** of the last token are after every sub-layer (1a: attention of block 1, 1f: its feed-forward),
 how alike they are, and what would be said if the model ended there. **◆** marks where the final token is first the
-likeliest. This is computed on the side, by a second forward pass, at most every second and a half.
+likeliest. This is computed on the side, by a second forward pass, at most every second and a half; for large models
+and other architectures there is none, and the panel says so.
 
 **Tab** goes here from the transcript; **j k** or **↑ ↓** scroll.
 """
@@ -67,8 +68,9 @@ likeliest. This is computed on the side, by a second forward pass, at most every
         self._backend = backend
         self._tracer, self._refused = None, False
         self._stats, self._speeds = None, ()
-        for selector in ("#live-streams", "#live-matrices"):
-            self.query_one(selector, Static).update("")
+        unseen = "" if isinstance(backend, LocalBackend) else "\nStreams and depth are seen of models loaded here."
+        self.query_one("#live-streams", Static).update(unseen)
+        self.query_one("#live-matrices", Static).update("")
         self.redraw()
 
     def show_speeds(self, stats: Stats, speeds: Sequence[float]) -> None:

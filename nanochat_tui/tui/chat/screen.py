@@ -121,6 +121,8 @@ the model, and a note says so.
         needs_turn = ("copy_reply", "copy_turn", "copy_code", "copy_all", "edit_turn", "delete_turn", "fork_turn")
         if action in (*needs_turn, "toggle_lens"):
             return True if self.conversation.last is not None else None
+        if action == "toggle_thoughts":
+            return self.chosen_turn is not None and bool(self.chosen_turn.thinking)
         if action == "undo_delete":
             return self.undoable
         if action in ("rename", "export", "delete_session"):
