@@ -1,5 +1,5 @@
-"""Whole screens of 80x24 as text, compared with what a person looked at. `SNAPSHOTS=write` makes them anew: look at the
-difference before it is committed.
+"""Whole screens of 80x24 and 200x60 as text, compared with what a person looked at. `SNAPSHOTS=write` makes them anew:
+look at the difference before it is committed.
 
 Text and not pictures, because fonts differ. What a processor rounds its own way and what Textual animates is masked,
 and under another minor version of Textual, which may draw its widgets anew, a difference is reported but fails nothing.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import textual
+from run_support import recorded_run
 from scripted import ScriptedBackend
 from support import write_model
 from test_app import say, state, until
@@ -20,6 +21,7 @@ from test_app import say, state, until
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.inspect.screen import InspectScreen
 from nanochat_tui.tui.messages import OpenFile
+from nanochat_tui.tui.train.screen import TrainScreen
 
 FOLDER = Path(__file__).with_name("snapshots")
 MADE_WITH = "8.2"
@@ -31,6 +33,7 @@ def text_of(app: NanochatApp) -> str:
     rows = [strip.text.rstrip() for strip in app.screen._compositor.render_strips()]
     text = "\n".join(rows) + "\n"
     text = re.sub(r"\d\.\de-\d\d", "#.#e-##", text)  # rounding errors
+    text = re.sub(r" +[▁-█]+( +[\d.]+ tok/s)", r" ~\1", text)  # speed, as it happened to be
     return re.sub("[╸╺]", "━", text)  # the line under the tabs glides to its place
 
 
@@ -68,6 +71,27 @@ async def test_conversation() -> None:
         await say(pilot, app, "What does & mean?")
         await pilot.pause(0.2)
         same(app, "conversation")
+
+
+async def test_a_conversation_on_a_large_terminal() -> None:
+    reply = "It **borrows**:\n\n```rust\nfn f(x: &str) {}\n```\n\n1. no copy\n2. no move"
+    app = NanochatApp(ScriptedBackend(reply, is_chat=True))
+    async with app.run_test(size=(200, 60)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "What does & mean?")
+        await pilot.pause(0.2)
+        same(app, "conversation-large")
+
+
+@pytest.mark.parametrize(("size", "name"), [((80, 24), "train"), ((200, 60), "train-large")])
+async def test_train_dashboard(tmp_path: Path, size: tuple[int, int], name: str) -> None:
+    app = NanochatApp(ScriptedBackend("x"), runs=recorded_run(tmp_path / "d20"))
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await pilot.press("f4")
+        await until(pilot, lambda: isinstance(app.screen, TrainScreen) and app.screen.seen is not None)
+        await pilot.pause(0.5)
+        same(app, name)
 
 
 async def test_inspector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

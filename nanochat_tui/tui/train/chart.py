@@ -47,7 +47,7 @@ class Chart(Widget, can_focus=True):
         Binding("minus,down,j", "zoom(2.0)", "Zoom out", show=False, id="chart.out"),
         Binding("0,home", "reset", "Whole range", show=False, id="chart.reset"),
         Binding("y", "toggle_log", "Log axis", id="chart.log"),
-        Binding("v", "step(1)", "Next curve", id="chart.next_curve"),
+        Binding("v", "step(1)", "Next curve", show=False, id="chart.next_curve"),
         Binding("V", "step(-1)", "Previous curve", show=False, id="chart.previous_curve"),
     ]
 

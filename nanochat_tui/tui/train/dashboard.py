@@ -38,31 +38,20 @@ class TextPanel(VerticalScroll, can_focus=True):
         self.border_title = title
         self._text = Static("", markup=False)
         self._shown: object = None
-        self._end_due = False
 
     def compose(self) -> ComposeResult:
         """One Static holds all of it."""
         yield self._text
 
-    def show(self, key: object, content: Content, *, follow: bool) -> None:
+    def on_mount(self) -> None:
+        """Stay at the end from the first layout on, until the reader scrolls up."""
+        self.anchor()
+
+    def show(self, key: object, content: Content) -> None:
         """Show other text, unless `key` says it is the same."""
-        if key == self._shown:
-            return
-        at_end = self._end_due or self._shown is None or self.max_scroll_y - self.scroll_y < 2
-        self._shown = key
-        self._text.update(content)
-        self._end_due = follow and at_end
-        if self._end_due and self.size.height:
-            self.call_after_refresh(self._go_to_end)
-
-    def on_show(self) -> None:
-        """Go to the end that could not be gone to while nothing was laid out."""
-        if self._end_due:
-            self.call_after_refresh(self._go_to_end)
-
-    def _go_to_end(self) -> None:
-        self._end_due = False
-        self.scroll_end(animate=False)
+        if key != self._shown:
+            self._shown = key
+            self._text.update(content)
 
 
 class Dashboard(Widget):
@@ -125,10 +114,12 @@ newest checkpoint while it goes on, **e** exports it.
         if self.snapshot is not None and self.snapshot.path != snapshot.path:
             for chart in self.query(Chart):
                 chart.zoom = chart.cursor = chart.chosen = None
+            for panel in self.query(TextPanel):
+                panel.anchor()
         self.snapshot = snapshot
         self.query_one(RunOverview).snapshot = snapshot
-        for name, panel in (panels or {}).items():
-            self.query_one(f"#panel-{name}", Chart).show(panel.curves, window=panel.window)
+        for name, drawn in (panels or {}).items():
+            self.query_one(f"#panel-{name}", Chart).show(drawn.curves, window=drawn.window)
         self._show_samples(snapshot)
         self._show_log(snapshot)
 
@@ -143,7 +134,7 @@ newest checkpoint while it goes on, **e** exports it.
             )
         content = Content("\n").join(parts) if parts else Content.styled("no samples yet", "$text 60%")
         last = snapshot.samples[-1]["step"] if snapshot.samples else None
-        self.query_one("#panel-samples", TextPanel).show((snapshot.path, len(parts), last), content, follow=True)
+        self.query_one("#panel-samples", TextPanel).show((snapshot.path, len(parts), last), content)
 
     def _show_log(self, snapshot: Snapshot) -> None:
         lines = snapshot.log[-SHOWN_LOG_LINES:]
@@ -153,7 +144,7 @@ newest checkpoint while it goes on, **e** exports it.
         panel = self.query_one("#panel-log", TextPanel)
         panel.border_title = title
         text = "\n".join(printable(line[:1000]) for line in lines)
-        panel.show((snapshot.path, text), Content(text or "the log is empty"), follow=True)
+        panel.show((snapshot.path, text), Content(text or "the log is empty"))
 
     # keys
 
