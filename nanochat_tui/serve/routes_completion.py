@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 SEEDS = 2**63
 LEAST_TOP_P = 1e-6
 """Stands for a top_p of 0, which OpenAI's interface allows: nothing but the likeliest token."""
-SSE = {"text/event-stream": {"schema": {"type": "string", "description": "Chunks, when stream is true."}}}
+SSE = {"text/event-stream": {"schema": {"description": "Events with a chunk each, when stream is true."}}}
+"""Without a type: some readers take the schema for that of the text, others for that of each event."""
 
 
 def settings(body: Sampled, max_tokens: int | None, context: int, top_logprobs: int) -> dict[str, Any]:
