@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import pty
@@ -221,8 +222,30 @@ def test_it_ends_when_its_terminal_is_gone(tmp_path: Path) -> None:
         assert screen.process.wait(40) == 129
 
 
+async def visit(port: int) -> None:
+    """Do what the page's script does: take the application's screen over a websocket, and type into it."""
+    import aiohttp
+
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"http://127.0.0.1:{port}/ws?width=80&height=24") as socket_,
+    ):
+        seen = b""
+
+        async def until(part: bytes) -> None:
+            nonlocal seen
+            while part not in seen:
+                message = await socket_.receive()
+                assert message.type is aiohttp.WSMsgType.BINARY or message.type is aiohttp.WSMsgType.TEXT, seen[-2000:]
+                seen += message.data if isinstance(message.data, bytes) else message.data.encode()
+
+        await until(b"ready")
+        await socket_.send_json(["stdin", "\x1bOS"])  # F4
+        await until(b"Dashboard")
+
+
 @pytest.mark.slow
-def test_the_web_serves_a_page(tmp_path: Path) -> None:
+def test_the_web_serves_a_page_and_the_application_in_it(tmp_path: Path) -> None:
     pytest.importorskip("textual_serve")
     model = write_model(tmp_path / "m.gguf", TINY)
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -240,6 +263,7 @@ def test_the_web_serves_a_page(tmp_path: Path) -> None:
                     break
             except OSError:
                 time.sleep(0.2)
+        asyncio.run(asyncio.wait_for(visit(port), 90))
     finally:
         process.terminate()
         process.wait(10)
