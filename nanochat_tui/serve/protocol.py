@@ -90,6 +90,11 @@ class DeadlineProtocol(H11Protocol):
         super().resume_writing()
         self._unstall()
 
+    def abort_stalled(self) -> None:
+        """Cut a connection whose reader has not read what was sent."""
+        if self._stalled is not None:
+            self.transport.abort()
+
     def _unstall(self) -> None:
         if self._stalled is not None:
             self._stalled.cancel()

@@ -16,7 +16,7 @@ import uvicorn
 from nanochat_tui.errors import UserError, display_safe
 from nanochat_tui.serve.app import create_app
 from nanochat_tui.serve.loading import Loader
-from nanochat_tui.serve.protocol import protocol
+from nanochat_tui.serve.protocol import DeadlineProtocol, protocol
 from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.settings import Log, Settings
 
@@ -110,11 +110,18 @@ class Server(uvicorn.Server):
             seconds = service.settings.limits.drain_seconds
             service.settings.log(f"ending: {running.running} replies may go on for {seconds:g} s")
         service.stop()
-        cut = asyncio.get_running_loop().call_later(service.settings.limits.drain_seconds, service.cut)
+        cut = asyncio.get_running_loop().call_later(service.settings.limits.drain_seconds, self._cut)
         try:
             await super().shutdown(sockets)
         finally:
             cut.cancel()
+
+    def _cut(self) -> None:
+        """End all replies; whoever has not read what was sent so far will not read that either."""
+        self._service.cut()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, DeadlineProtocol):
+                connection.abort_stalled()
 
 
 def run(load: Loader, settings: Settings, host: str, port: int, opened: Callable[[str], None] | None = None) -> int:

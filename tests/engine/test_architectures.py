@@ -14,6 +14,7 @@ from references.maple import maple
 from references.qwen35 import qwen35
 from support_architectures import VOCAB, WRITERS, add_rotation, draft, finish, random_matrix
 
+from nanochat_tui.engine import batching
 from nanochat_tui.engine.batching import Batcher
 from nanochat_tui.engine.cache import KVCache
 from nanochat_tui.engine.model import Model, load
@@ -185,6 +186,26 @@ def test_a_batch_says_what_each_sequence_says_alone(name: str, make: Any) -> Non
     batcher = Batcher(model, max_sequences=4)
     streams = [batcher.submit(prompt, max_tokens=12, temperature=0.0) for prompt in prompts]
     assert [[t.id for t in stream] for stream in streams] == alone
+    batcher.close()
+    model.close()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_sequence_that_had_to_wait_again_goes_on_as_if_it_had_not(
+    name: str, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(make(name), threads=1)
+    length = model.config.context_length
+    prompts, tokens = [IDS[i : i + 9 + i] for i in range(3)], min(150, length - 16)
+    alone = [reply(Session(model), prompt, tokens) for prompt in prompts]
+    monkeypatch.setattr(batching, "PROMISED_TOKENS", 16)
+    again: list[bool] = []
+    put_back = Batcher._wait_again
+    monkeypatch.setattr(Batcher, "_wait_again", lambda self, r: (again.append(r.resumed), put_back(self, r)))
+    batcher = Batcher(model, max_sequences=3, kv_tokens=192)
+    streams = [batcher.submit(prompt, max_tokens=tokens, temperature=0.0) for prompt in prompts]
+    assert [[t.id for t in stream] for stream in streams] == alone
+    assert any(again), "nobody had to wait again in the middle of a reply"
     batcher.close()
     model.close()
 

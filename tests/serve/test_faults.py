@@ -250,6 +250,23 @@ def test_a_half_sent_request_does_not_keep_the_server_from_ending(base_file: Pat
     assert not any("error:" in line for line in running.lines), running.lines
 
 
+def test_a_reader_that_stalls_does_not_keep_the_server_from_ending(base_file: Path) -> None:
+    with serving(files(base_file), drain_seconds=0.2, stall_seconds=60) as running:
+        asked = {"prompt": PROMPT, "max_tokens": 32_000, "temperature": 0, "stream": True, "logprobs": 20}
+        body = json.dumps(asked).encode()
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", running.port))
+        with closing(connection):
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+            )
+            wait_for(lambda: any(c.flow.write_paused for c in list(running.server.server_state.connections)))
+            running.server.should_exit = True
+            wait_for(lambda: running.service.state == "stopping" and not running.server.server_state.tasks, 10)
+    assert not any("error:" in line for line in running.lines), running.lines
+
+
 def test_idle_connections_are_closed(base_file: Path) -> None:
     with serving(files(base_file), idle_seconds=1.0) as running, closing(_connect(running)) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
