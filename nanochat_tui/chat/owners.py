@@ -48,7 +48,7 @@ def _add(db: sqlite3.Connection, owner: Owner, session: str) -> None:
 
 def is_free(db: sqlite3.Connection, owner: Owner, session: str) -> bool:
     """Whether no living window but `owner` has `session` open; what the dead left is swept."""
-    from nanochat_tui.runs.state import process_runs
+    from nanochat_tui.processes import process_runs  # with psutil, as above
 
     row = db.execute("SELECT pid, began, token FROM open_session WHERE session = ?", (session,)).fetchone()
     if row is None or row[2] == owner.token:

@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 
 from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.processes import process_runs
 from nanochat_tui.runs.directory import RunDirectory, read_json
-from nanochat_tui.runs.state import LAUNCH_FILE, process_runs, read_state
+from nanochat_tui.runs.state import LAUNCH_FILE, read_state
 
 
 def request_checkpoint(path: Path) -> int:

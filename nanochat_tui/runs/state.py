@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from nanochat_tui.errors import UserError
+from nanochat_tui.processes import process_runs
 from nanochat_tui.runs.directory import RunDirectory, read_json
 
 Life = Literal["starting", "running", "stalled", "crashed", "stopped", "failed", "finished", "unknown"]
@@ -49,21 +48,6 @@ class RunState:
     def alive(self) -> bool:
         """Whether somebody is there to obey."""
         return self.life in ("starting", "running", "stalled")
-
-
-def process_runs(pid: object, started: object) -> bool:
-    """Whether the process of this number on this machine is the one that started then (seconds since 1970).
-
-    A zombie, which only waits for its parent to notice, does not run.
-    """
-    try:
-        process = psutil.Process(int(pid))  # type: ignore[call-overload]
-        return bool(
-            abs(process.create_time() - float(started)) < 2  # type: ignore[arg-type]
-            and process.status() != psutil.STATUS_ZOMBIE
-        )
-    except (psutil.Error, TypeError, ValueError, OverflowError):
-        return False
 
 
 class Heartbeat:

@@ -15,10 +15,11 @@ from run_support import grow, stand_in, until, write_checkpoint_mark, write_stat
 from typer.testing import CliRunner
 
 from nanochat_tui.errors import UserError
+from nanochat_tui.processes import process_runs
 from nanochat_tui.runs import launcher, signals
 from nanochat_tui.runs.config import TrainConfig, parse_config
 from nanochat_tui.runs.directory import RunDirectory
-from nanochat_tui.runs.state import process_runs, read_state
+from nanochat_tui.runs.state import read_state
 
 SMALL = {"config": "tiny", "dataset": "synthetic", "steps": 5, "compile": False, "sample_prompt": "fn 'a b'\n"}
 

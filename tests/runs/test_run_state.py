@@ -13,10 +13,11 @@ import pytest
 from run_support import recorded_run, write_status
 
 from nanochat_tui.errors import UserError
+from nanochat_tui.processes import process_runs
 from nanochat_tui.runs.alarms import find_alarms, spike_steps
 from nanochat_tui.runs.discovery import find_runs, open_run
 from nanochat_tui.runs.metrics import Series
-from nanochat_tui.runs.state import Heartbeat, RunState, process_runs, read_state
+from nanochat_tui.runs.state import Heartbeat, RunState, read_state
 
 
 def _me() -> dict[str, object]:
