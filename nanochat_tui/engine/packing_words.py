@@ -8,7 +8,12 @@ A kernel's word holds the codes of 16 columns; byte j has those of columns j, 4 
   words change places.
 
 A 4 x 4 matrix of fields is transposed by exchanging its 2 x 2 quarters, then within them (H. S. Warren, Hacker's
-Delight, 7-3). Other types go through their codes. Everything happens in place, in pieces that stay in a cache.
+Delight, 7-3). Everything happens in place, in pieces that stay in a cache.
+
+TQ1_0 and PTQ1_0 pack trits to base 3. Their bytes are taken four at a time, as the kernels' words are built of: what is
+left of a byte after its first n trits is byte·3ⁿ mod 256, and its next trit is how many of 1/3 and 2/3 of 256 that
+reaches, so every trit costs two comparisons, an addition and a multiplication of bytes, which NumPy does many at a time.
+Other types go through their codes.
 """
 
 from __future__ import annotations
@@ -19,11 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_tui.formats.tensor_types import TensorType, ternary_codes
+from nanochat_tui.formats.ternary_blocks import BASE3_PARTS, Base3Parts
 
 Words = NDArray[np.uint32]
 Scales = NDArray[np.float16]
 ZEROS = 0x55555555
 """Sixteen codes of the weight 0."""
+_THIRD, _TWO_THIRDS = np.uint8(86), np.uint8(171)
+"""The least bytes that reach 1/3 and 2/3 of 256: the top of byte·3 is then 1 and 2."""
 _IN_ORDER = frozenset({"Q2_0", "Q2_0_g128", "PQ2_0"})
 
 
@@ -73,6 +81,41 @@ def _strided(quants: NDArray[np.uint8], *, highest_first: bool) -> Words:
     return found
 
 
+def _base3_codes(quants: NDArray[np.uint8], parts: Base3Parts) -> NDArray[np.uint8]:
+    """Return the codes uint8 [columns / 4, n, 4] of blocks: every four columns of all blocks lie together.
+
+    quants: uint8 [n, bytes], contiguous along its last axis. parts: see `formats.ternary_blocks.BASE3_PARTS`.
+    """
+    quads = sum((stop - start) * count for start, stop, count in parts) // 4
+    codes = np.empty((quads, len(quants), 4), np.uint8)
+    first = 0
+    for start, stop, count in parts:
+        left, factor, trits = quants[:, start:stop], np.uint8(3), count
+        while left.shape[1] < 4:  # too few bytes for four columns: the next trits of the same bytes join them
+            left = np.concatenate([left, left * factor], axis=1)
+            factor, trits = factor * factor, trits // 2
+        # a copy even where the order is that of the file already, whose pages must not be written to
+        left = np.array(left.view("<u4").T, order="C").view(np.uint8).reshape(-1, len(quants), 4)
+        for trit in range(trits):
+            if trit:
+                left *= factor
+            found = codes[first : first + len(left)]
+            np.greater_equal(left, _THIRD, out=found.view(np.bool_))
+            found += (left >= _TWO_THIRDS).view(np.uint8)
+            first += len(left)
+    return codes
+
+
+def _base3(quants: NDArray[np.uint8], parts: Base3Parts) -> Words:
+    """Return the words [n, columns / 16] of blocks of base-3 bytes, see `_base3_codes`."""
+    fields = _base3_codes(quants, parts).view("<u4").reshape(-1, 4, len(quants))
+    words = fields[:, 3].copy()
+    for pair in (2, 1, 0):
+        words <<= np.uint32(2)
+        words |= fields[:, pair]
+    return np.ascontiguousarray(words.T)
+
+
 def words_of_codes(codes: NDArray[np.uint8]) -> Words:
     """Return the words [rows, columns / 16] of codes uint8 [rows, columns]."""
     parts = codes.reshape(len(codes), -1, 4, 4)
@@ -99,6 +142,9 @@ def words_and_scales(kind: TensorType, blocks: NDArray[np.uint8]) -> tuple[Words
         threes <<= np.uint32(1)
         words ^= threes
         return words, np.ones(len(blocks), np.float16)
+    if kind.name in BASE3_PARTS:
+        parts = BASE3_PARTS[kind.name]
+        return _base3(np.ascontiguousarray(blocks), parts), _halves(blocks[:, parts[-1][1] :])
     codes, scales = ternary_codes(kind, blocks)
     return words_of_codes(codes), scales
 

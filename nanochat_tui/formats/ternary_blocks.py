@@ -62,13 +62,16 @@ def _base3() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return trits.astype(np.uint8), packed.astype(np.uint8)
 
 
-_Parts = tuple[tuple[int, int, int], ...]
+Base3Parts = tuple[tuple[int, int, int], ...]
 """Bytes from, to and the trits of each: trit n of the m-th byte is element n·(bytes of the part) + m of the part."""
-_TQ1_0: _Parts = ((0, 32, 5), (32, 48, 5), (48, 52, 4))
-_PTQ1_0: _Parts = ((0, 16, 5), (16, 24, 5), (24, 26, 4))
+BASE3_PARTS: dict[str, Base3Parts] = {
+    "TQ1_0": ((0, 32, 5), (32, 48, 5), (48, 52, 4)),
+    "PTQ1_0": ((0, 16, 5), (16, 24, 5), (24, 26, 4)),
+}
+"""The parts of a block of the types packed to base 3, in order of their elements; f16 d follows."""
 
 
-def _split_base3(blocks: Blocks, parts: _Parts) -> tuple[Codes, Scales]:
+def _split_base3(blocks: Blocks, parts: Base3Parts) -> tuple[Codes, Scales]:
     trits, _ = _base3()
     n = len(blocks)
     codes = [
@@ -78,7 +81,7 @@ def _split_base3(blocks: Blocks, parts: _Parts) -> tuple[Codes, Scales]:
     return np.concatenate(codes, axis=1), view(blocks[:, parts[-1][1] :], "<f2")[:, 0]
 
 
-def _join_base3(codes: Codes, scales: Scales, parts: _Parts) -> Blocks:
+def _join_base3(codes: Codes, scales: Scales, parts: Base3Parts) -> Blocks:
     _, packed = _base3()
     powers = np.array([81, 27, 9, 3, 1])
     out = []
@@ -93,22 +96,22 @@ def _join_base3(codes: Codes, scales: Scales, parts: _Parts) -> Blocks:
 
 def split_tq1_0(blocks: Blocks) -> tuple[Codes, Scales]:
     """Split TQ1_0: 32 and 16 bytes of five trits, 4 of four, each a stride of its part apart; f16 d."""
-    return _split_base3(blocks, _TQ1_0)
+    return _split_base3(blocks, BASE3_PARTS["TQ1_0"])
 
 
 def join_tq1_0(codes: Codes, scales: Scales) -> Blocks:
     """Inverse of `split_tq1_0` for codes 0 to 2."""
-    return _join_base3(codes, scales, _TQ1_0)
+    return _join_base3(codes, scales, BASE3_PARTS["TQ1_0"])
 
 
 def split_ptq1_0(blocks: Blocks) -> tuple[Codes, Scales]:
     """Split PTQ1_0, half a TQ1_0: 16 and 8 bytes of five trits, 2 of four; f16 d."""
-    return _split_base3(blocks, _PTQ1_0)
+    return _split_base3(blocks, BASE3_PARTS["PTQ1_0"])
 
 
 def join_ptq1_0(codes: Codes, scales: Scales) -> Blocks:
     """Inverse of `split_ptq1_0` for codes 0 to 2."""
-    return _join_base3(codes, scales, _PTQ1_0)
+    return _join_base3(codes, scales, BASE3_PARTS["PTQ1_0"])
 
 
 def split_q1(blocks: Blocks) -> tuple[Codes, Scales]:

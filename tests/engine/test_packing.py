@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nanochat_tui.engine.packing import aligned, needs_small_groups, pack_dense, pack_q8, pack_ternary, q8_parts
+from nanochat_tui.engine.packing_words import words_and_scales, words_of_codes
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES, encode_ternary_matrix, ternary_codes
 
 
@@ -41,6 +42,24 @@ def test_ternary_from_every_block_type(kind: str, group: int) -> None:
     spread = packed.scales.transpose(0, 2, 1).reshape(32, -1)
     np.testing.assert_array_equal(spread[:rows], np.repeat(scales, block // group, axis=1))
     assert packed.weights.ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("kind", ["Q2_0", "Q2_0_g128", "PQ2_0", "PTQ1_0", "TQ1_0", "TQ2_0"])
+@pytest.mark.parametrize("blocks", [1, 1283])
+def test_words_are_those_of_the_codes(kind: str, blocks: int) -> None:
+    """Any bytes whatever, also those that no encoder writes, and every byte everywhere in a block."""
+    tensor_type = TENSOR_TYPES[kind]
+    data = np.random.default_rng(blocks).integers(0, 256, (blocks, tensor_type.block_bytes)).astype(np.uint8)
+    data[:256] = np.arange(256, dtype=np.uint8)[:blocks, None]
+    data.flags.writeable = False  # as a file's pages are
+    words, scales = words_and_scales(tensor_type, data)
+    codes, wanted = ternary_codes(tensor_type, data)
+    np.testing.assert_array_equal(words, words_of_codes(codes))
+    assert words.dtype == np.uint32 and words.flags.c_contiguous
+    np.testing.assert_array_equal(scales.view(np.uint16), wanted.view(np.uint16))
+    np.testing.assert_array_equal(unpack(np.repeat(words[:3, :, None], 16, axis=2))[::16], codes[:3])
+    other = np.asfortranarray(data)
+    np.testing.assert_array_equal(words_and_scales(tensor_type, other)[0], words)
 
 
 def test_pairs_of_small_blocks() -> None:
