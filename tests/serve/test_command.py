@@ -99,7 +99,8 @@ def test_sigterm_under_load_ends_streams_in_order(tmp_path: Path) -> None:
         threads = [threading.Thread(target=stream) for _ in range(4)]
         for thread in threads:
             thread.start()
-        wait_for(lambda: 'num_requests_running{model_name="m"} 0.0' not in httpx.get(url + "/metrics").text)
+        # all four: what comes after the signal is refused, and rightly so
+        wait_for(lambda: 'num_requests_running{model_name="m"} 4.0' in httpx.get(url + "/metrics").text)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         for thread in threads:
