@@ -12,7 +12,7 @@ Delight, 7-3). Everything happens in place, in pieces that stay in a cache.
 
 TQ1_0 and PTQ1_0 pack trits to base 3. Their bytes are taken four at a time, as the kernels' words are built of: what is
 left of a byte after its first n trits is byte·3ⁿ mod 256, and its next trit is how many of 1/3 and 2/3 of 256 that
-reaches, so every trit costs two comparisons, an addition and a multiplication of bytes, which NumPy does many at a time.
+reaches, so every trit costs two comparisons, an addition and a multiplication of bytes; NumPy does many at a time.
 Other types go through their codes.
 """
 
