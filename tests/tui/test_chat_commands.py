@@ -187,5 +187,10 @@ async def test_a_server_killed_in_mid_reply_leaves_what_came_and_a_way_on(tmp_pa
                 assert "word30 " in turn.reply
                 await pilot.press("ctrl+r")
                 await until(pilot, lambda: "There is no server" in shown(app), 20)
+                await until(pilot, lambda: state(app) == "ready")
+                assert app.chat.conversation.turns[0].reply == turn.reply, "trying again costs nothing"
+                assert "word30 " in shown(app)
+                (kept,) = app.chat.store.load(app.chat.info.id).result(5).turns
+                assert kept.reply == turn.reply
         finally:
             process.kill()

@@ -7,7 +7,7 @@ appended to it and the model continues the whole, so that a second prompt builds
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from nanochat_tui.chat.backend import FinishReason, Message, Request, Stats, Token
 from nanochat_tui.chat.records import SessionSettings, StoredTurn
@@ -43,6 +43,15 @@ class Turn:
         found = [token for part in self.tokens for token in part]
         text = "".join(t.text for t in found if not t.thinking)
         return found if self.reply in (text, text + "\n") else []  # a following turn ends the last line
+
+    def copy(self) -> Turn:
+        """Return a turn that does not change with this one."""
+        return replace(self, parts=[*self.parts], tokens=[[*part] for part in self.tokens])
+
+    def take(self, other: Turn) -> None:
+        """Become what `other` is."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(other, one.name))
 
     def stored(self) -> StoredTurn:
         """Return what is kept of it."""

@@ -13,6 +13,7 @@ from nanochat_tui.chat.backend import Stats
 from nanochat_tui.errors import UserError
 from nanochat_tui.tui import messages
 from nanochat_tui.tui.chat import commands
+from nanochat_tui.tui.chat.conversation import Turn
 from nanochat_tui.tui.chat.generation import Generation
 from nanochat_tui.tui.chat.loading import LoadingPart
 from nanochat_tui.tui.log import logger
@@ -28,6 +29,8 @@ class ReplyPart(LoadingPart):
 
     _moment = (0.0, 0)
     _reading: Timer | None = None
+    _replaced: tuple[Turn, Turn] | None = None
+    """The turn that is written anew, and what it was before, until something comes in its place."""
 
     @on(messages.PromptSubmitted)
     async def _submitted(self, event: messages.PromptSubmitted) -> None:
@@ -158,6 +161,7 @@ class ReplyPart(LoadingPart):
             state = "thinking" if event.thinking else "writing"
             if self.status.state != state:
                 self.set_status(replace(self.status, state=state))
+        self._replaced = None
         self.conversation.write(event.text, event.tokens, thinking=event.thinking)
         self.keep_turn()
         await self.transcript.write(event.text, thinking=event.thinking)
@@ -186,6 +190,9 @@ class ReplyPart(LoadingPart):
             return
         self.generation = None
         last = self.conversation.last
+        if last is not None and event.error is not None and self._replaced is not None and self._replaced[0] is last:
+            last.take(self._replaced[1])  # a server that is gone must not cost what had come before
+        self._replaced = None
         if last is not None:
             last.reason = event.reason
             last.error = event.error

@@ -85,16 +85,18 @@ class TurnPart(SessionPart):
         if self.generation is not None or not self.ready or index is None:
             self.app.bell()
             return
-        if index < len(self.conversation.turns) - 1:
+        fork = index < len(self.conversation.turns) - 1
+        if fork:
             before = self.info
             await self.action_fork_turn()
             if self.info is before:
                 return  # there is no fork, and the newest reply here is not meant
-            turn = self.conversation.last
-            if turn is not None:
-                turn.parts[:] = [""]
-        if self.conversation.retry() is not None:
-            self.keep_turn()
+        last = self.conversation.last
+        if last is not None:
+            self._replaced = (last, last.copy())
+            if fork:
+                last.parts[:] = [""]
+            self.conversation.retry()
             await self.transcript.restart()
             self.generate()
 
