@@ -1,11 +1,13 @@
 """Take the screenshots of the README from the real application on a real model.
 
     cd ~/models && python scripts/screenshots.py [MODEL] [--only chat,inspect] [--other FILE] [--runs DIR]
+        [--server URL]
 
 Writes SVG, and PNG beside it where a Chromium is installed. What the model says is not picked: seed and prompts are
 fixed below, and the pictures show whatever comes. `--other` is a second file of the same model, such as an earlier
 checkpoint, for the pictures of a comparison; `--runs` is a folder of training runs, the first of which is opened (it is
-only read). Without them those pictures are not taken. Paths show in pictures, so run it from a neutral folder.
+only read); `--server` is a server of the same model, for the parity mode. Without them those pictures are not taken.
+Paths show in pictures, so run it from a neutral folder.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from nanochat_tui.chat.local import LocalBackend
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.shipped import shipped_model
 from nanochat_tui.tui.app import NanochatApp
+from nanochat_tui.tui.chat.parity_screen import ParityScreen
 from nanochat_tui.tui.inspect.compare import ComparePane
 from nanochat_tui.tui.inspect.screen import InspectScreen
 from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
@@ -115,6 +118,17 @@ async def lens(pilot: Pilot[None], app: NanochatApp) -> None:
     await wait(pilot, app, lambda: bool(ribbon.choices) and all(token.top for token in ribbon.tokens))
     await pilot.press(*["right"] * 8, "down")
     await pilot.pause(0.3)
+
+
+def parity(server: str) -> Callable[[Pilot[None], NanochatApp], Awaitable[None]]:
+    async def play(pilot: Pilot[None], app: NanochatApp) -> None:
+        app.chat.max_tokens = 64
+        await say(pilot, app, "fn largest(values: &[i32]) -> Option<i32> {")
+        app.chat.prompt.text = f"/parity {server}"
+        await pilot.press("enter")
+        await wait(pilot, app, lambda: isinstance(app.screen, ParityScreen) and app.screen.parity is not None)
+
+    return play
 
 
 async def live(pilot: Pilot[None], app: NanochatApp) -> None:
@@ -255,6 +269,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="beginnings of names, with commas: which pictures to take")
     parser.add_argument("--other", type=Path, help="a second file of the same model, to compare with")
     parser.add_argument("--runs", type=Path, help="a folder of training runs")
+    parser.add_argument("--server", help="address of a server of the same model, to compare replies with")
     arguments = parser.parse_args()
     model = arguments.model or shipped_model()
     if model is None or not model.is_file():
@@ -264,6 +279,8 @@ def main() -> int:
     shots = [*SHOTS, *INSPECT]
     if arguments.other is not None:
         shots.append(Shot("inspect-compare", (110, 34), comparing(arguments.other)))
+    if arguments.server is not None:
+        shots.append(Shot("chat-parity", (110, 30), parity(arguments.server)))
     if arguments.runs is not None:
         shots.extend(TRAIN)
     wanted = tuple(filter(None, arguments.only.split(",")))
