@@ -36,10 +36,15 @@ def begin_log(folder: Path | None) -> None:
         memory = _Memory()
         memory.setFormatter(logging.Formatter(_FORMAT, "%H:%M:%S"))
         logger.addHandler(memory)
-    if folder is None or any(isinstance(h, logging.handlers.RotatingFileHandler) for h in logger.handlers):
+    if folder is None:
         return
     with contextlib.suppress(OSError):  # a log that cannot be written is not worth a message
         path = make_private(folder) / FILE
+        for old in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+            if old.baseFilename == str(path.absolute()):
+                return
+            logger.removeHandler(old)  # of an application that ran in this process before
+            old.close()
         file = logging.handlers.RotatingFileHandler(path, maxBytes=1 << 20, backupCount=1, encoding="utf-8", delay=True)
         file.setFormatter(logging.Formatter(_FORMAT))
         path.touch(0o600)
