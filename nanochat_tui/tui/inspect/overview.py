@@ -55,7 +55,7 @@ def overview_content(summary: Summary, width: int = 80) -> Content:
     )
     row("bits", Content.styled(f"{summary.bits_per_weight:.2f}", "bold"), " per weight over all tensors")
     roomy = width >= 90
-    bar = 24 if roomy else 10
+    bar = min(24, width - 78) if roomy else 10  # what stands beside it takes 77 cells
     for index, (name, use) in enumerate(summary.types.items()):
         share = use.bytes / data
         bits = 8 * use.bytes / max(1, use.parameters)
