@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nanochat_tui.engine.compile_cache import Entry
 from nanochat_tui.engine.kernels import slots as s
+from nanochat_tui.engine.processors import stay_on_performance_cpus
 from nanochat_tui.errors import UserError
 
 
@@ -32,6 +33,7 @@ class _Shared:
 
 
 def _worker(shared: _Shared, number: int, seen: int) -> None:
+    stay_on_performance_cpus()
     while True:
         with shared.wake:
             while shared.control[s.SEQUENCE] == seen and not shared.closed:

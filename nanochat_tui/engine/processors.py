@@ -5,6 +5,7 @@ All of it is read from Linux's /sys and /proc; where they are missing the system
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,18 @@ def performance_cpus(usable: frozenset[int], devices: Path = DEVICES) -> frozens
     except (OSError, ValueError, UserError):
         return usable
     return fast or usable
+
+
+def stay_on_performance_cpus(devices: Path = DEVICES) -> None:
+    """Bind the calling thread to a hybrid processor's fast ones among those it may use; elsewhere do nothing.
+
+    For threads that only compute: the system may move them to any of these, so that other programs find room.
+    """
+    usable = usable_cpus()
+    fast = None if usable is None else performance_cpus(usable, devices)
+    if fast and fast != usable:
+        with contextlib.suppress(OSError):  # a limit that came in between
+            os.sched_setaffinity(0, fast)
 
 
 def group_folders(controller: str, groups: Path = GROUPS, own: Path = OWN_GROUPS) -> Iterator[Path]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from nanochat_tui.engine.processors import cpu_quota, default_threads, group_folders
+from nanochat_tui.engine.processors import cpu_quota, default_threads, group_folders, stay_on_performance_cpus
 
 
 def written(root: Path, files: dict[str, str]) -> Path:
@@ -87,3 +89,25 @@ def test_groups_come_from_the_inside(tmp_path: Path) -> None:
 
 def test_this_machine_has_threads() -> None:
     assert default_threads() >= 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_a_computing_thread_stays_on_fast_cores(tmp_path: Path) -> None:
+    mine = os.sched_getaffinity(0)
+    seen: list[set[int]] = []
+
+    def compute() -> None:
+        stay_on_performance_cpus(tmp_path)
+        seen.append(os.sched_getaffinity(0))
+
+    def run() -> set[int]:
+        thread = threading.Thread(target=compute)
+        thread.start()
+        thread.join()
+        return seen[-1]
+
+    assert run() == mine, "a processor of one kind"
+    (tmp_path / "cpu_core").mkdir()
+    (tmp_path / "cpu_core" / "cpus").write_text(f"{min(mine)}\n")
+    assert run() == {min(mine)}
+    assert os.sched_getaffinity(0) == mine, "other threads are left alone"
