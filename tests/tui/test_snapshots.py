@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from run_support import recorded_run
 from scripted import ScriptedBackend
 from support import write_model
 from test_app import say, state, until
+from textual.pilot import Pilot
 
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.inspect.screen import InspectScreen
@@ -37,13 +39,17 @@ def text_of(app: NanochatApp) -> str:
     return re.sub("[╸╺]", "━", text)  # the line under the tabs glides to its place
 
 
-def same(app: NanochatApp, name: str) -> None:
+async def same(pilot: Pilot[None], app: NanochatApp, name: str) -> None:
+    """Compare the screen once it has settled: on a busy machine the last thing drawn may be some way off."""
     path = FOLDER / f"{name}.txt"
-    text = text_of(app)
     if os.environ.get("SNAPSHOTS") == "write":
+        await pilot.pause(1.0)
         FOLDER.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text_of(app), encoding="utf-8")
     expected = path.read_text(encoding="utf-8")
+    end = time.monotonic() + 5
+    while (text := text_of(app)) != expected and time.monotonic() < end:
+        await pilot.pause(0.1)
     if text != expected and not textual.__version__.startswith(MADE_WITH + "."):
         pytest.skip(f"{name} looks different under Textual {textual.__version__}:\n{text}")
     assert text == expected
@@ -53,14 +59,14 @@ async def test_completion_and_lens() -> None:
     app = NanochatApp(ScriptedBackend("\n    let x = 1;\n    println!(x);\n}"))
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: state(app) == "ready")
-        same(app, "welcome")
+        await same(pilot, app, "welcome")
         await say(pilot, app, "fn main() {")
         await pilot.pause(0.2)
-        same(app, "completion")
+        await same(pilot, app, "completion")
         await pilot.press("f5")
         await until(pilot, lambda: app.chat.ribbon is not None and app.chat.ribbon.region.area > 0)
         await pilot.pause(0.2)
-        same(app, "lens")
+        await same(pilot, app, "lens")
 
 
 async def test_conversation() -> None:
@@ -70,7 +76,7 @@ async def test_conversation() -> None:
         await until(pilot, lambda: state(app) == "ready")
         await say(pilot, app, "What does & mean?")
         await pilot.pause(0.2)
-        same(app, "conversation")
+        await same(pilot, app, "conversation")
 
 
 async def test_a_conversation_on_a_large_terminal() -> None:
@@ -80,7 +86,7 @@ async def test_a_conversation_on_a_large_terminal() -> None:
         await until(pilot, lambda: state(app) == "ready")
         await say(pilot, app, "What does & mean?")
         await pilot.pause(0.2)
-        same(app, "conversation-large")
+        await same(pilot, app, "conversation-large")
 
 
 @pytest.mark.parametrize(("size", "name"), [((80, 24), "train"), ((200, 60), "train-large")])
@@ -91,7 +97,7 @@ async def test_train_dashboard(tmp_path: Path, size: tuple[int, int], name: str)
         await pilot.press("f4")
         await until(pilot, lambda: isinstance(app.screen, TrainScreen) and app.screen.seen is not None)
         await pilot.pause(0.5)
-        same(app, name)
+        await same(pilot, app, name)
 
 
 async def test_inspector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,4 +114,4 @@ async def test_inspector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             screen.go_to(tab)
             await until(pilot, lambda: not screen.pane.is_working)
             await pilot.pause(0.5)
-            same(app, f"inspect-{tab}")
+            await same(pilot, app, f"inspect-{tab}")
