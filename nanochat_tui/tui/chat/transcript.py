@@ -152,8 +152,11 @@ of code, **f** fork the session there, **p** token probabilities, **t** unfold w
             content += Content("\n" + printable(line))
         existing = self.query("#welcome")
         if existing:
-            existing.first(Static).update(content)
-            existing.first(Static).set_class(failed, "failed")
+            shown = existing.first(Static)
+            shown.update(content)
+            shown.set_class(failed, "failed")
+            # Textual keeps the height of what was there if it was laid out between two updates of one turn of its loop
+            shown.call_after_refresh(shown.refresh, layout=True)
         else:
             await self.mount(Static(content, id="welcome", classes="failed" if failed else "", markup=False))
 
