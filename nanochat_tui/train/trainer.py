@@ -252,7 +252,7 @@ class Trainer:
 
     def _evaluate(self, *, final: bool) -> Evaluation | None:
         self._status("evaluating")
-        return evaluate(
+        found = evaluate(
             self.model,
             self._hidden,
             self.data,
@@ -262,6 +262,8 @@ class Trainer:
             whitespace=self.whitespace,
             tick=lambda: self._heartbeat("evaluating"),
         )
+        self._status("running")  # the next beat may be seconds off, or the next evaluation before it
+        return found
 
     def _sample(self) -> None:
         if self.tokenizer is None or not self.config.sample_tokens:
