@@ -10,6 +10,7 @@ import typer
 from nanochat_tui.cli.options import (
     AttachOption,
     ContextOption,
+    FileOptions,
     I2sLayoutOption,
     JsonOption,
     KvOption,
@@ -18,9 +19,6 @@ from nanochat_tui.cli.options import (
     SpeculationOption,
     ThreadsOption,
     TokenizerOption,
-    check_context,
-    check_file,
-    check_threads,
     find_model,
 )
 from nanochat_tui.errors import UserError
@@ -54,34 +52,21 @@ def chat(
 ) -> int:
     """Answer once, streaming to stdout: -p TEXT, or the text on stdin."""
     from nanochat_tui.chat.backend import Backend, Message, Request, SamplingSettings
-    from nanochat_tui.chat.local import LocalBackend
     from nanochat_tui.cli.narration import Narration
     from nanochat_tui.cli.reply import JsonWriter, TextWriter, play
 
     # Settings are checked before anything is loaded: a typo should not cost a minute.
     sampling = SamplingSettings(temperature, top_k, top_p, min_p, repeat_penalty, seed)
     Request(prompt="", max_tokens=max_tokens, stop=tuple(stop or ()), top_logprobs=top_logprobs)
+    files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation)
     backend: Backend
     if attach is not None:
         from nanochat_tui.chat.remote import RemoteBackend
 
-        if any(given is not None for given in (mhc, tokenizer, threads, context, kv, i2s_layout, speculation)):
-            raise UserError(
-                "--mhc, --tokenizer, --threads, --context, --kv, --i2s-layout and --speculation are for files; a "
-                "server has its own, so leave them out."
-            )
+        files.refuse_with_server()
         backend = RemoteBackend(attach, model)
     else:
-        backend = LocalBackend(
-            find_model(model),
-            mhc=check_file(mhc, "mHC sidecar"),
-            tokenizer=check_file(tokenizer, "tokenizer"),
-            threads=check_threads(threads),
-            context=check_context(context),
-            kv=kv or "f16",
-            i2s_layout=i2s_layout or "x86",
-            speculation=speculation or "auto",
-        )
+        backend = files.backend(find_model(model))
     text = prompt if prompt is not None else _read_stdin()
     with Narration() as narrate:
         backend.load(narrate)

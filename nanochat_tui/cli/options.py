@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from nanochat_tui.errors import UserError, display_safe
+
+if TYPE_CHECKING:
+    from nanochat_tui.chat.local import LocalBackend
 
 ModelArgument = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="A GGUF file; left out, the shipped model.", show_default=False)
@@ -86,3 +90,47 @@ def check_context(context: int | None) -> int | None:
     if context is not None and not 2 <= context <= 2**31 - 1:
         raise UserError(f"--context must be 2 tokens or more, not {context}.")
     return context
+
+
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """How a file is to be run, as the command line says it; None is what is usual."""
+
+    mhc: Path | None
+    tokenizer: Path | None
+    threads: int | None
+    context: int | None
+    kv: Literal["f16", "int8", "f32"] | None
+    i2s_layout: Literal["x86", "arm", "1x4"] | None
+    speculation: Literal["auto", "on", "off"] | None
+
+    def check(self) -> None:
+        """Raise `UserError` for what no file could be run with."""
+        check_file(self.mhc, "mHC sidecar")
+        check_file(self.tokenizer, "tokenizer")
+        check_threads(self.threads)
+        check_context(self.context)
+
+    def refuse_with_server(self) -> None:
+        """Raise `UserError` if anything was given: a server runs its model its own way."""
+        if any(given is not None for given in astuple(self)):
+            raise UserError(
+                "--mhc, --tokenizer, --threads, --context, --kv, --i2s-layout and --speculation are for files; a "
+                "server has its own, so leave them out."
+            )
+
+    def backend(self, path: Path) -> LocalBackend:
+        """Return the backend of a file, not loaded yet. Raises `UserError` as `check` does."""
+        from nanochat_tui.chat.local import LocalBackend
+
+        self.check()
+        return LocalBackend(
+            path,
+            mhc=self.mhc,
+            tokenizer=self.tokenizer,
+            threads=self.threads,
+            context=self.context,
+            kv=self.kv or "f16",
+            i2s_layout=self.i2s_layout or "x86",
+            speculation=self.speculation or "auto",
+        )

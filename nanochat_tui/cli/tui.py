@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nanochat_tui.cli.options import (
     AttachOption,
     ContextOption,
+    FileOptions,
     I2sLayoutOption,
     KvOption,
     MhcOption,
@@ -16,9 +17,6 @@ from nanochat_tui.cli.options import (
     SpeculationOption,
     ThreadsOption,
     TokenizerOption,
-    check_context,
-    check_file,
-    check_threads,
     find_model,
 )
 from nanochat_tui.errors import UserError
@@ -45,15 +43,15 @@ def open_tui(
     path = None
     if attach is None and (model is not None or _has_shipped()):
         path = find_model(model)
-    check_file(mhc, "mHC sidecar")
-    check_file(tokenizer, "tokenizer")
-    check_threads(threads)
-    check_context(context)
+    files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation)
+    if attach is None:
+        files.check()
+    else:
+        files.refuse_with_server()
     # Textual draws on stderr; a browser has a driver of its own.
     if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
         raise UserError("The application needs a terminal; in a pipe or script use: nanochat-tui chat -p TEXT")
 
-    from nanochat_tui.chat.local import LocalBackend
     from nanochat_tui.chat.missing import MissingBackend
     from nanochat_tui.chat.places import data_directory, state_directory
     from nanochat_tui.chat.store import Store
@@ -69,16 +67,7 @@ def open_tui(
     elif path is None:
         backend = MissingBackend("This installation ships no model; choose one with Ctrl+G or give one as argument.")
     else:
-        backend = LocalBackend(
-            path,
-            mhc=mhc,
-            tokenizer=tokenizer,
-            threads=threads,
-            context=context,
-            kv=kv or "f16",
-            i2s_layout=i2s_layout or "x86",
-            speculation=speculation or "auto",
-        )
+        backend = files.backend(path)
     app = NanochatApp(
         backend,
         store=Store(data_directory() / SESSIONS),

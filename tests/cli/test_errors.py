@@ -42,6 +42,12 @@ def test_help_names_every_command() -> None:
         (["chat", ".", "-p", "x"], "is a folder"),
         (["chat", __file__, "-p", "x", "--mhc", "missing.mhc"], "There is no mHC sidecar missing.mhc"),
         (["chat", __file__, "-p", "x", "--threads", "0"], "--threads must be between"),
+        (
+            ["chat", "--attach", "http://127.0.0.1:9", "-p", "x", "--threads", "2"],
+            "are for files; a server has its own",
+        ),
+        (["--attach", "http://127.0.0.1:9", "--threads", "2"], "are for files; a server has its own"),
+        (["--attach", "http://127.0.0.1:9", "--kv", "int8"], "are for files; a server has its own"),
     ],
 )
 def test_bad_usage_is_one_sentence_and_exit_code_2(arguments: list[str], words: str) -> None:
