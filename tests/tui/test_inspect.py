@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inspect_app import SIZES, Host, opened, screen_text, tab, text, until
 from support import TINY, write_model
-from textual.app import App
-from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, Static
 
 from nanochat_tui.formats.gguf import read_gguf
@@ -19,72 +18,14 @@ from nanochat_tui.tui.inspect.layer_grid import LayerGrid
 from nanochat_tui.tui.inspect.mhc import MhcPane
 from nanochat_tui.tui.inspect.microscope import MicroscopePane
 from nanochat_tui.tui.inspect.open_dialog import OpenDialog
-from nanochat_tui.tui.inspect.pane import Pane
 from nanochat_tui.tui.inspect.screen import PANES, InspectScreen
 from nanochat_tui.tui.inspect.tensors import TensorsPane
-from nanochat_tui.tui.inspect.trit_view import TritView
 from nanochat_tui.tui.inspect.weights import METRICS, WeightsPane
-from nanochat_tui.tui.messages import ChatWith
-from nanochat_tui.tui.theme import NANOCHAT
 
-SIZES = [(80, 24), pytest.param((200, 60), marks=pytest.mark.slow)]
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-class Host(App[None]):
-    """Only the inspect mode."""
-
-    def __init__(self, path: Path | None) -> None:
-        super().__init__()
-        self.inspector = InspectScreen(path)
-        self.chats: list[Path] = []
-        self.said: list[dict[str, str]] = []
-        self.register_theme(NANOCHAT)
-        self.theme = NANOCHAT.name
-
-    def on_mount(self) -> None:
-        self.push_screen(self.inspector)
-
-    def on_chat_with(self, event: ChatWith) -> None:
-        self.chats.append(event.path)
-
-    def session_messages(self) -> list[dict[str, str]]:
-        return self.said
-
-
-async def until(pilot: Pilot[None], done: Callable[[], object]) -> None:
-    for _ in range(400):
-        if done():
-            return
-        await pilot.pause(0.01)
-    raise AssertionError("it did not happen")
-
-
-async def opened(pilot: Pilot[None], app: Host) -> None:
-    screen = app.inspector
-    await until(pilot, lambda: screen.opened is not None or screen.error is not None)
-    await pilot.pause()
-
-
-async def tab(pilot: Pilot[None], app: Host, name: str) -> Pane:
-    app.inspector.go_to(name)
-    await until(pilot, lambda: app.inspector.pane.id == f"pane-{name}" and app.inspector.pane.opened is not None)
-    pane = app.inspector.pane
-    await until(pilot, lambda: not pane.is_working)
-    await pilot.pause()
-    return pane
-
-
-def text(app: Host, selector: str) -> str:
-    return str(app.inspector.query_one(selector, Static).visual)
-
-
-def screen_text(app: Host) -> str:
-    strips = app.screen._compositor.render_strips()
-    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
 
 
 @pytest.fixture(scope="module")
@@ -218,75 +159,6 @@ async def test_counting_can_be_ended_and_taken_up_again(model: Path, monkeypatch
         await pilot.press("r")
         await until(pilot, lambda: app.inspector.opened and len(app.inspector.opened.ternary) == 14)
     assert len(counted) == 14
-
-
-@pytest.mark.parametrize("size", SIZES)
-async def test_the_microscope_shows_the_trits(model: Path, size: tuple[int, int]) -> None:
-    app = Host(model)
-    async with app.run_test(size=size) as pilot:
-        await opened(pilot, app)
-        pane = await tab(pilot, app, "trits")
-        assert isinstance(pane, MicroscopePane)
-        view = pane.view
-        await until(pilot, lambda: view.reader is not None)
-        await pilot.press("t")
-        with read_gguf(model) as file:
-            trits = np.sign(file.array("blk.0.attn_q.weight")).astype(int)
-        _, columns = view.cells
-        drawn = "".join(segment.text for segment in view.render_line(3))
-        assert [{"−": -1, "·": 0, "+": 1}[c] for c in drawn[::2].rstrip()] == trits[3, :columns].tolist()
-        await pilot.press("o", "end")
-        assert view.view.column == max(0, 128 - view.cells[1])
-        await pilot.press("G")
-        assert view.view.row == max(0, 128 - view.cells[0])
-        await pilot.press("f")
-        height, width = view.cells
-        assert height * view.weights >= 128 and width * view.weights >= 128
-        await pilot.press("g", "o", "L", "J")
-        assert (view.view.row, view.view.column) == ((1, 1) if size == (80, 24) else (1, 0))
-        await pilot.press("n")
-        await until(pilot, lambda: pane.choice.value == "blk.0.attn_k.weight")
-        await pilot.press("p", "p")
-        await until(pilot, lambda: pane.choice.value == "blk.1.ffn_down.weight")
-
-
-async def test_the_microscope_by_mouse(model: Path) -> None:
-    app = Host(model)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await opened(pilot, app)
-        pane = await tab(pilot, app, "trits")
-        assert isinstance(pane, MicroscopePane)
-        view = pane.view
-        await pilot.hover(TritView, offset=(11, 4))
-        await until(pilot, lambda: "row 8, column 11" in text(app, "#trit-status"))
-        with read_gguf(model) as file:
-            value = float(file.array("blk.0.attn_q.weight")[8, 11])
-        assert f"= {value:+.5g}" in text(app, "#trit-status")
-        await pilot.mouse_down(TritView, offset=(40, 12))
-        await pilot.hover(TritView, offset=(30, 7))
-        await pilot.mouse_up(TritView, offset=(30, 7))
-        assert (view.view.row, view.view.column) == (10, 10)
-        view._zoom_at(1, 0.0, 0.0)
-        assert view.view.zoom == 2
-        view._zoom_at(-1, 0.0, 0.0)
-        view._zoom_at(-1, 0.0, 0.0)
-        assert view.view.zoom == 0
-        await pilot.press("minus", "minus", "m")
-        await until(pilot, lambda: "density" in text(app, "#trit-status"))
-
-
-async def test_a_large_picture_is_made_in_a_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanochat_tui.tui.inspect.trit_view.AT_ONCE", 100)
-    app = Host(model)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await opened(pilot, app)
-        pane = await tab(pilot, app, "trits")
-        assert isinstance(pane, MicroscopePane)
-        await pilot.press("f")
-        await until(pilot, lambda: pane.job("picture") is None and pane.view.view.zoom == 4)
-        with read_gguf(model) as file:
-            trits = np.sign(file.array("blk.0.attn_q.weight"))
-        assert pane.view.mean_at(0, 0) == pytest.approx(trits[:4, :4].mean())
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -7,7 +7,7 @@ import psutil
 import pytest
 from run_support import recorded_run, write_status
 from textual.widgets import Input
-from train_app import TrainApp, found, inside, overview, until
+from train_app import TrainApp, found, inside, launch_form, overview, until
 
 from nanochat_tui.runs.state import read_state
 from nanochat_tui.tui.train.chart import Chart
@@ -172,10 +172,7 @@ async def test_the_way_to_the_other_tabs_is_on_the_key_line(tmp_path: Path) -> N
 async def test_the_form_and_its_command_line_are_reached_by_keys(tmp_path: Path) -> None:
     app = TrainApp(tmp_path)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: app.train.is_mounted)
-        await pilot.press("n")
-        await until(pilot, lambda: app.train.query(LaunchForm))
-        form = app.train.query_one(LaunchForm)
+        form = await launch_form(pilot, app)
         await until(pilot, lambda: form.estimate is not None)
         assert app.focused is form.query_one("#form-preset")
         await pilot.press("down")
@@ -198,10 +195,7 @@ async def test_the_form_and_its_command_line_are_reached_by_keys(tmp_path: Path)
 async def test_saved_settings_are_not_replaced_unasked(tmp_path: Path) -> None:
     app = TrainApp(tmp_path)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: app.train.is_mounted)
-        await pilot.press("n")
-        await until(pilot, lambda: app.train.query(LaunchForm))
-        form = app.train.query_one(LaunchForm)
+        form = await launch_form(pilot, app)
         form.query_one("#form-directory", Input).value = str(tmp_path / "v1.2")
         target = tmp_path / "v1.2.json"
         target.write_text("mine")

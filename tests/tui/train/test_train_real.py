@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 from textual.widgets import Input
-from train_app import TrainApp, overview, until
+from train_app import TrainApp, launch_form, overview, until
 
 from nanochat_tui.runs import signals
 from nanochat_tui.runs.directory import RunDirectory
 from nanochat_tui.runs.state import read_state
 from nanochat_tui.tui.train.chart import Chart
 from nanochat_tui.tui.train.dialogs import Ask, Confirm
-from nanochat_tui.tui.train.launch_form import LaunchForm
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
@@ -43,10 +42,7 @@ async def test_a_training_is_lived_through_in_the_application(tmp_path: Path) ->
     run = tmp_path / "mine"
     try:
         async with app.run_test(size=(80, 24)) as pilot:
-            await until(pilot, lambda: app.train.is_mounted)
-            await pilot.press("n")
-            await until(pilot, lambda: app.train.query(LaunchForm))
-            form = app.train.query_one(LaunchForm)
+            form = await launch_form(pilot, app)
             for name, text in FIELDS.items():
                 form.set_field(name, text)
             form.query_one("#form-directory", Input).value = str(run)

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from run_support import grow, recorded_run, run_with_checkpoints, stand_in, write_status
 from textual.widgets import DataTable, Input
-from train_app import TrainApp, found, inside, overview, until
+from train_app import TrainApp, found, inside, launch_form, overview, until
 
 from nanochat_tui.chat.printable import printable
 from nanochat_tui.runs import signals
@@ -19,7 +19,6 @@ from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
 from nanochat_tui.tui.train.compare_view import CompareView
 from nanochat_tui.tui.train.dashboard import ORDER, TextPanel
 from nanochat_tui.tui.train.dialogs import Ask, Confirm
-from nanochat_tui.tui.train.launch_form import LaunchForm
 
 SIZES = [(80, 24), (200, 60)]
 
@@ -194,10 +193,7 @@ async def test_runs_are_compared(tmp_path: Path, size: tuple[int, int]) -> None:
 async def test_the_form_judges_while_typing_and_launches(tmp_path: Path, size: tuple[int, int]) -> None:
     app = TrainApp(tmp_path)
     async with app.run_test(size=size) as pilot:
-        await until(pilot, lambda: app.train.is_mounted)
-        await pilot.press("n")
-        await until(pilot, lambda: app.train.query(LaunchForm))
-        form = app.train.query_one(LaunchForm)
+        form = await launch_form(pilot, app)
         await until(pilot, lambda: form.estimate is not None)
         inside(app)
         facts = str(form.query_one("#form-facts").render())
@@ -244,10 +240,7 @@ async def test_settings_are_read_from_a_run_and_saved(tmp_path: Path) -> None:
     run = recorded_run(tmp_path / "run")
     app = TrainApp(tmp_path)
     async with app.run_test(size=(120, 40)) as pilot:
-        await until(pilot, lambda: app.train.is_mounted)
-        await pilot.press("n")
-        await until(pilot, lambda: app.train.query(LaunchForm))
-        form = app.train.query_one(LaunchForm)
+        form = await launch_form(pilot, app)
         file = form.query_one("#form-file", Input)
         file.focus()
         file.value = str(run)

@@ -12,6 +12,7 @@ from textual.pilot import Pilot
 
 from nanochat_tui.tui.messages import ChatWith
 from nanochat_tui.tui.theme import NANOCHAT
+from nanochat_tui.tui.train.launch_form import LaunchForm
 from nanochat_tui.tui.train.overview import RunOverview
 from nanochat_tui.tui.train.screen import TrainScreen
 
@@ -59,3 +60,11 @@ def inside(app: TrainApp) -> None:
     for widget in app.screen.query("*").exclude("FooterKey"):
         if widget.is_on_screen and widget.region.area:
             assert widget.region.x >= 0 and widget.region.right <= app.size.width, widget
+
+
+async def launch_form(pilot: Pilot[None], app: TrainApp) -> LaunchForm:
+    """Open the form of a new run by its key."""
+    await until(pilot, lambda: app.train.is_mounted)
+    await pilot.press("n")
+    await until(pilot, lambda: app.train.query(LaunchForm))
+    return app.train.query_one(LaunchForm)
