@@ -24,6 +24,15 @@ MATRIX_SLOTS = 5
 TILES = (1, 2, 4, 8, 16)
 """Tokens that a kernel may work on at a time; each target has those up to its own `Isa.tile`."""
 
+TOGETHER = 8
+"""Tiles of 16 tokens that a kernel with tile registers multiplies together: those of a whole job (`plan.CHUNK`)."""
+SCRATCH_FIXED = 24576
+
+
+def tile_scratch(padded: int) -> int:
+    """Return the bytes that a kernel with tile registers works in: activations of `padded` columns and 24 KB more."""
+    return SCRATCH_FIXED + TOGETHER * 16 * padded
+
 
 @dataclass(frozen=True, slots=True)
 class BlockLayout:

@@ -7,6 +7,7 @@ compiled, so that a model pays for the kinds it holds.
 from __future__ import annotations
 
 from nanochat_tui.engine.kernels import kinds as k
+from nanochat_tui.engine.kernels.blocked import TOKENS
 from nanochat_tui.engine.kernels.dense import DENSE_NAMES, FEW
 from nanochat_tui.engine.kernels.kinds import LAYOUTS, sums_factor
 from nanochat_tui.engine.kernels.tables import TABLE_NAMES
@@ -23,7 +24,8 @@ def matrix_product(e, target, matrix, tile, x8, init, x_scale, source, x_stride,
     matrix: address of its slots (see `kinds`). tile: one of `TILES`, up to the target's own. x8, init, x_scale: the
     tokens as `quantise` left them, for integer kinds. source: the tokens as float32 rows x_stride bytes apart, for
     dense kinds, which never go beyond `count` tokens. scratch: int32 [t1][columns / 16][tile], where block sums are
-    written unless sums_ready is 1 (then it holds them). y must have room for whole tiles; strides are bytes.
+    written unless sums_ready is 1 (then it holds them); with tile registers ternary kinds work in `kinds.tile_scratch`
+    bytes of it. y must have room for whole tiles; strides are bytes.
     """
     b = e.b
     slot = lambda index: e.load(I64, matrix, 8 * index)  # noqa: E731
@@ -35,8 +37,15 @@ def matrix_product(e, target, matrix, tile, x8, init, x_scale, source, x_stride,
 
     def ternary(name):
         groups = b.sdiv(padded, e.i64(target.group))
-        arguments = (weights, scales, x8, init, x_scale, y, first, last, groups, y_stride, t0, t1, step)
-        by_tile(e, tile, name, arguments)
+        output = (x_scale, y, first, last, groups, y_stride, t0, t1, step)
+        if target.isa.tiles is None:
+            by_tile(e, tile, name, (weights, scales, x8, init, *output))
+            return
+        with b.if_else(is_(tile, TOKENS)) as (whole, few):
+            with whole:
+                call_kernel(e, f"{name}_tiles", (weights, scales, x8, scratch, *output))
+            with few:
+                by_tile(e, tile, name, (weights, scales, x8, init, *output), below=TOKENS)
 
     def table(layout):
         factor = sums_factor(layout, target.isa.q8_bias)

@@ -32,12 +32,13 @@ def store_tile(e, sums, start, x_scale, y, y_stride, block):
         e.store(e.b.fmul(total, scale), row, e.mul(y_stride, t))
 
 
-def by_tile(e, tile, name, arguments):
+def by_tile(e, tile, name, arguments, below=None):
     """Emit a branch on the tokens per tile to the kernels `name`_1, `name`_2 … that the target has.
 
-    The one for most tokens takes larger tiles too.
+    The one for most tokens takes larger tiles too. below: leave out those for that many tokens and more.
     """
     found = [tokens for tokens in TILES if symbol(f"{name}_{tokens}") in e.b.module.globals]
+    found = [tokens for tokens in found if below is None or tokens < below]
     for tokens in found:
         comparison = ">=" if tokens == found[-1] else "=="
         with e.b.if_then(e.b.icmp_signed(comparison, tile, e.i64(tokens))):

@@ -10,10 +10,14 @@ Each class offers the same arithmetic on 16 lanes (one lane = one output row), i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
 from nanochat_tui.engine.simd.emitter import I16, I32, VI32, VI8x64
+
+if TYPE_CHECKING:
+    from nanochat_tui.engine.simd.amx import TileRegisters
 
 VI16x64, VI32x64 = ir.VectorType(I16, 64), ir.VectorType(I32, 64)
 CODE_MASK = 0x03030303
@@ -37,6 +41,8 @@ class Isa:
     """Added to stored int8 table weights; unsigned dot products want them as 0..255."""
     hardware_half: bool = False
     """Whether float16 conversion may be left to the target (F16C, NEON)."""
+    tiles: type[TileRegisters] | None = None
+    """Operations on tile registers, where there are such (see `amx`)."""
 
     def unpack(self, e, packed):
         """Return the four vectors of 2-bit codes (as bytes) of one 64-byte load."""

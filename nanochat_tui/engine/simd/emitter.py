@@ -106,6 +106,18 @@ class Emitter:
         """Return both vectors as one of twice the width."""
         return self.shuffle(low, high, range(2 * low.type.count))
 
+    def transposed(self, rows):
+        """Return 16 vectors of 16 lanes as a matrix's columns: pairs of rows 8, 4, 2, 1 apart exchange lanes so far apart."""
+        rows = list(rows)
+        for distance in (8, 4, 2, 1):
+            # lanes 0 to 15 are the first row's, 16 to 31 the second's
+            first = [lane + 16 - distance if lane & distance else lane for lane in range(LANES)]
+            second = [lane + 16 if lane & distance else lane + distance for lane in range(LANES)]
+            for i in (i for i in range(LANES) if not i & distance):
+                a, b = rows[i], rows[i + distance]
+                rows[i], rows[i + distance] = self.shuffle(a, b, first), self.shuffle(a, b, second)
+        return rows
+
     def call(self, name, result, arguments):
         """Call an LLVM intrinsic, declaring it on first use."""
         module = self.b.module

@@ -42,19 +42,21 @@ def _intrinsic(signature: str, like: Callable[..., Any], call: Callable[..., Any
     return stub
 
 
-def kernel(signature: str, kind: int | None = None, tokens: int = 1) -> Callable[[Callable[..., Any]], Any]:
+def kernel(
+    signature: str, kind: int | None = None, tokens: int = 1, *, tiles: bool = False
+) -> Callable[[Callable[..., Any]], Any]:
     """Register `emit(e, target, *arguments)` as a kernel and return a function for Numba code that calls it.
 
     `signature` names the result, then the arguments: "v:iif" takes two int64 (addresses, counts) and a
-    float32 and returns nothing. kind: the kind of matrix (see `kernels.kinds`) and tokens: the size of
-    tile without which it is left out; such a kernel is called by other kernels only.
+    float32 and returns nothing. kind: the kind of matrix (see `kernels.kinds`), tokens: the size of tile, tiles: the
+    tile registers without which it is left out; such a kernel is called by other kernels only.
     """
 
     def decorate(emit: Callable[..., Any]) -> Any:
         name = emit.__name__
         if name in KERNELS:
             raise ValueError(f"two kernels are called {name}")
-        KERNELS[name] = EmittedKernel(name, signature, emit, kind, tokens)
+        KERNELS[name] = EmittedKernel(name, signature, emit, kind, tokens, tiles)
 
         return linked(signature, emit)
 

@@ -50,10 +50,12 @@ class EmittedKernel:
     emit: Callable[..., Any]
     kind: int | None = None
     tokens: int = 1
+    tiles: bool = False
 
     def is_in(self, target: Target) -> bool:
         """Whether code for a target holds this kernel."""
-        return self.tokens <= target.isa.tile and (self.kind is None or self.kind in target.kinds)
+        fits = self.tokens <= target.isa.tile and (target.isa.tiles is not None or not self.tiles)
+        return fits and (self.kind is None or self.kind in target.kinds)
 
 
 KERNELS: dict[str, EmittedKernel] = {}
