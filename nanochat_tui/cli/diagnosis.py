@@ -60,18 +60,18 @@ def _machine() -> Rows:
 
 
 def _engine() -> Rows:
-    from nanochat_tui.engine.dispatch import available_kernels, choose_kernel, cpu_features, cpu_name
+    from nanochat_tui.engine import amx
+    from nanochat_tui.engine.dispatch import available_kernels, choose_kernel, cpu_name
     from nanochat_tui.engine.processors import default_threads
 
     info = choose_kernel()
-    has_amx = "amx-int8" in cpu_features()
     return {
         "kernel": info.name,
         "description": info.description,
         "kernels that run here": [kernel.name for kernel in available_kernels()],
         "processor": cpu_name(),
         "features used": sorted(info.cpu_features),
-        "AMX": f"not used; {'this processor has it' if has_amx else 'nothing says that this processor has it'}",
+        "AMX": amx.in_words(info),
         "threads by default": default_threads(),
     }
 

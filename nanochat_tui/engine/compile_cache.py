@@ -46,8 +46,8 @@ FOLDER = "kernels"
 """Name of the folder in the user's cache directory."""
 STALE_SECONDS = 3600
 """Age at which a temporary file is taken to be left over from a process that ended while writing."""
-_DIGEST = 32
-_FILE_NAME = re.compile(r"[a-z0-9-]+-[0-9]+-[0-9a-f]{24}\.o")
+_SEAL = 32
+_FILE_NAME = re.compile(r"[a-z0-9-]+-[0-9]+-[0-9a-f]{24}\.(?:o|verdict)")
 _UNFINISHED = ("nanochat-", ".tmp")
 _loaded: dict[Target, Entry] = {}
 _lock = threading.Lock()
@@ -80,20 +80,29 @@ def _version(package: str) -> str:
     return version(package)
 
 
-def _file_name(target: Target) -> str:
+def _digest(cpu: str, features: str, kinds: frozenset[int], known: Known) -> str:
     parts = (
         SOURCES,
-        str(sorted(target.kinds)),
-        str(sorted(target.known)),
+        str(sorted(kinds)),
+        str(sorted(known)),
         _version("numba"),
         _version("llvmlite"),
         platform.python_version(),
         platform.machine(),
-        target.cpu,
-        target.features,
+        cpu,
+        features,
     )
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _file_name(target: Target) -> str:
+    digest = _digest(target.cpu, target.features, target.kinds, target.known)
     return f"{target.isa.name}-{target.group}-{digest}.o"
+
+
+def verdict_name(kernel_name: str, cpu: str, features: str, kinds: frozenset[int]) -> str:
+    """Return the name of the file that says whether kernels, of all groups, passed their self-check."""
+    return f"{kernel_name}-0-{_digest(cpu, features, kinds, frozenset())}.verdict"
 
 
 def cache_directory() -> Path | None:
@@ -111,8 +120,8 @@ def cache_directory() -> Path | None:
     return temporary_folder(FOLDER)
 
 
-def _read(path: Path) -> bytes | None:
-    """Return the object code in a cache file, or None if it is absent or damaged."""
+def read(path: Path) -> bytes | None:
+    """Return what a cache file holds, or None if it is absent or damaged."""
     try:
         code = _unsealed(path.read_bytes())
     except OSError:
@@ -127,11 +136,12 @@ def _sealed(code: bytes) -> bytes:
 
 
 def _unsealed(data: bytes) -> bytes | None:
-    code = data[_DIGEST:]
-    return code if hashlib.sha256(code).digest() == data[:_DIGEST] else None
+    code = data[_SEAL:]
+    return code if hashlib.sha256(code).digest() == data[:_SEAL] else None
 
 
-def _write(path: Path, code: bytes) -> None:
+def write(path: Path, code: bytes) -> None:
+    """Keep something in a cache file, if there is room for it."""
     import tempfile
 
     try:
@@ -171,6 +181,14 @@ def _tidy(folder: Path) -> None:
             path.unlink()
 
 
+def child_environment() -> dict[str, str]:
+    """Return the environment for a child process that imports this package."""
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    environment.pop("NUMBA_DISABLE_JIT", None)  # is for debugging others' functions; ours would not compile
+    return environment
+
+
 def _command(target: Target, part: str) -> list[str]:
     """Return the command of a child process that compiles a part of a target's code and writes it to its stdout."""
     # -P: the working directory may be a checkout of another version, and must not be imported from
@@ -191,9 +209,7 @@ def _compile(target: Target) -> list[bytes]:
     _require_same_sources()
     codes: list[bytes | None] = [None] * len(PARTS)
     if sys.executable:
-        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path}
-        environment.pop("NUMBA_DISABLE_JIT", None)  # is for debugging others' functions; ours would not compile
+        environment = child_environment()
 
         def run(index: int) -> None:
             command = _command(target, PARTS[index])
@@ -254,13 +270,13 @@ def load_entry(
             return found
         folder = cache_directory()
         path = folder / _file_name(target) if folder else None
-        code = _read(path) if path else None
+        code = read(path) if path else None
         if code is None:
             if progress:
                 progress(f"compiling the {kernel.name} kernels for this processor (once, a few seconds)")
             code = b"".join(_compile(target))
             if path:
-                _write(path, code)
+                write(path, code)
         address = load_object(target, parted(code), [ENTRY_NAME])[ENTRY_NAME]
         made = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_ARGUMENTS)(address)
         _loaded[target] = made

@@ -10,10 +10,16 @@ import os
 import platform
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from nanochat_tui.errors import UserError, display_safe
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ENVIRONMENT = "NANOCHAT_KERNEL"
+TILES = "avx512-amx"
+"""Name of the kernel that needs more than features: the system's permission and a self-check (see `amx`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +41,14 @@ class KernelInfo:
 
 
 _AVX2 = ("avx2", "fma", "f16c")
+_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", *_AVX2)
 KERNELS: tuple[KernelInfo, ...] = (
     KernelInfo(
-        "avx512-vnni",
-        "512-bit integer dot products (AVX-512 VNNI)",
-        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", *_AVX2),
+        TILES,
+        "512-bit integer dot products, and tiles of 16 x 16 of them for prompts (AMX)",
+        ("amx-tile", "amx-int8", *_AVX512),
     ),
+    KernelInfo("avx512-vnni", "512-bit integer dot products (AVX-512 VNNI)", _AVX512),
     KernelInfo(
         "avx-vnni",
         "256-bit integer dot products (AVX-VNNI)",
@@ -123,25 +131,37 @@ def compiled_for(kernel: KernelInfo) -> tuple[str, str]:
 
 def available_kernels() -> list[KernelInfo]:
     """Return the kernels this processor can run, fastest first."""
+    return [kernel for kernel in KERNELS if _obstacle(kernel) is None]
+
+
+def _obstacle(kernel: KernelInfo, progress: Callable[[str], None] | None = None) -> str | None:
+    """Return why a kernel cannot be used here, as what follows its name, or None if it can."""
     features = cpu_features()
-    return [kernel for kernel in KERNELS if kernel.runs_on(features)]
+    if not kernel.runs_on(features):
+        missing = ", ".join(f for f in kernel.cpu_features if f not in features)
+        return f"needs {missing}, which this processor lacks"
+    if kernel.name == TILES:
+        from nanochat_tui.engine.amx import verdict
+
+        found = verdict(progress)
+        return None if found.usable else f"cannot be used: {found.reason}"
+    return None
 
 
-def choose_kernel(name: str | None = None) -> KernelInfo:
+def choose_kernel(name: str | None = None, progress: Callable[[str], None] | None = None) -> KernelInfo:
     """Return the kernel to use: `name`, or the environment's NANOCHAT_KERNEL, or the fastest possible.
 
-    Raises UserError if the name is unknown or the processor lacks what the kernel needs.
+    progress: called with one line before anything that takes seconds. Raises UserError if the name is unknown or the
+    processor lacks what the kernel needs.
     """
     wanted = name or os.environ.get(ENVIRONMENT) or None
-    usable = available_kernels()
-    if wanted is None:
-        return usable[0]
-    for kernel in usable:
-        if kernel.name == wanted:
-            return kernel
-    choices = ", ".join(k.name for k in usable)
+    obstacle = None
     for kernel in KERNELS:
-        if kernel.name == wanted:
-            missing = ", ".join(f for f in kernel.cpu_features if f not in cpu_features())
-            raise UserError(f"the kernel {wanted} needs {missing}, which this processor lacks; it can run: {choices}")
+        if wanted in (None, kernel.name):
+            obstacle = _obstacle(kernel, progress)
+            if obstacle is None:
+                return kernel
+    choices = ", ".join(kernel.name for kernel in available_kernels())
+    if obstacle is not None:
+        raise UserError(f"the kernel {wanted} {obstacle}; it can run: {choices}")
     raise UserError(f"there is no kernel called {display_safe(wanted)}; this processor can run: {choices}")

@@ -219,7 +219,7 @@ def load(
         raise UserError(f"{threads} threads make no sense; give 1 to {MAX_THREADS}")
     from nanochat_tui.engine.simd.isa import ISAS
 
-    info = choose_kernel(kernel)
+    info = choose_kernel(kernel, progress)
     isa = ISAS[info.name]
     file_path = Path(path)
     if progress:

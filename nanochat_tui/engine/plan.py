@@ -264,7 +264,8 @@ class Tables:
             row[s.X8] = self._floats(CHUNK * widest // 4, 0.0)
             row[s.INIT] = self._floats(CHUNK * (widest // w.group), 0.0)
             row[s.SCALE] = self._floats(CHUNK, 0.0)
-            row[s.SUMS] = self._floats(CHUNK * (columns // 16 + 1))
+            # the products in tile registers work here as well, where there are such
+            row[s.SUMS] = self._floats(max(CHUNK * (columns // 16 + 1), k.tile_scratch(widest) // 4))
             row[s.QUERY] = self._floats(together * a.head_dim)
             row[s.STATE] = self._floats(together * (s.STATE_FLOATS + int(m[s.HEAD_PADDED])))
             row[s.LIMITS] = self._floats(together * 2)

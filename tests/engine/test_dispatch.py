@@ -105,16 +105,16 @@ def test_the_shared_temporary_folder_is_not_trusted(monkeypatch: pytest.MonkeyPa
 
 def test_cache_files_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "a.o"
-    assert compile_cache._read(path) is None
-    compile_cache._write(path, b"some object code")
-    assert compile_cache._read(path) == b"some object code"
+    assert compile_cache.read(path) is None
+    compile_cache.write(path, b"some object code")
+    assert compile_cache.read(path) == b"some object code"
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
-    assert compile_cache._read(path) is None
+    assert compile_cache.read(path) is None
     path.write_bytes(b"short")
-    assert compile_cache._read(path) is None
-    compile_cache._write(tmp_path / "absent" / "a.o", b"x")
+    assert compile_cache.read(path) is None
+    compile_cache.write(tmp_path / "absent" / "a.o", b"x")
     assert [p.name for p in tmp_path.iterdir()] == ["a.o"]
 
 
@@ -171,7 +171,7 @@ def test_two_processes_may_start_at_once_on_an_empty_cache(tmp_path: Path) -> No
     assert first["ids"] == second["ids"]
     (only,) = cache.iterdir()  # and no half file beside it
     assert only.suffix == ".o"
-    assert compile_cache._read(only) is not None
+    assert compile_cache.read(only) is not None
     warm = start(path, cache)
     assert not any("compiling" in line for line in warm["said"])  # type: ignore[attr-defined]
     assert warm["ids"] == first["ids"]
@@ -234,16 +234,16 @@ def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
         os.utime(path, (now - 9000, now - 9000))
     for number in range(compile_cache.KEPT + 3):
         path = tmp_path / f"avx2-128-{number:024x}.o"
-        compile_cache._write(path, b"code")
+        compile_cache.write(path, b"code")
         os.utime(path, (now - 1000 + number, now - 1000 + number))
     left, fresh = tmp_path / "nanochat-old.tmp", tmp_path / "nanochat-new.tmp"
     for path in (left, fresh):
         path.write_bytes(b"half")
     os.utime(left, (now - 7200, now - 7200))
     oldest = min(tmp_path.glob("avx2-*.o"), key=lambda path: path.stat().st_mtime)
-    assert compile_cache._read(oldest) == b"code"
+    assert compile_cache.read(oldest) == b"code"
     last = tmp_path / f"avx2-128-{'f' * 24}.o"
-    compile_cache._write(last, b"code")
+    compile_cache.write(last, b"code")
     names = {path.name for path in tmp_path.iterdir()}
     assert len([name for name in names if name.startswith("avx2-")]) == compile_cache.KEPT
     assert {oldest.name, last.name, fresh.name, *(path.name for path in others)} <= names
