@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanochat_tui.engine import compile_cache, dispatch
@@ -112,8 +112,7 @@ def _tried(progress: compile_cache.Progress | None) -> Verdict:
                 progress(f"trying the {dispatch.TILES} kernels in a process of their own (once, a few seconds)")
             _verdicts[name], lasting = self_check(*made_for)
             if folder and lasting:
-                found = _verdicts[name]
-                compile_cache.write(folder / name, json.dumps({"usable": found.usable, "reason": found.reason}).encode())
+                compile_cache.write(folder / name, json.dumps(asdict(_verdicts[name])).encode())
     return _verdicts[name]
 
 

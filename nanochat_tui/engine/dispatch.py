@@ -155,9 +155,11 @@ def choose_kernel(name: str | None = None, progress: Callable[[str], None] | Non
     processor lacks what the kernel needs.
     """
     wanted = name or os.environ.get(ENVIRONMENT) or None
+    if wanted is None:
+        return next(kernel for kernel in KERNELS if _obstacle(kernel, progress) is None)
     obstacle = None
     for kernel in KERNELS:
-        if wanted in (None, kernel.name):
+        if kernel.name == wanted:
             obstacle = _obstacle(kernel, progress)
             if obstacle is None:
                 return kernel

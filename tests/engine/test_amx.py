@@ -146,7 +146,7 @@ def test_instructions(group: int) -> None:
         assert {word for word in instructions if "tile" in word or word.startswith("tdp")} == (
             TILE_INSTRUCTIONS - ({"tilezero"} if "row" in name else set())
         )
-        assert [word for word in instructions if "tile" in word][0] == "ldtilecfg"
+        assert next(word for word in instructions if "tile" in word) == "ldtilecfg"
         ways_out = re.findall(r"\ttilerelease\n(?:\t(?:addq|leaq|popq|vzeroupper)\b.*\n)+\tretq?\n", code)
         assert len(ways_out) == len(re.findall(r"\tretq?\n", code)) == instructions.count("tilerelease")
         assert instructions.count("ldtilecfg") == 1
@@ -198,7 +198,7 @@ def test_a_processor_without_amx_is_asked_nothing(monkeypatch: pytest.MonkeyPatc
     name, said = chosen_and_said()
     assert name == EVERY_NAME[0]
     assert said == "not used; nothing says that this processor has it"
-    with pytest.raises(UserError, match="avx512-amx needs amx-tile, amx-int8.* which this processor lacks"):
+    with pytest.raises(UserError, match=r"avx512-amx needs amx-tile, amx-int8.* which this processor lacks"):
         dispatch.choose_kernel(dispatch.TILES)
 
 
@@ -221,7 +221,7 @@ def test_the_system_must_list_it(with_amx: None, monkeypatch: pytest.MonkeyPatch
 
 def test_flags_of_the_system(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
-    path.write_text("processor\t: 0\nflags\t\t: fpu amx_bf16 amx_tile amx_int8\nbugs\t:\n\nprocessor : 1\nflags : fpu\n")
+    path.write_text("processor\t: 0\nflags\t\t: fpu amx_bf16 amx_tile amx_int8\nbugs\t:\n\nflags : fpu\n")
     assert amx.system_flags(path) == {"fpu", "amx_bf16", "amx_tile", "amx_int8"}
     assert amx.system_flags(tmp_path / "absent") == set()
     path.write_bytes(b"Features\t: fp asimd\xff\n")
@@ -320,9 +320,7 @@ def test_asked_for_another_kernel_the_doctor_says_so(with_amx: None, monkeypatch
         ("import time; time.sleep(60)", "its self-check could not be run, or did not end", False),
     ],
 )
-def test_how_a_self_check_may_end(
-    monkeypatch: pytest.MonkeyPatch, program: str, reason: str, lasting: bool
-) -> None:
+def test_how_a_self_check_may_end(monkeypatch: pytest.MonkeyPatch, program: str, reason: str, lasting: bool) -> None:
     """What says something about the processor is kept, what may have been bad luck is tried again."""
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda _, **options: run([sys.executable, "-c", program], **options))

@@ -170,9 +170,9 @@ def _register(name, kind, by_row):
     """Make the kernel of one kind."""
 
     def emit(e, target, weights, scales, x, scratch, x_scale, y, first, last, groups, y_stride, t0, t1, step):
-        b = e.b
-        tiled = _Tiled(e, target, target.isa.tiles(e), weights, scales, x, scratch, x_scale, y, y_stride, groups, by_row)
-        tiled.t.configure()
+        b, t = e.b, target.isa.tiles(e)
+        tiled = _Tiled(e, target, t, weights, scales, x, scratch, x_scale, y, y_stride, groups, by_row)
+        t.configure()
         count = b.sdiv(e.add(b.sub(t1, t0), step, -1), step)
         pairs = e.add(first, e.mul(b.sdiv(b.sub(last, first), e.i64(2)), 2))
 
@@ -185,7 +185,7 @@ def _register(name, kind, by_row):
             e.loop(pairs, last, 1, [], lambda block: tiled.row_blocks(block, 1, some))
 
         e.loop(0, count, TOGETHER, [], together)
-        tiled.t.release()
+        t.release()
 
     emit.__name__ = f"{name}_tiles"
     emit.__doc__ = f"Tiles t0, t0 + step … below t1 of {TOKENS} tokens; strides in bytes, groups per row."

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_tui.engine.kernels import blocked, linear
+from nanochat_tui.engine.kernels import linear  # noqa: F401 - registers the kernels to compare with
+from nanochat_tui.engine.kernels.blocked import TOKENS
 from nanochat_tui.engine.kernels.kinds import TERNARY, TERNARY_ROW, tile_scratch
 from nanochat_tui.engine.packing import aligned
 from nanochat_tui.engine.simd.isa import ISAS
@@ -28,8 +29,6 @@ NAMES = {TERNARY: "ternary", TERNARY_ROW: "ternary_row"}
 SIZES = ((48, 256, 3), (1024, 1024, 8))
 """Rows, columns and tiles of 16 tokens: an odd number of everything, and enough to take its time."""
 ROUNDS = 15
-TOKENS = blocked.TOKENS
-assert linear
 
 
 @dataclass

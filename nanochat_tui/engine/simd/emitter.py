@@ -107,7 +107,7 @@ class Emitter:
         return self.shuffle(low, high, range(2 * low.type.count))
 
     def transposed(self, rows):
-        """Return 16 vectors of 16 lanes as a matrix's columns: pairs of rows 8, 4, 2, 1 apart exchange lanes so far apart."""
+        """Return the columns of 16 rows of 16 lanes: rows 8, 4, 2, 1 apart exchange what is as far off the diagonal."""
         rows = list(rows)
         for distance in (8, 4, 2, 1):
             # lanes 0 to 15 are the first row's, 16 to 31 the second's
