@@ -161,10 +161,14 @@ def run(case: Case, call: Any, threads: int, tile: int) -> float:
     """Return seconds of one pass over the whole matrix with all tokens."""
     _, _, x8, init, scale, source, y = (b.ctypes.data for b in case.buffers)
     tiles = -(-case.tokens // tile)
+    # tables have their sums where `init` is; ternary kinds may work in tile registers, each thread with its own scratch
+    own = k.tile_scratch(case.columns) if case.name.startswith("ternary") else 0
+    scratch = aligned(threads * own, np.uint8, 0)
 
     def part(number: int) -> None:
         first, last = case.blocks * number // threads, case.blocks * (number + 1) // threads
-        call(case.times, case.matrix.ctypes.data, tile, x8, init, scale, source, 4 * case.columns, init,
+        place = scratch.ctypes.data + number * own if own else init
+        call(case.times, case.matrix.ctypes.data, tile, x8, init, scale, source, 4 * case.columns, place,
              y, 64 * case.blocks, first, last, case.tokens, 0, tiles, 1, 1)  # fmt: skip
 
     return parallel(threads, part) / case.times

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from conftest import EVERY_NAME, Kernels, kernels_for
 from support import TINY
 from test_kernels import lay_out, sums_of
-from tile_model import ModelledAmx, ModelledPortable
+from tile_model import ModelledAmx, ModelledPortable, ModelledTiles
 
 from nanochat_tui.engine import amx, compile_cache, dispatch
 from nanochat_tui.engine.kernels import blocked, kinds, tile_check
@@ -336,6 +337,23 @@ def test_a_self_check_of_other_sources_says_nothing(monkeypatch: pytest.MonkeyPa
         amx.Verdict(False, "there is no interpreter to run its self-check with"),
         False,
     )
+
+
+class WrongTiles(ModelledTiles):
+    """A processor that confuses the factors."""
+
+    def dot(self, total: int, left: int, right: int) -> None:
+        super().dot(total, right, left)
+
+
+@needs_avx512
+def test_the_self_check_notices_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_check, "SIZES", ((16, 128, 1),))
+    monkeypatch.setattr(tile_check, "ROUNDS", 1)
+    made = replace(ModelledAmx(), tiles=WrongTiles), 128, dispatch.cpu_name(), dispatch.cpu_feature_text()
+    found = tile_check.measure([Target(*made, frozenset(tile_check.NAMES))])
+    assert not found["equal"]
+    assert "other numbers" in amx._judged(found | {"speed": 9.0}).reason
 
 
 @needs_avx512

@@ -44,7 +44,8 @@ def multiply(k: Kernels, kind: int, packed, x: np.ndarray, a: np.ndarray, *, til
     matrix = np.zeros(kinds.MATRIX_SLOTS, np.int64)
     matrix[kinds.KIND], matrix[kinds.COLUMNS], matrix[kinds.PADDED] = kind, packed.columns, x.shape[1]
     matrix[kinds.WEIGHTS], matrix[kinds.SCALES] = packed.weights.ctypes.data, packed.scales.ctypes.data
-    scratch = np.full((len(y), x.shape[1] // 16 + 1), 77, np.int32)
+    room = len(y) * (x.shape[1] // 16 + 1), kinds.tile_scratch(x.shape[1]) // 4
+    scratch = np.full(max(room), 77, np.int32)
     init = sums_of(x, k.group, tile, 1) if x.shape[1] % k.group == 0 else scratch
     half = half or (0, blocks)
     k.matrix_product(

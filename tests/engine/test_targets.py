@@ -25,6 +25,7 @@ SOME = ("ternary_1", "ternary_4", "ternary_16", "q8_1", "q4_0_1", "rms_norm", "q
 KINDS = BASIC | {kinds.Q4_0}
 
 TARGETS = {
+    "avx512-amx": (X86, "sapphirerapids", "", [r"vpdpbusd\s.*%zmm", r"prefetcht0", r"prefetcht1"], [r"\{vex\}"]),
     "avx512-vnni": (X86, "icelake-server", "", [r"vpdpbusd\s.*%zmm", r"prefetcht0", r"prefetcht1"], [r"\{vex\}"]),
     "avx-vnni": (X86, "alderlake", "", [r"\{vex\}\s+vpdpbusd\s.*%ymm"], [r"zmm", r"%k[0-7]", r"%xmm1[6-9]"]),
     "avx2": (X86, "haswell", "", [r"vpmaddubsw\s.*%ymm", r"vfmadd"], [r"zmm", r"vpdpbusd", r"%k[0-7]"]),
@@ -60,6 +61,8 @@ WIDE = "+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni"
 @pytest.mark.parametrize(
     ("name", "features", "forbidden"),
     [
+        ("avx512-vnni", f"{WIDE},+amx-tile,+amx-int8", ["tmm", "tile"]),
+        ("avx2", f"{WIDE},+amx-tile,+amx-int8", ["[zt]mm", r"%k[0-7]", "vpdpbusd"]),
         ("avx2", WIDE, ["zmm", r"%k[0-7]", "vpdpbusd"]),
         ("avx2", f"{WIDE},+avxvnni", ["zmm", r"%k[0-7]", "vpdpbusd"]),
         ("avx-vnni", f"{WIDE},+avxvnni", ["zmm", r"%k[0-7]", r"%xmm1[6-9]"]),
