@@ -37,14 +37,12 @@ pytestmark = [
 
 BEGIN = """
 import ctypes, json, re, sys
-from pathlib import Path
 import numpy as np
 from nanochat_tui.engine import amx, dispatch
 features = re.sub(r"-(amx-(?:tile|int8)\\b)", r"+\\1", dispatch.cpu_feature_text())
 have = dispatch.cpu_features() | amx.FEATURES
 dispatch.cpu_features, dispatch.cpu_feature_text = lambda: have, lambda: features
-amx.CPUINFO = Path(sys.argv[1])
-amx.system_flags.__defaults__ = (amx.CPUINFO,)
+amx.system_flags = lambda: frozenset({"amx_tile", "amx_int8"})
 counts = (ctypes.c_long * 6).in_dll(ctypes.CDLL(None), "tile_operations")
 """
 CHECK = """
@@ -60,9 +58,9 @@ WHOLE = """
 from nanochat_tui.engine.model import load
 found = amx.verdict()
 amx.verdict = lambda progress=None: amx.Verdict(True, "for a test")
-model = load(sys.argv[2], threads=int(sys.argv[3]))
-ids = np.load(sys.argv[4])
-np.save(sys.argv[5], model.logits(ids))
+model = load(sys.argv[1], threads=int(sys.argv[2]))
+ids = np.load(sys.argv[3])
+np.save(sys.argv[4], model.logits(ids))
 tokens = [t.id for t in model.generate(ids[:100].tolist(), max_tokens=6, temperature=0)]
 print(json.dumps({"kernel": model.kernel, "said": found.reason, "tokens": tokens, "counts": list(counts)}))
 """
@@ -75,15 +73,15 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     library, source = folder / "emulator.so", Path(__file__).with_name("tile_emulator.c")
     command = [str(COMPILER), "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library), str(source)]
     subprocess.run(command, check=True)
-    (folder / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu amx_tile amx_int8\n")
-    environment = compile_cache.child_environment() | {"LD_PRELOAD": str(library), "CPUINFO": str(folder / "cpuinfo")}
+    environment = compile_cache.child_environment() | {"LD_PRELOAD": str(library)}
+    environment.pop("PYTHONFAULTHANDLER", None)  # would take the signal for itself
     # each model has a program of its own, as users' have
     return environment | {compile_cache.ENVIRONMENT: str(folder / "cache"), compile_cache.GENERAL: "0"}
 
 
 def run(program: str, environment: dict[str, str], *arguments: str) -> dict[str, object]:
     done = subprocess.run(
-        [sys.executable, "-c", BEGIN + program, environment["CPUINFO"], *arguments],
+        [sys.executable, "-c", BEGIN + program, *arguments],
         capture_output=True,
         text=True,
         env=environment,
@@ -137,7 +135,7 @@ def test_without_emulation_it_ends_at_the_first_tile(emulator: dict[str, str]) -
     environment = {name: value for name, value in emulator.items() if name != "LD_PRELOAD"}
     program = CHECK.replace("assert amx.request_permission() is None", "").replace("list(counts)", "[]")
     done = subprocess.run(
-        [sys.executable, "-c", BEGIN.rsplit("counts", 1)[0] + program, emulator["CPUINFO"]],
+        [sys.executable, "-c", BEGIN.rsplit("counts", 1)[0] + program],
         capture_output=True,
         env=environment,
         check=False,

@@ -30,7 +30,7 @@ TOTALS, CODES, DOTS = 0, TOGETHER * 2 * TILE_BYTES, SCRATCH_FIXED - 4 * TILE_BYT
 
 
 @dataclass(frozen=True)
-class _Some:
+class _Batch:
     """Some tiles of tokens, `count` of them (an IR value), number i being tile first + i · step of x."""
 
     first: Any
@@ -56,7 +56,7 @@ class _Tiled:
     by_row: bool
 
     @property
-    def quarters(self) -> int:
+    def slabs(self) -> int:
         """Tiles of 64 columns in a group."""
         return int(self.target.group) // ROW_BYTES
 
@@ -69,13 +69,13 @@ class _Tiled:
         """Return the address of a tile of tokens' 16 x 16 totals for row block `row` of two."""
         return self.e.add(self.scratch, TOTALS + row * TILE_BYTES, self.e.mul(number, 2 * TILE_BYTES))
 
-    def rearrange(self, some: _Some) -> None:
+    def rearrange(self, batch: _Batch) -> None:
         """Transpose the activations of some tiles."""
         e = self.e
         size = e.mul(self.groups, self.target.group * TOKENS)
 
         def one(number):
-            source = e.add(self.x, e.mul(e.add(some.first, e.mul(number, some.step)), size))
+            source = e.add(self.x, e.mul(e.add(batch.first, e.mul(number, batch.step)), size))
             out = self.activations(number)
 
             def block(at):
@@ -85,13 +85,13 @@ class _Tiled:
 
             e.loop(0, size, TILE_BYTES, [], block)
 
-        e.loop(0, some.count, 1, [], one)
+        e.loop(0, batch.count, 1, [], one)
 
     def unpack(self, address: Any, row: int) -> None:
         """Write a group's codes of 16 rows less one, as signed bytes, to the place of row block `row` of two."""
         e = self.e
         steps = self.target.group // STEP_COLUMNS
-        out = e.add(self.scratch, CODES + row * self.quarters * TILE_BYTES)
+        out = e.add(self.scratch, CODES + row * self.slabs * TILE_BYTES)
         for step in range(steps):
             for pair, codes in enumerate(self.target.isa.unpack(e, e.load(VI32, address, step * STEP_BYTES))):
                 signed = e.b.sub(e.b.bitcast(codes, VI8x64), e.constant(VI8x64, 1))
@@ -106,10 +106,10 @@ class _Tiled:
                 t.load(2 * a + r, self.totals(e.add(number, a), r))
             else:
                 t.zero(2 * a + r)
-        for quarter in range(self.quarters):
-            at = e.add(e.mul(group, self.target.group * TOKENS), quarter * TILE_BYTES)
+        for slab in range(self.slabs):
+            at = e.add(e.mul(group, self.target.group * TOKENS), slab * TILE_BYTES)
             for r in range(rows):
-                t.load(RIGHT[r], e.add(self.scratch, CODES + (r * self.quarters + quarter) * TILE_BYTES))
+                t.load(RIGHT[r], e.add(self.scratch, CODES + (r * self.slabs + slab) * TILE_BYTES))
             for a in range(tokens):
                 t.load(LEFT[a], e.add(self.activations(e.add(number, a)), at))
                 for r in range(rows):
@@ -123,7 +123,7 @@ class _Tiled:
                 n, total = e.load(VI32, dots, ROW_BYTES * token), e.load(VF32, totals, ROW_BYTES * token)
                 e.store(e.fma(e.to_f32(n), scales[r], total), totals, ROW_BYTES * token)
 
-    def row_blocks(self, block: Any, rows: int, some: _Some) -> None:
+    def row_blocks(self, block: Any, rows: int, batch: _Batch) -> None:
         """Multiply one or two blocks of 16 rows by some tiles of tokens."""
         e, group = self.e, self.target.group
         group_bytes = group // STEP_COLUMNS * STEP_BYTES
@@ -134,7 +134,7 @@ class _Tiled:
             for i in range(4):
                 e.store(zero, e.add(self.scratch, TOTALS), e.add(at, ROW_BYTES * i))
 
-        e.loop(0, e.mul(some.count, 2 * TILE_BYTES), 4 * ROW_BYTES, [], clear)
+        e.loop(0, e.mul(batch.count, 2 * TILE_BYTES), 4 * ROW_BYTES, [], clear)
 
         def one_group(g):
             scales = []
@@ -146,14 +146,14 @@ class _Tiled:
                 self.unpack(packed, r)
                 if not self.by_row:
                     scales.append(e.load_half(e.add(self.scales, e.mul(place, 2 * LANES))))
-            even = e.mul(e.b.sdiv(some.count, e.i64(2)), 2)
+            even = e.mul(e.b.sdiv(batch.count, e.i64(2)), 2)
             e.loop(0, even, 2, [], lambda number: self.multiply(number, 2, rows, g, scales))
-            e.loop(even, some.count, 1, [], lambda number: self.multiply(number, 1, rows, g, scales))
+            e.loop(even, batch.count, 1, [], lambda number: self.multiply(number, 1, rows, g, scales))
 
         e.loop(0, self.groups, 1, [], one_group)
 
         def finish(number):
-            start = e.mul(e.add(some.first, e.mul(number, some.step)), TOKENS)
+            start = e.mul(e.add(batch.first, e.mul(number, batch.step)), TOKENS)
             for r, row in enumerate(blocks):
                 places = [e.add(self.totals(number, r), ROW_BYTES * token) for token in range(TOKENS)]
                 if self.by_row:
@@ -163,7 +163,7 @@ class _Tiled:
                     sums = [e.load(VF32, place) for place in places]
                 store_tile(e, sums, start, self.x_scale, self.y, self.y_stride, row)
 
-        e.loop(0, some.count, 1, [], finish)
+        e.loop(0, batch.count, 1, [], finish)
 
 
 def _register(name, kind, by_row):
@@ -179,10 +179,10 @@ def _register(name, kind, by_row):
         def together(start):
             left = b.sub(count, start)
             left = b.select(b.icmp_signed("<", left, e.i64(TOGETHER)), left, e.i64(TOGETHER))
-            some = _Some(e.add(t0, e.mul(start, step)), step, left)
-            tiled.rearrange(some)
-            e.loop(first, pairs, 2, [], lambda block: tiled.row_blocks(block, 2, some))
-            e.loop(pairs, last, 1, [], lambda block: tiled.row_blocks(block, 1, some))
+            batch = _Batch(e.add(t0, e.mul(start, step)), step, left)
+            tiled.rearrange(batch)
+            e.loop(first, pairs, 2, [], lambda block: tiled.row_blocks(block, 2, batch))
+            e.loop(pairs, last, 1, [], lambda block: tiled.row_blocks(block, 1, batch))
 
         e.loop(0, count, TOGETHER, [], together)
         t.release()
