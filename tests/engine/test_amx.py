@@ -318,7 +318,7 @@ def test_asked_for_another_kernel_the_doctor_says_so(with_amx: None, monkeypatch
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "its self-check was ended by SIGSEGV", True),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "its self-check was ended by SIGKILL", False),
         ("import sys; sys.exit('no memory')", "its self-check failed", False),
-        ("import time; time.sleep(60)", "its self-check could not be run, or did not end", False),
+        ("import time; time.sleep(60)", "its self-check did not end within 1 seconds", True),
     ],
 )
 def test_how_a_self_check_may_end(monkeypatch: pytest.MonkeyPatch, program: str, reason: str, lasting: bool) -> None:
@@ -332,6 +332,9 @@ def test_how_a_self_check_may_end(monkeypatch: pytest.MonkeyPatch, program: str,
 def test_a_self_check_of_other_sources_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="other sources"):
         tile_check.main("cpu", "", "another hash")
+    monkeypatch.setattr(sys, "executable", "/no/such/interpreter")
+    refused = amx.Verdict(False, "its self-check could not be started (No such file or directory)")
+    assert amx.self_check("cpu", "") == (refused, False)
     monkeypatch.setattr(sys, "executable", "")
     assert amx.self_check("cpu", "") == (
         amx.Verdict(False, "there is no interpreter to run its self-check with"),
