@@ -191,6 +191,13 @@ def chosen_and_said() -> tuple[str, str]:
     return info.name, amx.in_words(info)
 
 
+@pytest.mark.skipif(not HAS_AMX, reason="needs a processor with AMX")
+def test_where_there_is_amx_its_numbers_are_right() -> None:
+    """The system may keep it, and it may be slow; anything else is a fault of ours."""
+    found = amx.verdict()
+    assert found.usable or re.search("lend|list|times the speed", found.reason), found.reason
+
+
 @needs_no_amx
 def test_a_processor_without_amx_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("system_flags", "request_permission", "self_check"):
