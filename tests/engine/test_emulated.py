@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EVERY_NAME, kernels_for
+from kernel_support import EVERY_NAME, kernels_for
 from test_kernels import lay_out, sums_of
 from test_tables import NESTED, PLAIN, random_blocks, some_of
 

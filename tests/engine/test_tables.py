@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import EVERY_NAME, kernels_for
 from gguf import GGMLQuantizationType, quants
+from kernel_support import EVERY_NAME, kernels_for
 from test_kernels import multiply
 
 from nanochat_tui.engine.kernels import kinds

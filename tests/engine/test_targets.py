@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import BASIC
+from kernel_support import BASIC
 
 from nanochat_tui.engine import compile_cache, dispatch
 from nanochat_tui.engine.kernels import kinds
