@@ -23,19 +23,26 @@ an eighth of the time."""
 
 def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
-    arguments = sys.argv[1:]
-    if arguments in (["--version"], ["-V"]):
-        from nanochat_tui import __version__
-
-        print(f"nanochat-tui {__version__}")
-        sys.exit(0)
-    sys.exit(run(_dispatch, arguments))
+    sys.exit(begin("nanochat-tui", _dispatch))
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
     from nanochat_tui.cli.app import dispatch
 
     return dispatch(arguments)
+
+
+def begin(program: str, command: Callable[[Sequence[str]], int]) -> int:
+    """Run `command` with this process's arguments, or say the version of `program`; return the exit code."""
+
+    def version(_: Sequence[str]) -> int:
+        from nanochat_tui import __version__
+
+        print(f"{program} {__version__}")
+        return 0
+
+    arguments = sys.argv[1:]
+    return run(version if arguments in (["--version"], ["-V"]) else command, arguments)
 
 
 def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
