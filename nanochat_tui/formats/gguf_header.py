@@ -10,7 +10,7 @@ import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,19 @@ _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
 Buffer = mmap.mmap | bytes
+
+
+class Head(NamedTuple):
+    """What a file says of itself."""
+
+    metadata: dict[str, GGUFValue]
+    """Values by key, in the file's order."""
+    tensors: list[RawInfo]
+    """The tensor table, in the file's order."""
+    alignment: int
+    """Tensors begin at multiples of so many bytes behind `data_start`."""
+    data_start: int
+    """Bytes before the first tensor's data."""
 
 
 class Cursor:
@@ -140,7 +153,7 @@ def _value_type(number: int, what: str) -> ValueType:
         raise LayoutError(f"{what} is of the unknown value type {number}") from None
 
 
-def read_counts(cursor: Cursor) -> tuple[int, int]:
+def _counts(cursor: Cursor) -> tuple[int, int]:
     """Read the numbers of tensors and keys. Raises LayoutError if the file cannot hold so many."""
     n_tensors = cursor.u64("the header")
     n_keys = cursor.u64("the header")
@@ -151,7 +164,7 @@ def read_counts(cursor: Cursor) -> tuple[int, int]:
     return n_tensors, n_keys
 
 
-def read_metadata(cursor: Cursor, count: int) -> dict[str, GGUFValue]:
+def _metadata(cursor: Cursor, count: int) -> dict[str, GGUFValue]:
     """Read the keys and their values, in the file's order. Raises LayoutError."""
     metadata: dict[str, GGUFValue] = {}
     for index in range(count):
@@ -162,7 +175,7 @@ def read_metadata(cursor: Cursor, count: int) -> dict[str, GGUFValue]:
     return metadata
 
 
-def read_tensor_table(cursor: Cursor, count: int) -> list[RawInfo]:
+def _tensor_table(cursor: Cursor, count: int) -> list[RawInfo]:
     """Read the tensor table, in the file's order. Raises LayoutError."""
     raws: list[RawInfo] = []
     names: set[str] = set()
@@ -193,6 +206,15 @@ def alignment_of(metadata: Mapping[str, GGUFValue]) -> int:
     if not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
         raise LayoutError(f"general.alignment is {value}, not a power of two up to {MAX_ALIGNMENT}")
     return value
+
+
+def read_head(cursor: Cursor) -> Head:
+    """Read what follows magic and version: keys and tensor table. Raises LayoutError if the file cannot hold them."""
+    n_tensors, n_keys = _counts(cursor)
+    metadata = _metadata(cursor, n_keys)
+    alignment = alignment_of(metadata)
+    raws = _tensor_table(cursor, n_tensors)
+    return Head(metadata, raws, alignment, -(-cursor.position // alignment) * alignment)
 
 
 def map_file(path: str | os.PathLike[str]) -> Buffer:
