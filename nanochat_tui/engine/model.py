@@ -100,8 +100,13 @@ class Model:
         """The marks around what the model thinks before it answers, if it does."""
         self.context_length = min(context or config.context_length, config.context_length)
         """Tokens that memory was asked for, prompt and reply together; at most what the model was made for."""
-        self.bytes_per_token = bytes_per_token
-        """Bytes of weights read for one decoded token."""
+        self._bytes_per_token = bytes_per_token
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights read for one decoded token, less what screening the output table spared lately."""
+        screening = self.executor.screening
+        return self._bytes_per_token - (screening.spared if screening is not None else 0)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -150,6 +155,7 @@ class Model:
         seed: int | None = None,
         stop: Sequence[str] = (),
         top_logprobs: int = 0,
+        logprobs: bool = True,
         cancel: threading.Event | None = None,
     ) -> Generation:
         """Return an iterator over the tokens of a continuation; a string is encoded first.
@@ -170,9 +176,15 @@ class Model:
             seed=seed,
             stop=stop,
             top_logprobs=top_logprobs,
+            logprobs=logprobs,
             cancel=cancel,
         )
         return Generation(session, tokens)
+
+    def settle(self) -> None:
+        """Wait for what is made beside the first replies, so that what follows is measured at full speed."""
+        if self.executor.screening is not None:
+            self.executor.screening.settle()
 
     def close(self) -> None:
         """End the worker threads; the model cannot be used afterwards, and a reply in progress ends with UserError."""
@@ -267,6 +279,7 @@ def load(
         queries=isa.queries,
         as_float=as_float,
         kv=kv,
+        bias=isa.q8_bias,
     )
     return Model(
         file_path,

@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanochat_tui.engine.cache import KEPT_STATES
+from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.packing import round_up
-from nanochat_tui.engine.packing_tables import packed_bytes
+from nanochat_tui.engine.packing_tables import KIND_OF_TYPE, packed_bytes
 from nanochat_tui.engine.paging import CacheType, PagePool, pages_for
 from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.plan_matrices import Rows, all_rows, is_ternary, names_of, route_of
 from nanochat_tui.engine.processors import GROUPS, OWN_GROUPS, group_folders
+from nanochat_tui.engine.screening import is_screened, screen_bytes
 from nanochat_tui.engine.weights import layer_stacks
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile
@@ -132,9 +134,18 @@ def _weight_bytes(file: GGUFFile, shape: Architecture, as_float: bool) -> int:
     for part in shape.parts():
         if part.role == "table":
             found += _stack_bytes(file, [all_rows(file, part.name)], group, as_float, s.STATISTICS_BLOCK)
+            found += _screen_bytes(file, part.name, as_float)
         elif part.role != "ternary":
             found += 4 * file.tensor(part.name).elements
     return found
+
+
+def _screen_bytes(file: GGUFFile, name: str, as_float: bool) -> int:
+    """Return the bytes of what is made of an output table to read less of it, 0 if that is never made."""
+    info = file.tensor(name)
+    columns, rows = info.shape[-1], round_up(info.elements // info.shape[-1], s.STATISTICS_BLOCK)
+    kind = KIND_OF_TYPE.get(info.type.name, k.F32)
+    return screen_bytes(rows, columns) if is_screened(kind, rows, columns) and not as_float else 0
 
 
 def _work_bytes(shape: Architecture) -> int:
