@@ -123,6 +123,7 @@ class Tables:
     def attach_screen(self, screen: Screen) -> None:
         """Let the next jobs use a screen of the output table."""
         m = self.model
+        m[s.SCREEN_ROWS], m[s.SCREEN_ROW_BYTES] = self._address(screen.rows), screen.rows.shape[1]
         m[s.SCREEN_BASIS], m[s.SCREEN] = self._address(screen.basis), self._address(screen.table)
 
     # ---- shape
@@ -266,7 +267,7 @@ class Tables:
         m[s.BLOCK_MAXIMA] = self._floats(s.HEAD_ROWS * padded, -np.inf)
         m[s.BLOCK_SUMS] = self._floats(s.HEAD_ROWS * padded, 0.0)
         if m[s.SCREEN_COLUMNS] > 0:
-            m[s.SCREEN_BOUNDS] = self._floats(self.vocab_padded // s.ROW_BLOCK)
+            m[s.SCREEN_BOUNDS] = self._floats(round_up(self.vocab_padded // s.ROW_BLOCK, 16), -np.inf)
         together = s.GROUP_ROWS * (a.n_heads // a.n_kv_heads)
         state_width = max((mixer.width for mixer in a.recurrences), default=0)
         for row in self.threads:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,8 @@ BEGIN_AFTER = 64
 """Passes that could have been screened before a screen is made, which takes a tenth of a second."""
 TRIAL, REST = 32, 1024
 """Screened passes after which their use is judged, and passes without before it is judged again."""
-MOST_READ = 0.3
-"""Share of the row blocks that may have to be read in spite of a screen: with more it takes longer than without."""
+MOST_READ = 0.1
+"""Share of the rows that may have to be multiplied singly: with more a screen takes longer than the whole table."""
 SAMPLE_ROWS = 4096
 """Rows that tell the directions."""
 CLIP = 0.85
@@ -48,12 +49,16 @@ class Screen:
     """table: uint8 [row blocks, bytes]; of each block the codes of 16 rows (32-bit words of 8 columns, four of them in
     the low half bytes), float16 coordinates, float32 scales and float32 lengths of what is missing.
 
+    rows: uint8 [rows of tokens, bytes]: int8 codes with the kernels' bias, then float32 scales. What may be among the
+    largest is multiplied from here, as single rows of the table itself lie apart.
+
     basis: float32, `SCREEN_DIRECTIONS` orthonormal directions, then for each how far coordinates may be off, then the
     slack for rounding per length of a token.
     """
 
     table: NDArray[np.uint8]
     basis: Floats
+    rows: NDArray[np.uint8]
 
 
 def is_screened(kind: int, rows: int, columns: int) -> bool:
@@ -62,23 +67,35 @@ def is_screened(kind: int, rows: int, columns: int) -> bool:
 
 
 def screen_bytes(rows: int, columns: int) -> int:
-    """Return the bytes of a screen's table; rows are whole blocks."""
-    return rows // s.ROW_BLOCK * _record(columns)
+    """Return the bytes of a screen; rows are whole blocks."""
+    return rows // s.ROW_BLOCK * _record(columns) + rows * _row_bytes(columns)
+
+
+def _row_bytes(columns: int) -> int:
+    return columns + 4 * columns // s.Q8_BLOCK
 
 
 def _record(columns: int) -> int:
     return s.ROW_BLOCK * (columns // 2 + 2 * s.SCREEN_DIRECTIONS + 8)
 
 
-def table_rows(head: Matrix, first: int, last: int, bias: int) -> Floats:
-    """Return the rows of blocks first..last of a Q8 table, float32 [16 · (last - first), columns]. bias: its codes'."""
+def table_rows(head: Matrix, first: int, last: int) -> tuple[NDArray[np.uint8], Floats]:
+    """Return rows of blocks first..last of a Q8 table: stored codes [rows, columns], scales [rows, columns / 32]."""
     codes = head.weights[first:last].view(np.uint8).reshape(last - first, -1, s.ROW_BLOCK, 4)
-    values = codes.transpose(0, 2, 1, 3).reshape((last - first) * s.ROW_BLOCK, -1, s.Q8_BLOCK)
-    signed = values.astype(np.float32) - np.float32(bias) if bias else values.view(np.int8).astype(np.float32)
-    scales = head.scales[first:last].reshape(last - first, -1, s.ROW_BLOCK).transpose(0, 2, 1)
-    factors = scales.reshape(len(signed), -1, 1).astype(np.float32)
-    rows: Floats = (signed * factors).reshape(len(signed), -1)
-    return rows
+    scales = head.scales[first:last].reshape(last - first, -1, s.ROW_BLOCK)
+    count = (last - first) * s.ROW_BLOCK
+    return codes.transpose(0, 2, 1, 3).reshape(count, -1), _f32(scales.transpose(0, 2, 1).reshape(count, -1))
+
+
+def row_values(codes: NDArray[np.uint8], scales: Floats, bias: int) -> Floats:
+    """Return what rows stand for, float32 [rows, columns]. bias: `Isa.q8_bias`, which the codes hold."""
+    signed = _f32(codes) - np.float32(bias) if bias else _f32(codes.view(np.int8))
+    signed.reshape(*scales.shape, s.Q8_BLOCK)[...] *= scales[..., None]
+    return signed
+
+
+def _f32(values: NDArray[Any]) -> Floats:
+    return values.astype(np.float32)
 
 
 def directions_of(rows: Floats) -> Floats:
@@ -93,12 +110,16 @@ def make_screen(head: Matrix, rows: int, bias: int) -> Screen | None:
     """Return the screen of a Q8 table whose first `rows` rows are tokens; None if its numbers are too large for one."""
     blocks, columns = len(head.weights), head.packed.columns
     spread = np.unique(np.linspace(0, rows // s.ROW_BLOCK - 1, SAMPLE_ROWS // s.ROW_BLOCK).astype(np.int64))
-    basis = directions_of(np.concatenate([table_rows(head, b, b + 1, bias) for b in spread]))
+    basis = directions_of(np.concatenate([row_values(*table_rows(head, b, b + 1), bias) for b in spread]))
     table = aligned((blocks, _record(columns)), np.uint8)
+    whole = aligned((blocks * s.ROW_BLOCK, _row_bytes(columns)), np.uint8)
     strays, longest = np.zeros(s.SCREEN_DIRECTIONS, np.float32), np.float32(0)
     for first in range(0, blocks, CHUNK_BLOCKS):
         last = min(blocks, first + CHUNK_BLOCKS)
-        values = table_rows(head, first, last, bias)
+        stored, scales = table_rows(head, first, last)
+        place = whole[first * s.ROW_BLOCK : last * s.ROW_BLOCK]
+        place[:, :columns], place[:, columns:] = stored, scales.view(np.uint8)
+        values = row_values(stored, scales, bias)
         codes, scale, coordinates, missing = _coarse(values, basis)
         if not (np.isfinite(coordinates).all() and np.isfinite(scale).all()):
             return None
@@ -111,7 +132,7 @@ def make_screen(head: Matrix, rows: int, bias: int) -> Screen | None:
     slack = np.float32((columns + COLUMN_STEP) * ROUNDING) * longest
     kept = aligned(basis.size + len(strays) + 1, np.float32)
     kept[:] = np.concatenate([basis.reshape(-1), strays * np.float32(1.001), [slack]])
-    return Screen(table, kept)
+    return Screen(table, kept, whole)
 
 
 def _coarse(values: Floats, basis: Floats) -> tuple[NDArray[np.uint8], Floats, NDArray[np.float16], Floats]:
@@ -176,7 +197,7 @@ class Screening:
         return 0 if use.rests > 0 else wanted
 
     def learn(self, wanted: int, passes: int, screened: int, read: int) -> None:
-        """Take note of a job: passes, how many of them were screened, and row blocks that these read."""
+        """Take note of a job: passes, how many of them were screened, and rows that these multiplied."""
         if not 0 < wanted <= MOST_BEST:
             return
         self.passes += passes
@@ -190,11 +211,12 @@ class Screening:
             return
         use.passes, use.read = use.passes + screened, use.read + read
         if use.passes >= TRIAL:
-            share = use.read / (len(self.head.weights) * use.passes)
+            share = use.read / (self.rows * use.passes)
             use.rests = REST if share > MOST_READ else 0
             use.passes = use.read = 0
-            table = self.screen.table.nbytes if self.screen is not None else 0
-            self.spared = 0 if use.rests else int(self.head.nbytes * (1 - share)) - table
+            if self.screen is not None:
+                screened = self.screen.table.nbytes + int(share * self.screen.rows.nbytes)
+                self.spared = 0 if use.rests else self.head.nbytes - screened
 
     def settle(self) -> None:
         """Wait until a screen that is being made is there."""

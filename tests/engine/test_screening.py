@@ -18,7 +18,7 @@ from nanochat_tui.engine import screening as sc
 from nanochat_tui.engine.kernels import kinds
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.model import Model
-from nanochat_tui.engine.packing import aligned, round_up
+from nanochat_tui.engine.packing import aligned
 from nanochat_tui.engine.packing_tables import pack_blocks
 from nanochat_tui.engine.plan_matrices import Matrix
 from nanochat_tui.engine.sampling import Sampling
@@ -49,18 +49,12 @@ def table_of(values: np.ndarray, bias: int) -> Matrix:
 def bounds_of(name: str, screen: sc.Screen, columns: int, x: np.ndarray, scale: float) -> np.ndarray:
     kernels = kernels_for(name)
     facts, x_scale = aligned(16, F32, 0), np.array([scale], F32)
-    upper = aligned(len(screen.table), F32, np.nan)
+    blocks = len(screen.table)
+    bounds, largest = aligned(blocks * s.ROW_BLOCK, F32, np.nan), aligned(blocks, F32, np.nan)
     kernels.screen_input(x, screen.basis, columns, facts)
-    kernels.screen_bounds(screen.table, columns, x, x_scale, facts, 0, len(upper), upper)
-    return upper
-
-
-def exact(values: np.ndarray, x: np.ndarray, scale: float) -> np.ndarray:
-    """Return the largest logit of every block of 16 rows, in float64."""
-    logits = values.astype(np.float64) @ x.astype(np.float64) * np.float64(F32(scale))
-    filled = np.full(round_up(len(logits), s.STATISTICS_BLOCK), -np.inf)
-    filled[: len(logits)] = logits
-    return filled.reshape(-1, s.ROW_BLOCK).max(1)
+    kernels.screen_bounds(screen.table, columns, x, x_scale, facts, 0, blocks, bounds, largest)
+    np.testing.assert_array_equal(largest, bounds.reshape(-1, s.ROW_BLOCK).max(1))
+    return bounds
 
 
 @settings(max_examples=25, deadline=None)
@@ -82,7 +76,7 @@ def test_no_row_exceeds_its_bound(
     values[rng.integers(0, rows, spikes)] = 0
     bias = kernels_for(name).isa.q8_bias
     table = table_of((values * size).astype(F32), bias)
-    stored = sc.table_rows(table, 0, len(table.weights), bias)[:rows]
+    stored = sc.row_values(*sc.table_rows(table, 0, len(table.weights)), bias)[:rows]
     np.testing.assert_allclose(stored, values * size, atol=float(np.abs(values).max()) * size / 50)
     screen = sc.make_screen(table, rows, bias)
     assert screen is not None
@@ -90,12 +84,12 @@ def test_no_row_exceeds_its_bound(
     x[:] = np.clip(np.rint(rng.standard_normal(columns) * 40), -127, 127)
     x[rng.integers(0, columns, spikes)] = 127
     upper = bounds_of(name, screen, columns, x, 0.01)
-    largest = exact(stored, x, 0.01)
-    assert (upper >= largest).all()
+    logits = stored.astype(np.float64) @ x.astype(np.float64) * np.float64(F32(0.01))
+    assert (upper[:rows] >= logits).all()
+    assert (upper[rows:] == -np.inf).all()
     # and the bounds tell something: what 4 bits leave out is a seventh of a row at most, not far from a tenth
     length = np.linalg.norm(stored, axis=1).max() * np.linalg.norm(x.astype(F32)) * 0.01
-    used = largest > -np.inf
-    assert (upper[used] - largest[used]).max() <= length / 4
+    assert (upper[:rows] - logits).max() <= length / 4
 
 
 def test_rows_that_are_no_tokens_are_never_among_the_largest() -> None:
@@ -106,8 +100,8 @@ def test_rows_that_are_no_tokens_are_never_among_the_largest() -> None:
     x = aligned(64, np.int8)
     x[:] = 1
     upper = bounds_of("portable", screen, 64, x, 1.0)
-    assert (upper[5:] == -np.inf).all()
-    assert np.isfinite(upper[:5]).all()
+    assert (upper[70:] == -np.inf).all()
+    assert np.isfinite(upper[:70]).all()
 
 
 def test_numbers_too_large_for_half_precision_are_not_screened() -> None:
@@ -116,23 +110,35 @@ def test_numbers_too_large_for_half_precision_are_not_screened() -> None:
 
 
 @pytest.mark.parametrize("name", EVERY_NAME)
-def test_a_screened_block_has_the_logits_of_the_whole_product(name: str) -> None:
+def test_a_single_row_has_the_logit_of_the_whole_product(name: str) -> None:
     rng = np.random.default_rng(5)
-    kernels = kernels_for(name)
-    table = table_of(rng.standard_normal((128, 96)).astype(F32), kernels.isa.q8_bias)
-    x, x_scale = aligned(96, np.int8), np.array([0.02], F32)
-    x[:] = rng.integers(-127, 128, 96)
+    kernels, columns = kernels_for(name), 192
+    bias = kernels.isa.q8_bias
+    table = table_of(rng.standard_normal((128, columns)).astype(F32), bias)
+    screen = sc.make_screen(table, 128, bias)
+    assert screen is not None
+    x, x_scale = aligned(columns, np.int8), np.array([0.02], F32)
+    x[:] = rng.integers(-127, 128, columns)
     sums = np.zeros(16, np.int32)
     matrix = np.zeros(kinds.MATRIX_SLOTS, np.int64)
-    matrix[kinds.KIND], matrix[kinds.COLUMNS], matrix[kinds.PADDED] = kinds.Q8, 96, 96
+    matrix[kinds.KIND], matrix[kinds.COLUMNS], matrix[kinds.PADDED] = kinds.Q8, columns, columns
     matrix[kinds.WEIGHTS], matrix[kinds.SCALES] = table.weights.ctypes.data, table.scales.ctypes.data
-    whole, part = aligned(128, F32, np.nan), aligned(128, F32, np.nan)
+    whole = aligned(128, F32, np.nan)
     kernels.matrix_product(matrix, 1, x, 0, x_scale, 0, 0, sums, whole, 0, 0, 8, 1, 0, 1, 1, 0)
     sums[:] = 0
-    kernels.screened_sums(x, 96, sums)
-    kernels.screened_rows(table.weights, table.scales, x, sums, x_scale, part, 3, 5, 96, 0)
-    np.testing.assert_array_equal(part[48:80], whole[48:80])
-    assert np.isnan(part[:48]).all() and np.isnan(part[80:]).all()
+    kernels.screened_sums(x, columns, sums)
+    single = [kernels.screened_row(screen.rows, row, x, sums, x_scale, columns) for row in range(128)]
+    np.testing.assert_array_equal(np.array(single, F32), whole)
+
+
+@pytest.mark.parametrize("name", EVERY_NAME)
+def test_what_is_no_number_is_below_nothing(name: str) -> None:
+    values = aligned(16, F32, 0.0)
+    values[[3, 7, 15]] = 1.0, np.nan, -np.inf
+    kernels = kernels_for(name)
+    assert kernels.not_below(values, 0.5) == 1 << 3 | 1 << 7
+    assert kernels.not_below(values, math.nan) == 0xFFFF
+    assert kernels.not_below(values, -math.inf) == 0xFFFF
 
 
 def reply(model: Model, count: int, *, logprobs: bool = False, **chosen: Any) -> list[int]:
@@ -221,10 +227,11 @@ def test_how_many_logits_decide(chosen: dict[str, Any], decisive: int) -> None:
 
 def test_a_screen_that_rules_out_little_rests_and_is_tried_again() -> None:
     table = table_of(np.ones((64, 64), F32), 0)
-    use = sc.Screening(table, 64, 0, screen=sc.Screen(np.zeros((4, 8), np.uint8), np.zeros(1, F32)))
-    blocks = len(table.weights)
+    use = sc.Screening(
+        table, 64, 0, screen=sc.Screen(np.zeros((4, 8), np.uint8), np.zeros(1, F32), np.zeros((64, 72), np.uint8))
+    )
     assert use.best(1) == 1 and use.best(sc.MOST_BEST + 1) == 0 and use.best(0) == 0
-    use.learn(1, sc.TRIAL, sc.TRIAL, int(blocks * sc.TRIAL * (sc.MOST_READ + 0.3)))
+    use.learn(1, sc.TRIAL, sc.TRIAL, int(64 * sc.TRIAL * (sc.MOST_READ + 0.1)))
     assert use.best(1) == 0 and use.spared == 0, "too much was read"
     assert use.best(5) == 5, "other settings are judged by themselves"
     for _ in range(sc.REST // sc.TRIAL):

@@ -17,9 +17,9 @@ QKV, ATTENTION, PROJECTION, GATE_UP, PRODUCT = range(34, 39)
 HEAD_X8, HEAD_INIT, HEAD_SCALE, HEAD_FLOAT, LOGITS, BLOCK_MAXIMA, BLOCK_SUMS, BLOCKS_PADDED = range(39, 47)
 SMALL, SMALL_STRIDE, ROUTED, ROUTED_STRIDE = range(47, 51)
 """Products of the unrotated, unrounded input: of a recurrence's small matrix, of a router. Strides are bytes."""
-SCREEN, SCREEN_BASIS, SCREEN_BOUNDS, SCREEN_COLUMNS = range(51, 55)
-"""SCREEN: address of the output table's screen (see `engine.screening`), 0 as long as there is none; BASIS: of its
-directions. BOUNDS: float32 [row blocks]. COLUMNS: of the screen there may be, 0 if the table is never screened."""
+SCREEN, SCREEN_BASIS, SCREEN_ROWS, SCREEN_ROW_BYTES, SCREEN_BOUNDS, SCREEN_COLUMNS = range(51, 57)
+"""SCREEN: address of the output table's screen (see `engine.screening`), 0 as long as there is none; BASIS, ROWS: of
+its directions and rows. BOUNDS: float32 [row blocks]. COLUMNS: of the screen there may be, 0 if there is never one."""
 MODEL_SLOTS = 64
 
 # ---- MATRIX: a record within other tables; what comes first is in `kinds`
@@ -52,7 +52,7 @@ X, MIXED, X8, INIT, SCALE, QUERY, STATE, LIMITS, WEIGHTS = range(9)
 WORK_LOGITS, WORK_MAXIMA, HEAP, ALTERNATIVES_HEAP, SUMS, DELTA = range(9, 15)
 CHOSEN, CHOSEN_WEIGHTS, EXPERT_MATRIX, ANSWER = range(15, 19)
 SCREEN_READ, SCREEN_PASSES = range(22, 24)
-"""Counts: row blocks of the output table that were read although it was screened, and screened passes."""
+"""Counts: rows of the output table that were multiplied although it was screened, and screened passes."""
 THREAD_SLOTS = 24
 
 # ---- CONTROL: shared between threads, each value on a cache line of its own (64 bytes = 8 slots)

@@ -95,12 +95,11 @@ def _nested(e, layout, totals, scales, integers, minima):
     return totals
 
 
-def emit_table(e, target, layout, tokens, tile, weights, scales, x, sums, x_scale, y, first, last, columns, padded,
-               y_stride, tiles, *, ahead=True):  # fmt: skip
+def _table(e, target, layout, tokens, tile, weights, scales, x, sums, x_scale, y, first, last, columns, padded,
+           y_stride, tiles):  # fmt: skip
     """Emit y[token, row] = x_scale[token] · (row · token) for row blocks first..last and some tiles of tokens.
 
-    tokens: how many are worked on together; a tile of more (then an IR value) is taken in parts. ahead: ask for weights
-    that follow, if there are few tokens.
+    tokens: how many are worked on together; a tile of more (then an IR value) is taken in parts.
     """
     b, isa = e.b, target.isa
     zero = e.constant(VI32, 0)
@@ -119,7 +118,7 @@ def emit_table(e, target, layout, tokens, tile, weights, scales, x, sums, x_scal
             factors = e.add(row_scales, e.mul(p, layout.scale_bytes))
             xp = e.add(tile_x, e.mul(p, tile, layout.columns))
             sp = e.add(tile_sums, e.mul(p, tile, 4 * layout.blocks))
-            if ahead and tokens <= PREFETCH_TOKENS:
+            if tokens <= PREFETCH_TOKENS:
                 prefetch_weights(e, base, layout.words * WORD, factors, layout.scale_bytes)
             integers, minima = [zero] * tokens, [zero] * tokens
             for k in range(layout.blocks):
@@ -167,8 +166,8 @@ def _register(name, kind):
         def emit(e, target, tile, weights, scales, x, sums, x_scale, y, first, last, columns, padded, y_stride,
                  t0, t1, step):  # fmt: skip
             stride = tile if layout.nested and tokens == NESTED_TOKENS else tokens
-            emit_table(e, target, layout, tokens, stride, weights, scales, x, sums, x_scale, y, first, last, columns,
-                       padded, y_stride, (t0, t1, step))  # fmt: skip
+            _table(e, target, layout, tokens, stride, weights, scales, x, sums, x_scale, y, first, last, columns,
+                   padded, y_stride, (t0, t1, step))  # fmt: skip
 
         emit.__name__ = f"{name}_{tokens}"
         emit.__doc__ = f"Tiles t0, t0 + step … below t1 of {tokens} tokens times a {name} matrix; strides in bytes."

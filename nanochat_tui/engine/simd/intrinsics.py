@@ -165,6 +165,12 @@ def f32_from_bits(b, bits):
     return b.bitcast(b.trunc(bits, I32), F32)
 
 
+@_single("i:i")
+def trailing_zeros(b, bits):
+    """Return the place of the lowest bit that is set, of at least one."""
+    return b.cttz(bits, ir.IntType(1)(1))
+
+
 @_single("i:ii")
 def atomic_add(b, address, value):
     """Add to an int64 shared between threads and return what it was."""
