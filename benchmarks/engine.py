@@ -120,6 +120,7 @@ def first_token_seconds(path: Path) -> dict[str, float]:
                 assert process.stdout is not None
                 first = process.stdout.read(1)
                 taken = time.perf_counter() - began
+                process.stdout.read()
             if process.returncode or not first:
                 raise UserError(f"{' '.join(line[:4])} … ended with {process.returncode}")
             found[kind] = min(found.get(kind, float("inf")), taken)
