@@ -125,9 +125,9 @@ def byte_level_bpe(
         if token not in vocabulary:
             raise TokenizerError(f"the added token {display_safe(token)!r} is not in the tokenizer's vocabulary")
     try:
-        model = BPE(
-            dict(vocabulary), list(merges), fuse_unk=False, byte_fallback=False, ignore_merges=rules.ignore_merges
-        )
+        ids = vocabulary if isinstance(vocabulary, dict) else dict(vocabulary)
+        pairs = merges if isinstance(merges, list) else list(merges)
+        model = BPE(ids, pairs, fuse_unk=False, byte_fallback=False, ignore_merges=rules.ignore_merges)
     except Exception as error:  # tokenizers raises bare Exception
         raise TokenizerError(
             f"the tokenizer's merges do not fit its vocabulary ({display_safe(str(error))}); it is damaged"
