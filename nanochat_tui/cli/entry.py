@@ -20,6 +20,10 @@ OBJECTS_PER_COLLECTION = 50_000
 """Python's own 700 has it look through all objects dozens of times while a start makes hundreds of thousands to keep:
 an eighth of the time."""
 
+IDLE_VARIABLE, IDLE = "OPENBLAS_THREAD_TIMEOUT", "4"
+"""The power of two of processor cycles for which threads of NumPy's BLAS go round in circles before they sleep. They
+begin as NumPy is imported, one per core, and left to themselves each would do so for 70 ms of a start."""
+
 
 def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
@@ -48,6 +52,7 @@ def begin(program: str, command: Callable[[Sequence[str]], int]) -> int:
 def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Call `command(arguments)` and turn whatever happens into an exit code; stderr gets at most one sentence."""
     gc.set_threshold(OBJECTS_PER_COLLECTION)
+    os.environ.setdefault(IDLE_VARIABLE, IDLE)
     try:
         code = command(arguments)
         sys.stdout.flush()

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,27 @@ STALE_SECONDS = 3600
 _DIGEST = 32
 _FILE_NAME = re.compile(r"[a-z0-9-]+-[0-9]+-[0-9a-f]{24}\.o")
 _UNFINISHED = ("nanochat-", ".tmp")
-_loaded: dict[Target, Entry] = {}
+_loaded: dict[Wanted, Entry] = {}
 _lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a program is made for, as `simd.library.Target`, which only those who compile import."""
+
+    kernel: str
+    group: int
+    cpu: str
+    features: str
+    kinds: frozenset[int]
+    known: Known
+
+    def target(self) -> Target:
+        """Return the same for the compiler."""
+        from nanochat_tui.engine.simd.isa import ISAS
+        from nanochat_tui.engine.simd.library import Target
+
+        return Target(ISAS[self.kernel], self.group, self.cpu, self.features, self.kinds, known=self.known)
 
 
 def _sources_hash() -> str:
@@ -80,20 +100,20 @@ def _version(package: str) -> str:
     return version(package)
 
 
-def _file_name(target: Target) -> str:
+def _file_name(wanted: Wanted) -> str:
     parts = (
         SOURCES,
-        str(sorted(target.kinds)),
-        str(sorted(target.known)),
+        str(sorted(wanted.kinds)),
+        str(sorted(wanted.known)),
         _version("numba"),
         _version("llvmlite"),
         platform.python_version(),
         platform.machine(),
-        target.cpu,
-        target.features,
+        wanted.cpu,
+        wanted.features,
     )
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    return f"{target.isa.name}-{target.group}-{digest}.o"
+    return f"{wanted.kernel}-{wanted.group}-{digest}.o"
 
 
 def cache_directory() -> Path | None:
@@ -171,16 +191,16 @@ def _tidy(folder: Path) -> None:
             path.unlink()
 
 
-def _command(target: Target, part: str) -> list[str]:
+def _command(wanted: Wanted, part: str) -> list[str]:
     """Return the command of a child process that compiles a part of a target's code and writes it to its stdout."""
     # -P: the working directory may be a checkout of another version, and must not be imported from
     command = [sys.executable, "-P", "-m", "nanochat_tui.engine.compile_cache", part]
-    kinds = ",".join(map(str, sorted(target.kinds)))
-    known = ",".join(f"{name}={value}" for name, value in sorted(target.known))
-    return [*command, target.isa.name, str(target.group), kinds, known, SOURCES]
+    kinds = ",".join(map(str, sorted(wanted.kinds)))
+    known = ",".join(f"{name}={value}" for name, value in sorted(wanted.known))
+    return [*command, wanted.kernel, str(wanted.group), kinds, known, SOURCES]
 
 
-def _compile(target: Target) -> list[bytes]:
+def _compile(wanted: Wanted) -> list[bytes]:
     """Compile in child processes: Numba holds the interpreter lock for seconds, and an application would freeze.
 
     Returns what `_build` makes of each of PARTS. Raises UserError if the sources on disk are no longer those of this
@@ -196,7 +216,7 @@ def _compile(target: Target) -> list[bytes]:
         environment.pop("NUMBA_DISABLE_JIT", None)  # is for debugging others' functions; ours would not compile
 
         def run(index: int) -> None:
-            command = _command(target, PARTS[index])
+            command = _command(wanted, PARTS[index])
             with contextlib.suppress(OSError):  # no process can be started: it is compiled here
                 done = subprocess.run(
                     command, capture_output=True, stdin=subprocess.DEVNULL, env=environment, check=False
@@ -208,25 +228,23 @@ def _compile(target: Target) -> list[bytes]:
             thread.start()
         for thread in waiting:
             thread.join()
-    return [_build(target, part) if code is None else code for part, code in zip(PARTS, codes, strict=True)]
+    return [_build(wanted, part) if code is None else code for part, code in zip(PARTS, codes, strict=True)]
 
 
-def _build(target: Target, part: str) -> bytes:
+def _build(wanted: Wanted, part: str) -> bytes:
     """Return the object files of a part, as `library.joined` puts them together."""
     from nanochat_tui.engine.kernels.program import build_kernels, build_program
-    from nanochat_tui.engine.simd.library import joined
+    from nanochat_tui.engine.simd.objects import joined
 
+    target = wanted.target()
     code = joined(build_kernels(target)) if part == "kernels" else joined([build_program(target)])
     _require_same_sources()
     return code
 
 
-def _target(kernel_name: str, group: int, kinds: frozenset[int], known: Known) -> Target:
-    from nanochat_tui.engine.simd.isa import ISAS
-    from nanochat_tui.engine.simd.library import Target
-
+def _wanted(kernel_name: str, group: int, kinds: frozenset[int], known: Known) -> Wanted:
     kernel = next(kernel for kernel in KERNELS if kernel.name == kernel_name)
-    return Target(ISAS[kernel_name], group, *compiled_for(kernel), kinds, known=known)
+    return Wanted(kernel.name, group, *compiled_for(kernel), kinds, known)
 
 
 def load_entry(
@@ -243,27 +261,27 @@ def load_entry(
     seconds. Raises UserError if it cannot be compiled because the program's files have changed since they were
     imported. The entry takes six int64 (see `kernels.program.work`) and releases the interpreter lock while it runs.
     """
-    from nanochat_tui.engine.simd.library import ENTRY_ARGUMENTS, ENTRY_NAME, load_object, parted
+    from nanochat_tui.engine.simd.objects import ENTRY_ARGUMENTS, ENTRY_NAME, load_objects, parted
 
     if os.environ.get(GENERAL) == "1":
         kinds, known = ALL, frozenset()
     with _lock:
-        target = _target(kernel.name, group, kinds, known)
-        found = _loaded.get(target)
+        wanted = _wanted(kernel.name, group, kinds, known)
+        found = _loaded.get(wanted)
         if found is not None:
             return found
         folder = cache_directory()
-        path = folder / _file_name(target) if folder else None
+        path = folder / _file_name(wanted) if folder else None
         code = _read(path) if path else None
         if code is None:
             if progress:
                 progress(f"compiling the {kernel.name} kernels for this processor (once, a few seconds)")
-            code = b"".join(_compile(target))
+            code = b"".join(_compile(wanted))
             if path:
                 _write(path, code)
-        address = load_object(target, parted(code), [ENTRY_NAME])[ENTRY_NAME]
+        address = load_objects(wanted.cpu, wanted.features, parted(code), [ENTRY_NAME])[ENTRY_NAME]
         made = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_ARGUMENTS)(address)
-        _loaded[target] = made
+        _loaded[wanted] = made
         return made
 
 
@@ -275,5 +293,5 @@ if __name__ == "__main__":
     which, name, group_size, numbers, values, expected = sys.argv[1:]
     if expected != SOURCES:
         sys.exit("these are other sources than the caller's")
-    made_for = _target(name, int(group_size), frozenset(map(int, numbers.split(","))), _pairs(values))
+    made_for = _wanted(name, int(group_size), frozenset(map(int, numbers.split(","))), _pairs(values))
     sys.stdout.buffer.write(_sealed(_build(made_for, which)))

@@ -229,10 +229,7 @@ def load(
         raise UserError(f"the I2_S layout {i2s_layout!r} is unknown; it is one of {', '.join(LAYOUTS)}")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UserError(f"{threads} threads make no sense; give 1 to {MAX_THREADS}")
-    from nanochat_tui.engine.simd.isa import ISAS
-
-    info = choose_kernel(kernel)
-    isa = ISAS[info.name]
+    isa = choose_kernel(kernel)
     file_path = Path(path)
     if progress:
         progress(f"reading {display_safe(file_path.name)}")
@@ -273,7 +270,7 @@ def load(
     executor = Executor(
         shape,
         weights,
-        lambda known: load_entry(info, weights.group, progress, weights.kinds, known),
+        lambda known: load_entry(isa, weights.group, progress, weights.kinds, known),
         threads=count,
         tile=isa.tile,
         queries=isa.queries,
@@ -286,7 +283,7 @@ def load(
         shape.config or shape,
         codec,
         executor,
-        kernel=info.name,
+        kernel=isa.name,
         threads=count,
         kv=kv,
         name=name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -91,7 +91,9 @@ class Draw:
     def __init__(self, sampling: Sampling, vocab: int, end_ids: Iterable[int], capacity: int) -> None:
         self.sampling = sampling
         self.capacity = capacity
-        self._seed = secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed % 2**SEED_BITS
+        # as `secrets` would draw it, which brings OpenSSL into every start
+        seed = int.from_bytes(os.urandom(8)) if sampling.seed is None else sampling.seed
+        self._seed = seed % 2**SEED_BITS
         self.passes = 0
         """Passes over the weights that the last job took for this reply."""
         self._drawn = 0

@@ -165,7 +165,7 @@ SAMPLER = "sample"
 
 
 def build_program(target: Target) -> bytes:
-    """Compile the program without its sampler for a target; return the object code, which has `library.ENTRY_NAME`."""
+    """Compile the program without its sampler for a target; return the object code, which has `objects.ENTRY_NAME`."""
     functions = lowered("work", "work", target.known, apart=frozenset({SAMPLER}))
     return compile_functions(target, functions, "work")
 
