@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from nanochat_tui.engine.speculation import Mode
 
 OURS = "nanochat-tui"
-WARM_TOKENS = 100
-"""After fewer the engine has made, and judged, all that it makes beside its replies."""
+WARM_REPLIES, WARM_TOKENS = 4, 256
+"""After which the engine has made, and judged, all that it makes beside its replies."""
 
 
 class Runner(Protocol):
@@ -98,11 +98,10 @@ class EngineRunner:
         return time.perf_counter() - began
 
     def warm_up(self) -> None:
-        """Reply once, and wait for what the engine makes beside its first tokens."""
-        if self._model.executor.screening is not None:
+        """Reply some times, and wait for what the engine makes beside its first tokens."""
+        for _ in range(WARM_REPLIES if self._model.executor.screening is not None else 0):
             self.decode(random_ids(0, 2, self.vocabulary), WARM_TOKENS)
             self._model.settle()
-            self.decode(random_ids(0, 2, self.vocabulary), WARM_TOKENS)
 
     def decode(self, ids: list[int], tokens: int) -> tuple[int, float]:
         """See `Runner`."""

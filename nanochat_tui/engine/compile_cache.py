@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat_tui.engine.dispatch import KERNELS, KernelInfo, compiled_for
-from nanochat_tui.engine.kernels.kinds import ALL
+from nanochat_tui.engine.kernels.kinds import ALL, Q8
 from nanochat_tui.errors import UserError
 from nanochat_tui.folders import own_private, temporary_folder, user_folder
 
@@ -41,8 +41,9 @@ many small models (tests) compiles once."""
 KEPT = 40
 """Files of compiled code (0.15 MB each) that are kept, the last used ones: several models, kinds of caches, kernels and
 versions of the sources."""
-PARTS = ("program", "kernels")
-"""What is compiled at the same time, each by a process of its own: LLVM and Numba let only one thread work."""
+PARTS = {"work": ("program", "kernels"), "screened_logits": ("screen",)}
+"""Functions that are entered by address, and the parts of each, which are compiled at the same time, every one by a
+process of its own: LLVM and Numba let only one thread work."""
 FOLDER = "kernels"
 """Name of the folder in the user's cache directory."""
 STALE_SECONDS = 3600
@@ -50,13 +51,13 @@ STALE_SECONDS = 3600
 _DIGEST = 32
 _FILE_NAME = re.compile(r"[a-z0-9-]+-[0-9]+-[0-9a-f]{24}\.o")
 _UNFINISHED = ("nanochat-", ".tmp")
-_loaded: dict[Wanted, Entry] = {}
+_loaded: dict[Wanted, int] = {}
 _lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a program is made for, as `simd.library.Target`, which only those who compile import."""
+    """What a program is made for, as `simd.library.Target`, which only those who compile import. root: of PARTS."""
 
     kernel: str
     group: int
@@ -64,6 +65,7 @@ class Wanted:
     features: str
     kinds: frozenset[int]
     known: Known
+    root: str = "work"
 
     def target(self) -> Target:
         """Return the same for the compiler."""
@@ -103,6 +105,7 @@ def _version(package: str) -> str:
 def _file_name(wanted: Wanted) -> str:
     parts = (
         SOURCES,
+        wanted.root,
         str(sorted(wanted.kinds)),
         str(sorted(wanted.known)),
         _version("numba"),
@@ -203,48 +206,48 @@ def _command(wanted: Wanted, part: str) -> list[str]:
 def _compile(wanted: Wanted) -> list[bytes]:
     """Compile in child processes: Numba holds the interpreter lock for seconds, and an application would freeze.
 
-    Returns what `_build` makes of each of PARTS. Raises UserError if the sources on disk are no longer those of this
+    Returns what `_build` makes of each part. Raises UserError if the sources on disk are no longer those of this
     process.
     """
     import subprocess
 
     _require_same_sources()
-    codes: list[bytes | None] = [None] * len(PARTS)
+    parts = PARTS[wanted.root]
+    codes: list[bytes | None] = [None] * len(parts)
     if sys.executable:
         path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path}
         environment.pop("NUMBA_DISABLE_JIT", None)  # is for debugging others' functions; ours would not compile
 
         def run(index: int) -> None:
-            command = _command(wanted, PARTS[index])
+            command = _command(wanted, parts[index])
             with contextlib.suppress(OSError):  # no process can be started: it is compiled here
                 done = subprocess.run(
                     command, capture_output=True, stdin=subprocess.DEVNULL, env=environment, check=False
                 )
                 codes[index] = _unsealed(done.stdout) if done.returncode == 0 else None
 
-        waiting = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(PARTS))]
+        waiting = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(parts))]
         for thread in waiting:
             thread.start()
         for thread in waiting:
             thread.join()
-    return [_build(wanted, part) if code is None else code for part, code in zip(PARTS, codes, strict=True)]
+    return [_build(wanted, part) if code is None else code for part, code in zip(parts, codes, strict=True)]
 
 
 def _build(wanted: Wanted, part: str) -> bytes:
     """Return the object files of a part, as `library.joined` puts them together."""
-    from nanochat_tui.engine.kernels.program import build_kernels, build_program
+    from nanochat_tui.engine.kernels.program import BUILDERS
     from nanochat_tui.engine.simd.objects import joined
 
-    target = wanted.target()
-    code = joined(build_kernels(target)) if part == "kernels" else joined([build_program(target)])
+    code = joined(BUILDERS[part](wanted.target()))
     _require_same_sources()
     return code
 
 
-def _wanted(kernel_name: str, group: int, kinds: frozenset[int], known: Known) -> Wanted:
+def _wanted(kernel_name: str, group: int, kinds: frozenset[int], known: Known, root: str = "work") -> Wanted:
     kernel = next(kernel for kernel in KERNELS if kernel.name == kernel_name)
-    return Wanted(kernel.name, group, *compiled_for(kernel), kinds, known)
+    return Wanted(kernel.name, group, *compiled_for(kernel), kinds, known, root)
 
 
 def load_entry(
@@ -261,12 +264,27 @@ def load_entry(
     seconds. Raises UserError if it cannot be compiled because the program's files have changed since they were
     imported. The entry takes six int64 (see `kernels.program.work`) and releases the interpreter lock while it runs.
     """
-    from nanochat_tui.engine.simd.objects import ENTRY_ARGUMENTS, ENTRY_NAME, load_objects, parted
+    from nanochat_tui.engine.simd.objects import ENTRY_ARGUMENTS
 
     if os.environ.get(GENERAL) == "1":
         kinds, known = ALL, frozenset()
+    address = _load(_wanted(kernel.name, group, kinds, known), progress)
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_ARGUMENTS)(address)
+
+
+def load_screen(kernel: KernelInfo) -> int:
+    """Return the address of a kernel's `kernels.screen.screened_logits`, compiling it if it is not in the cache.
+
+    It is apart from the program, as most models and short replies do without. Raises UserError as `load_entry`.
+    """
+    return _load(_wanted(kernel.name, 128, frozenset({Q8}), frozenset(), "screened_logits"), None)
+
+
+def _load(wanted: Wanted, progress: Progress | None) -> int:
+    """Return the address of a program's root."""
+    from nanochat_tui.engine.simd.objects import load_objects, parted, symbol
+
     with _lock:
-        wanted = _wanted(kernel.name, group, kinds, known)
         found = _loaded.get(wanted)
         if found is not None:
             return found
@@ -275,14 +293,13 @@ def load_entry(
         code = _read(path) if path else None
         if code is None:
             if progress:
-                progress(f"compiling the {kernel.name} kernels for this processor (once, a few seconds)")
+                progress(f"compiling the {wanted.kernel} kernels for this processor (once, a few seconds)")
             code = b"".join(_compile(wanted))
             if path:
                 _write(path, code)
-        address = load_objects(wanted.cpu, wanted.features, parted(code), [ENTRY_NAME])[ENTRY_NAME]
-        made = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_ARGUMENTS)(address)
-        _loaded[wanted] = made
-        return made
+        name = symbol(wanted.root)
+        _loaded[wanted] = load_objects(wanted.cpu, wanted.features, parted(code), [name])[name]
+        return _loaded[wanted]
 
 
 def _pairs(text: str) -> Known:

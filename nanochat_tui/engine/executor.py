@@ -61,6 +61,7 @@ class Executor:
     A job is some tokens of any sequences, run in one pass over the weights; up to HEAD_ROWS of the sequences may go on
     together, token by token, before it returns. program: makes the compiled program's entry for the slots whose values
     are known (see `plan.Tables.known`). kv: the kind of all caches. bias: `Isa.q8_bias`, which the tables hold.
+    screen: returns the address of the code that screens the output table.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class Executor:
         as_float: bool,
         kv: CacheType,
         bias: int,
+        screen: Callable[[], int],
     ) -> None:
         self.shape, self._kv = shape, kv
         self._lock = threading.Lock()
         self._tables = t = Tables(shape, weights, threads=threads, tile=tile, queries=queries, as_float=as_float)
         self.vocab_padded = t.vocab_padded
-        self.screening = Screening(weights.head, int(t.model[s.VOCAB]), bias) if t.model[s.SCREEN_COLUMNS] else None
+        screened = bool(t.model[s.SCREEN_COLUMNS])
+        self.screening = Screening(weights.head, int(t.model[s.VOCAB]), bias, screen) if screened else None
         """Reads less of the output table where that is enough, if it can be done for this model."""
         self._job = t.keep(np.zeros(s.JOB_SLOTS, np.int64))
         self._rows = t.keep(aligned((CHUNK, s.ROW_SLOTS), np.int64, 0))

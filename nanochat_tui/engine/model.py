@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_tui.engine.cache import CacheType, KVCache
-from nanochat_tui.engine.compile_cache import Progress, load_entry
+from nanochat_tui.engine.compile_cache import Progress, load_entry, load_screen
 from nanochat_tui.engine.dispatch import choose_kernel
 from nanochat_tui.engine.executor import Executor
 from nanochat_tui.engine.paging import KINDS
@@ -277,6 +277,7 @@ def load(
         as_float=as_float,
         kv=kv,
         bias=isa.q8_bias,
+        screen=lambda: load_screen(isa),
     )
     return Model(
         file_path,

@@ -123,6 +123,7 @@ class Tables:
     def attach_screen(self, screen: Screen) -> None:
         """Let the next jobs use a screen of the output table."""
         m = self.model
+        m[s.SCREEN_CODE] = screen.code
         m[s.SCREEN_ROWS], m[s.SCREEN_ROW_BYTES] = self._address(screen.rows), screen.rows.shape[1]
         m[s.SCREEN_BASIS], m[s.SCREEN] = self._address(screen.basis), self._address(screen.table)
 

@@ -9,8 +9,10 @@ and its weakest ones: there rows differ least, and trained models have large act
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.packing import aligned
 from nanochat_tui.engine.plan_matrices import Matrix
+from nanochat_tui.errors import UserError
 
 Floats = NDArray[np.float32]
 MOST_COLUMNS, LEAST_ROWS = 1024, 8192
@@ -28,8 +31,9 @@ COLUMN_STEP = 64
 """Columns that the kernel takes at a time."""
 MOST_BEST = 64
 """The most logits that a reply's settings may depend on, so that a screen is worth a try."""
-BEGIN_AFTER = 64
-"""Passes that could have been screened before a screen is made, which takes a tenth of a second."""
+BEGIN_AFTER = 512
+"""Passes that could have been screened before a screen is made: more than one reply of the small models that profit.
+It takes a fifth of a second, and the first time on a machine two or three for compiling."""
 TRIAL, REST = 32, 1024
 """Screened passes after which their use is judged, and passes without before it is judged again."""
 MOST_READ = 0.1
@@ -59,6 +63,8 @@ class Screen:
     table: NDArray[np.uint8]
     basis: Floats
     rows: NDArray[np.uint8]
+    code: int = 0
+    """Address of the function that uses it."""
 
 
 def is_screened(kind: int, rows: int, columns: int) -> bool:
@@ -174,6 +180,8 @@ class Screening:
     head: Matrix
     rows: int
     bias: int
+    code: Callable[[], int]
+    """Returns the address of the compiled `kernels.screen.screened_logits`."""
     screen: Screen | None = None
     passes: int = 0
     spared: int = 0
@@ -224,8 +232,7 @@ class Screening:
             self._maker.join()
 
     def make(self) -> None:
-        """Make the screen now; without the memory for it there is none."""
-        try:
-            self._made.append(make_screen(self.head, self.rows, self.bias))
-        except (MemoryError, np.linalg.LinAlgError):
-            return
+        """Make the screen now; without memory for it, or what compiles its code, there is none."""
+        with contextlib.suppress(MemoryError, np.linalg.LinAlgError, UserError):
+            code, made = self.code(), make_screen(self.head, self.rows, self.bias)
+            self._made.append(None if made is None else replace(made, code=code))

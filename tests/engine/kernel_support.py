@@ -16,7 +16,8 @@ from nanochat_tui.engine.dispatch import KERNELS as INFOS
 from nanochat_tui.engine.dispatch import available_kernels, compiled_for, cpu_feature_text, cpu_name
 from nanochat_tui.engine.kernels import kinds, matrices, program, rows  # these register every kernel
 from nanochat_tui.engine.simd.isa import ISAS, Isa
-from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object, load_object, symbol
+from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object, load_object
+from nanochat_tui.engine.simd.objects import symbol
 
 assert program
 assert matrices, rows

@@ -151,6 +151,7 @@ def screened(model: Model) -> sc.Screening:
     screening = model.executor.screening
     assert screening is not None
     screening.make()
+    assert screening._made
     return screening
 
 
@@ -174,6 +175,7 @@ def test_a_screen_is_made_beside_the_replies_and_spares_bytes(
     make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model(LARGE, threads=1, speculation="off")
+    monkeypatch.setattr(sc, "BEGIN_AFTER", 64)
     screening, whole = model.executor.screening, model.bytes_per_token
     assert screening is not None and screening.screen is None
     reply(model, sc.BEGIN_AFTER + 2, **GREEDY)
@@ -228,7 +230,7 @@ def test_how_many_logits_decide(chosen: dict[str, Any], decisive: int) -> None:
 def test_a_screen_that_rules_out_little_rests_and_is_tried_again() -> None:
     table = table_of(np.ones((64, 64), F32), 0)
     use = sc.Screening(
-        table, 64, 0, screen=sc.Screen(np.zeros((4, 8), np.uint8), np.zeros(1, F32), np.zeros((64, 72), np.uint8))
+        table, 64, 0, int, screen=sc.Screen(np.zeros((4, 8), np.uint8), np.zeros(1, F32), np.zeros((64, 72), np.uint8))
     )
     assert use.best(1) == 1 and use.best(sc.MOST_BEST + 1) == 0 and use.best(0) == 0
     use.learn(1, sc.TRIAL, sc.TRIAL, int(64 * sc.TRIAL * (sc.MOST_READ + 0.1)))

@@ -9,11 +9,11 @@ from nanochat_tui.engine.kernels.linear import dequantise, tile_of
 from nanochat_tui.engine.kernels.matrices import matrix_product
 from nanochat_tui.engine.kernels.products import rotate_row, takes_floats
 from nanochat_tui.engine.kernels.registry import compiled
-from nanochat_tui.engine.kernels.screen import screened_logits
 from nanochat_tui.engine.kernels.statistics import block_maxima, block_statistics, fill_floats
 from nanochat_tui.engine.kernels.threads import barrier
 from nanochat_tui.engine.kernels.vectors import rms_norm
-from nanochat_tui.engine.simd.intrinsics import f32_from_bits, get, put
+from nanochat_tui.engine.simd.intrinsics import f32_from_bits, get, kernel, put
+from nanochat_tui.engine.simd.library import function_type
 
 MINUS_INFINITY_BITS = 0xFF800000
 
@@ -80,6 +80,13 @@ def statistics(model, job, tid, wanted):
             block_maxima(logits, first, last, maxima)
 
 
+@kernel("v:iiiiii")
+def call_screen(e, target, code, model, thread, tid, most, logits):
+    """Call `screen.screened_logits`, which is not part of the program, by its address."""
+    kind = function_type("v:iiiii")
+    e.b.call(e.b.inttoptr(code, kind.as_pointer()), [model, thread, tid, most, logits])
+
+
 @compiled("i:ii")
 def screened(model, job):
     """Return how many of the largest logits are enough for the job's only sequence, 0 if all are to be computed."""
@@ -101,7 +108,7 @@ def row_logits(model, job, thread, tid, count, by_rows):
             head_input(model, thread, token, place, wanted)
     barrier(get(model, s.CONTROL), threads)
     if get(model, s.SCREEN_COLUMNS) > 0 and screened(model, job) > 0:
-        screened_logits(model, thread, tid, screened(model, job), get(job, s.LOGITS_OUT))
+        call_screen(get(model, s.SCREEN_CODE), model, thread, tid, screened(model, job), get(job, s.LOGITS_OUT))
         put(thread, s.SCREEN_PASSES, get(thread, s.SCREEN_PASSES) + 1)
     else:
         table_product(model, thread, tid, wanted, get(job, s.LOGITS_OUT))

@@ -17,9 +17,10 @@ QKV, ATTENTION, PROJECTION, GATE_UP, PRODUCT = range(34, 39)
 HEAD_X8, HEAD_INIT, HEAD_SCALE, HEAD_FLOAT, LOGITS, BLOCK_MAXIMA, BLOCK_SUMS, BLOCKS_PADDED = range(39, 47)
 SMALL, SMALL_STRIDE, ROUTED, ROUTED_STRIDE = range(47, 51)
 """Products of the unrotated, unrounded input: of a recurrence's small matrix, of a router. Strides are bytes."""
-SCREEN, SCREEN_BASIS, SCREEN_ROWS, SCREEN_ROW_BYTES, SCREEN_BOUNDS, SCREEN_COLUMNS = range(51, 57)
+SCREEN, SCREEN_BASIS, SCREEN_ROWS, SCREEN_ROW_BYTES, SCREEN_BOUNDS, SCREEN_COLUMNS, SCREEN_CODE = range(51, 58)
 """SCREEN: address of the output table's screen (see `engine.screening`), 0 as long as there is none; BASIS, ROWS: of
-its directions and rows. BOUNDS: float32 [row blocks]. COLUMNS: of the screen there may be, 0 if there is never one."""
+its directions and rows. BOUNDS: float32 [row blocks]. COLUMNS: of the screen there may be, 0 if there is never one.
+CODE: address of `screen.screened_logits`."""
 MODEL_SLOTS = 64
 
 # ---- MATRIX: a record within other tables; what comes first is in `kinds`

@@ -18,7 +18,7 @@ from nanochat_tui.engine.dispatch import NARROW
 from nanochat_tui.engine.kernels.kinds import ALL
 from nanochat_tui.engine.simd.base import Isa
 from nanochat_tui.engine.simd.emitter import F32, I64, Emitter
-from nanochat_tui.engine.simd.objects import OPTIMISATION, host_machine, load_objects
+from nanochat_tui.engine.simd.objects import OPTIMISATION, host_machine, load_objects, symbol
 
 LLVM_TYPES = {"i": I64, "f": F32, "d": ir.DoubleType(), "v": ir.VoidType()}
 
@@ -56,11 +56,6 @@ class EmittedKernel:
 
 
 KERNELS: dict[str, EmittedKernel] = {}
-
-
-def symbol(name: str) -> str:
-    """Return the name by which the program links to a kernel."""
-    return f"nanochat_{name}"
 
 
 def function_type(signature: str) -> ir.FunctionType:

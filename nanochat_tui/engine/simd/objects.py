@@ -14,6 +14,11 @@ OPTIMISATION = 2
 ENTRY_NAME, ENTRY_ARGUMENTS = "nanochat_work", 6
 
 
+def symbol(name: str) -> str:
+    """Return the name by which the program links to a kernel, and its caller finds a function."""
+    return f"nanochat_{name}"
+
+
 def host_machine(cpu: str, features: str) -> Any:
     """Return LLVM's machine for code of this process. cpu, features: LLVM's names, see `dispatch.compiled_for`."""
     binding.initialize_native_target()
