@@ -30,7 +30,8 @@ from nanochat_tui.engine.packing import aligned
 from nanochat_tui.engine.simd.emitter import VI32
 from nanochat_tui.engine.simd.intrinsics import kernel
 from nanochat_tui.engine.simd.isa import ISAS
-from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object, load_object, symbol
+from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object, load_object
+from nanochat_tui.engine.simd.objects import symbol
 
 MEMORY_BYTES = 1 << 29
 LINEAR = ((256, 256), (768, 256), (2560, 2560), (6912, 2560))

@@ -231,6 +231,7 @@ class LocalBackend:
             seed=sampling.seed,
             stop=request.stop,
             top_logprobs=request.top_logprobs,
+            logprobs=request.top_logprobs > 0,
             cancel=cancel,
         )
         split = self._splitter(request, ids)
@@ -241,7 +242,8 @@ class LocalBackend:
             trail.append(token.id)
             if first is None:
                 first = now
-            yield from split.token(Token(token.text, token.id, token.logprob, tuple(token.top)))
+            logprob = token.logprob if request.top_logprobs else None
+            yield from split.token(Token(token.text, token.id, logprob, tuple(token.top)))
             if now - shown >= STATS_INTERVAL:
                 shown = now
                 yield stats()

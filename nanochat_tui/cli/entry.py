@@ -20,16 +20,14 @@ OBJECTS_PER_COLLECTION = 50_000
 """Python's own 700 has it look through all objects dozens of times while a start makes hundreds of thousands to keep:
 an eighth of the time."""
 
+IDLE_VARIABLE, IDLE = "OPENBLAS_THREAD_TIMEOUT", "4"
+"""The power of two of processor cycles for which threads of NumPy's BLAS go round in circles before they sleep. They
+begin as NumPy is imported, one per core, and left to themselves each would do so for 70 ms of a start."""
+
 
 def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
-    arguments = sys.argv[1:]
-    if arguments in (["--version"], ["-V"]):
-        from nanochat_tui import __version__
-
-        print(f"nanochat-tui {__version__}")
-        sys.exit(0)
-    sys.exit(run(_dispatch, arguments))
+    sys.exit(begin("nanochat-tui", _dispatch))
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
@@ -38,9 +36,23 @@ def _dispatch(arguments: Sequence[str]) -> int:
     return dispatch(arguments)
 
 
+def begin(program: str, command: Callable[[Sequence[str]], int]) -> int:
+    """Run `command` with this process's arguments, or say the version of `program`; return the exit code."""
+
+    def version(_: Sequence[str]) -> int:
+        from nanochat_tui import __version__
+
+        print(f"{program} {__version__}")
+        return 0
+
+    arguments = sys.argv[1:]
+    return run(version if arguments in (["--version"], ["-V"]) else command, arguments)
+
+
 def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Call `command(arguments)` and turn whatever happens into an exit code; stderr gets at most one sentence."""
     gc.set_threshold(OBJECTS_PER_COLLECTION)
+    os.environ.setdefault(IDLE_VARIABLE, IDLE)
     try:
         code = command(arguments)
         sys.stdout.flush()

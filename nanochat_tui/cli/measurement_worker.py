@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from nanochat_tui.engine.speculation import Mode
 
 OURS = "nanochat-tui"
+WARM_REPLIES, WARM_TOKENS = 4, 256
+"""After which the engine has made, and judged, all that it makes beside its replies."""
 
 
 class Runner(Protocol):
     """An engine with a model in it."""
 
     kernel: str
-    bytes_per_token: int
-    """Bytes of weights that one decoded token reads."""
     kv_bytes: int
     """Bytes of keys and values that one position of the context adds to that."""
 
@@ -48,6 +48,10 @@ class Runner(Protocol):
         """Return how many further tokens were chosen greedily behind `ids`, and the seconds that took."""
 
     vocabulary: int
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that one decoded token reads, which may change while the engine learns."""
 
     @property
     def guesses(self) -> tuple[int, int]:
@@ -73,9 +77,13 @@ class EngineRunner:
         self._model.codec = TextCodec(tokenizer, bos=None, eos=None, add_bos=False, ends=frozenset())
         self._session = Session(self._model)
         self.kernel = self._model.kernel
-        self.bytes_per_token = self._model.bytes_per_token
         self.kv_bytes = PagePool(self._model.config, 0, kv).page_bytes // PAGE
         self.vocabulary = tokenizer.get_vocab_size()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """See `Runner`."""
+        return self._model.bytes_per_token
 
     @property
     def guesses(self) -> tuple[int, int]:
@@ -85,15 +93,21 @@ class EngineRunner:
     def prompt(self, ids: list[int]) -> float:
         """See `Runner`."""
         began = time.perf_counter()
-        for _ in self._session.generate(ids, max_tokens=1, temperature=0.0):
+        for _ in self._session.generate(ids, max_tokens=1, temperature=0.0, logprobs=False):
             break
         return time.perf_counter() - began
+
+    def warm_up(self) -> None:
+        """Reply some times, and wait for what the engine makes beside its first tokens."""
+        for _ in range(WARM_REPLIES if self._model.executor.screening is not None else 0):
+            self.decode(random_ids(0, 2, self.vocabulary), WARM_TOKENS)
+            self._model.settle()
 
     def decode(self, ids: list[int], tokens: int) -> tuple[int, float]:
         """See `Runner`."""
         first = last = 0.0
         count = -1
-        for _ in self._session.generate(ids, max_tokens=tokens + 1, temperature=0.0):
+        for _ in self._session.generate(ids, max_tokens=tokens + 1, temperature=0.0, logprobs=False):
             last = time.perf_counter()
             first = first or last
             count += 1
@@ -143,6 +157,8 @@ def serve(
             runner = EngineRunner(path, threads, kernel, speculation, kv)
         runner.decode(random_ids(0, 2, runner.vocabulary), 2)
         loaded = time.perf_counter() - began
+        if isinstance(runner, EngineRunner):
+            runner.warm_up()
     except UserError as error:
         answer({"error": str(error)})
         return
@@ -167,7 +183,8 @@ def serve(
                 tokens, seconds = runner.decode(ids, command["tokens"])
                 found = {"tokens": tokens, "seconds": seconds}
             drafted, accepted = runner.guesses
-            answer(found | {"drafted": drafted, "accepted": accepted} | memory())
+            learned = {"drafted": drafted, "accepted": accepted, "bytes_per_token": runner.bytes_per_token}
+            answer(found | learned | memory())
         except UserError as error:
             answer({"error": str(error)})
 
@@ -231,6 +248,7 @@ class Worker:
             stdin.flush()
         found = self._receive()
         self._stop()
+        self.ready["bytes_per_token"] = found.pop("bytes_per_token")
         return found
 
     def _receive(self) -> dict[str, Any]:

@@ -7,18 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from nanochat_tui.cli.entry import run
+from nanochat_tui.cli.entry import begin
 
 
 def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
-    arguments = sys.argv[1:]
-    if arguments in (["--version"], ["-V"]):
-        from nanochat_tui import __version__
-
-        print(f"nanochat-serve {__version__}")
-        sys.exit(0)
-    code = run(_dispatch, arguments)
+    code = begin("nanochat-serve", _dispatch)
     sys.stdout.flush()
     sys.stderr.flush()
     # a model that is still being loaded or compiled would keep the process, or crash in an interpreter being taken down

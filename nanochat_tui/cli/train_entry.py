@@ -6,18 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from nanochat_tui.cli.entry import run
+from nanochat_tui.cli.entry import begin
 
 
 def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
-    arguments = sys.argv[1:]
-    if arguments in (["--version"], ["-V"]):
-        from nanochat_tui import __version__
-
-        print(f"nanochat-train {__version__}")
-        sys.exit(0)
-    sys.exit(run(_dispatch, arguments))
+    sys.exit(begin("nanochat-train", _dispatch))
 
 
 def _dispatch(arguments: Sequence[str]) -> int:

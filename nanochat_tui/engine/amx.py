@@ -25,6 +25,7 @@ FEATURES = frozenset({"amx-tile", "amx-int8"})
 CPUINFO = Path("/proc/cpuinfo")
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
 """Linux's number of the system call on x86-64, ARCH_REQ_XCOMP_PERM, and the processor's number of the registers."""
+ANY_GROUP = 0
 KINDS = frozenset({kinds.TERNARY, kinds.TERNARY_ROW})
 SECONDS = 120
 """Time for a self-check, which takes three; one that does not end is not tried again."""
@@ -101,7 +102,8 @@ def _tried(progress: compile_cache.Progress | None) -> Verdict:
     """Return the verdict of the self-check, as it was kept or of a new one."""
     info = next(kernel for kernel in dispatch.KERNELS if kernel.name == dispatch.TILES)
     made_for = dispatch.compiled_for(info)
-    name = compile_cache.verdict_name(dispatch.TILES, *made_for, KINDS)
+    wanted = compile_cache.Wanted(dispatch.TILES, ANY_GROUP, *made_for, KINDS, frozenset(), root="tile_check")
+    name = compile_cache.verdict_name(wanted)
     if name not in _verdicts:
         folder = compile_cache.cache_directory()
         kept = compile_cache.read(folder / name) if folder else None

@@ -210,6 +210,7 @@ class Batcher:
         top_logprobs: int = 0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
+        logprobs: bool = True,
         cancel: threading.Event | None = None,
     ) -> Stream:
         """Queue a prompt and return the stream of its reply at once. Settings are those of `Session.generate`.
@@ -218,8 +219,9 @@ class Batcher:
         QueueFull when no place to wait in is left.
         """
         sampling = Sampling(
-            temperature, top_k, top_p, min_p, repeat_penalty, seed, top_logprobs, presence_penalty, frequency_penalty
-        )
+            temperature, top_k, top_p, min_p, repeat_penalty, seed, top_logprobs, presence_penalty, frequency_penalty,
+            logprobs,
+        )  # fmt: skip
         tokens = checked_prompt(self.model, ids, self.context)
         room = reply_room(max_tokens, tokens, self.context)
         stream = Stream(len(tokens), cancel)

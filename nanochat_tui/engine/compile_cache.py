@@ -19,11 +19,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat_tui.engine.dispatch import KERNELS, KernelInfo, compiled_for
-from nanochat_tui.engine.kernels.kinds import ALL
+from nanochat_tui.engine.kernels.kinds import ALL, Q8
 from nanochat_tui.errors import UserError
 from nanochat_tui.folders import own_private, temporary_folder, user_folder
 
@@ -40,17 +41,38 @@ many small models (tests) compiles once."""
 KEPT = 40
 """Files of compiled code (0.15 MB each) that are kept, the last used ones: several models, kinds of caches, kernels and
 versions of the sources."""
-PARTS = ("program", "kernels")
-"""What is compiled at the same time, each by a process of its own: LLVM and Numba let only one thread work."""
+PARTS = {"work": ("program", "kernels"), "screened_logits": ("screen",)}
+"""Functions that are entered by address, and the parts of each, which are compiled at the same time, every one by a
+process of its own: LLVM and Numba let only one thread work."""
 FOLDER = "kernels"
 """Name of the folder in the user's cache directory."""
 STALE_SECONDS = 3600
 """Age at which a temporary file is taken to be left over from a process that ended while writing."""
-_SEAL = 32
+_DIGEST = 32
 _FILE_NAME = re.compile(r"[a-z0-9-]+-[0-9]+-[0-9a-f]{24}\.(?:o|verdict)")
 _UNFINISHED = ("nanochat-", ".tmp")
-_loaded: dict[Target, Entry] = {}
+_loaded: dict[Wanted, int] = {}
 _lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a program is made for, as `simd.library.Target`, which only those who compile import. root: of PARTS."""
+
+    kernel: str
+    group: int
+    cpu: str
+    features: str
+    kinds: frozenset[int]
+    known: Known
+    root: str = "work"
+
+    def target(self) -> Target:
+        """Return the same for the compiler."""
+        from nanochat_tui.engine.simd.isa import ISAS
+        from nanochat_tui.engine.simd.library import Target
+
+        return Target(ISAS[self.kernel], self.group, self.cpu, self.features, self.kinds, known=self.known)
 
 
 def _sources_hash() -> str:
@@ -80,29 +102,26 @@ def _version(package: str) -> str:
     return version(package)
 
 
-def _digest(cpu: str, features: str, kinds: frozenset[int], known: Known) -> str:
+def _file_name(wanted: Wanted) -> str:
     parts = (
         SOURCES,
-        str(sorted(kinds)),
-        str(sorted(known)),
+        wanted.root,
+        str(sorted(wanted.kinds)),
+        str(sorted(wanted.known)),
         _version("numba"),
         _version("llvmlite"),
         platform.python_version(),
         platform.machine(),
-        cpu,
-        features,
+        wanted.cpu,
+        wanted.features,
     )
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    return f"{wanted.kernel}-{wanted.group}-{digest}.o"
 
 
-def _file_name(target: Target) -> str:
-    digest = _digest(target.cpu, target.features, target.kinds, target.known)
-    return f"{target.isa.name}-{target.group}-{digest}.o"
-
-
-def verdict_name(kernel_name: str, cpu: str, features: str, kinds: frozenset[int]) -> str:
-    """Return the name of the file that says whether kernels, of all groups, passed their self-check."""
-    return f"{kernel_name}-0-{_digest(cpu, features, kinds, frozenset())}.verdict"
+def verdict_name(wanted: Wanted) -> str:
+    """Return the name of the file that says whether kernels passed their self-check."""
+    return _file_name(wanted).removesuffix(".o") + ".verdict"
 
 
 def cache_directory() -> Path | None:
@@ -136,8 +155,8 @@ def _sealed(code: bytes) -> bytes:
 
 
 def _unsealed(data: bytes) -> bytes | None:
-    code = data[_SEAL:]
-    return code if hashlib.sha256(code).digest() == data[:_SEAL] else None
+    code = data[_DIGEST:]
+    return code if hashlib.sha256(code).digest() == data[:_DIGEST] else None
 
 
 def write(path: Path, code: bytes) -> None:
@@ -189,60 +208,58 @@ def child_environment() -> dict[str, str]:
     return environment
 
 
-def _command(target: Target, part: str) -> list[str]:
+def _command(wanted: Wanted, part: str) -> list[str]:
     """Return the command of a child process that compiles a part of a target's code and writes it to its stdout."""
     # -P: the working directory may be a checkout of another version, and must not be imported from
     command = [sys.executable, "-P", "-m", "nanochat_tui.engine.compile_cache", part]
-    kinds = ",".join(map(str, sorted(target.kinds)))
-    known = ",".join(f"{name}={value}" for name, value in sorted(target.known))
-    return [*command, target.isa.name, str(target.group), kinds, known, SOURCES]
+    kinds = ",".join(map(str, sorted(wanted.kinds)))
+    known = ",".join(f"{name}={value}" for name, value in sorted(wanted.known))
+    return [*command, wanted.kernel, str(wanted.group), kinds, known, SOURCES]
 
 
-def _compile(target: Target) -> list[bytes]:
+def _compile(wanted: Wanted) -> list[bytes]:
     """Compile in child processes: Numba holds the interpreter lock for seconds, and an application would freeze.
 
-    Returns what `_build` makes of each of PARTS. Raises UserError if the sources on disk are no longer those of this
+    Returns what `_build` makes of each part. Raises UserError if the sources on disk are no longer those of this
     process.
     """
     import subprocess
 
     _require_same_sources()
-    codes: list[bytes | None] = [None] * len(PARTS)
+    parts = PARTS[wanted.root]
+    codes: list[bytes | None] = [None] * len(parts)
     if sys.executable:
         environment = child_environment()
 
         def run(index: int) -> None:
-            command = _command(target, PARTS[index])
+            command = _command(wanted, parts[index])
             with contextlib.suppress(OSError):  # no process can be started: it is compiled here
                 done = subprocess.run(
                     command, capture_output=True, stdin=subprocess.DEVNULL, env=environment, check=False
                 )
                 codes[index] = _unsealed(done.stdout) if done.returncode == 0 else None
 
-        waiting = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(PARTS))]
+        waiting = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(parts))]
         for thread in waiting:
             thread.start()
         for thread in waiting:
             thread.join()
-    return [_build(target, part) if code is None else code for part, code in zip(PARTS, codes, strict=True)]
+    return [_build(wanted, part) if code is None else code for part, code in zip(parts, codes, strict=True)]
 
 
-def _build(target: Target, part: str) -> bytes:
+def _build(wanted: Wanted, part: str) -> bytes:
     """Return the object files of a part, as `library.joined` puts them together."""
-    from nanochat_tui.engine.kernels.program import build_kernels, build_program
-    from nanochat_tui.engine.simd.library import joined
+    from nanochat_tui.engine.kernels.program import BUILDERS
+    from nanochat_tui.engine.simd.objects import joined
 
-    code = joined(build_kernels(target)) if part == "kernels" else joined([build_program(target)])
+    code = joined(BUILDERS[part](wanted.target()))
     _require_same_sources()
     return code
 
 
-def _target(kernel_name: str, group: int, kinds: frozenset[int], known: Known) -> Target:
-    from nanochat_tui.engine.simd.isa import ISAS
-    from nanochat_tui.engine.simd.library import Target
-
+def _wanted(kernel_name: str, group: int, kinds: frozenset[int], known: Known, root: str = "work") -> Wanted:
     kernel = next(kernel for kernel in KERNELS if kernel.name == kernel_name)
-    return Target(ISAS[kernel_name], group, *compiled_for(kernel), kinds, known=known)
+    return Wanted(kernel.name, group, *compiled_for(kernel), kinds, known, root)
 
 
 def load_entry(
@@ -259,28 +276,42 @@ def load_entry(
     seconds. Raises UserError if it cannot be compiled because the program's files have changed since they were
     imported. The entry takes six int64 (see `kernels.program.work`) and releases the interpreter lock while it runs.
     """
-    from nanochat_tui.engine.simd.library import ENTRY_ARGUMENTS, ENTRY_NAME, load_object, parted
+    from nanochat_tui.engine.simd.objects import ENTRY_ARGUMENTS
 
     if os.environ.get(GENERAL) == "1":
         kinds, known = ALL, frozenset()
+    address = _load(_wanted(kernel.name, group, kinds, known), progress)
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_ARGUMENTS)(address)
+
+
+def load_screen(kernel: KernelInfo) -> int:
+    """Return the address of a kernel's `kernels.screen.screened_logits`, compiling it if it is not in the cache.
+
+    It is apart from the program, as most models and short replies do without. Raises UserError as `load_entry`.
+    """
+    return _load(_wanted(kernel.name, 128, frozenset({Q8}), frozenset(), "screened_logits"), None)
+
+
+def _load(wanted: Wanted, progress: Progress | None) -> int:
+    """Return the address of a program's root."""
+    from nanochat_tui.engine.simd.objects import load_objects, parted, symbol
+
     with _lock:
-        target = _target(kernel.name, group, kinds, known)
-        found = _loaded.get(target)
+        found = _loaded.get(wanted)
         if found is not None:
             return found
         folder = cache_directory()
-        path = folder / _file_name(target) if folder else None
+        path = folder / _file_name(wanted) if folder else None
         code = read(path) if path else None
         if code is None:
             if progress:
-                progress(f"compiling the {kernel.name} kernels for this processor (once, a few seconds)")
-            code = b"".join(_compile(target))
+                progress(f"compiling the {wanted.kernel} kernels for this processor (once, a few seconds)")
+            code = b"".join(_compile(wanted))
             if path:
                 write(path, code)
-        address = load_object(target, parted(code), [ENTRY_NAME])[ENTRY_NAME]
-        made = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_ARGUMENTS)(address)
-        _loaded[target] = made
-        return made
+        name = symbol(wanted.root)
+        _loaded[wanted] = load_objects(wanted.cpu, wanted.features, parted(code), [name])[name]
+        return _loaded[wanted]
 
 
 def _pairs(text: str) -> Known:
@@ -291,5 +322,5 @@ if __name__ == "__main__":
     which, name, group_size, numbers, values, expected = sys.argv[1:]
     if expected != SOURCES:
         sys.exit("these are other sources than the caller's")
-    made_for = _target(name, int(group_size), frozenset(map(int, numbers.split(","))), _pairs(values))
+    made_for = _wanted(name, int(group_size), frozenset(map(int, numbers.split(","))), _pairs(values))
     sys.stdout.buffer.write(_sealed(_build(made_for, which)))

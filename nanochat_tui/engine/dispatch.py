@@ -26,12 +26,16 @@ TILES = "avx512-amx"
 class KernelInfo:
     """A kernel family: `name`, what it is in words, and the processor features it needs (LLVM's names).
 
-    `or_features`: others that do as well, if any.
+    tile, queries, q8_bias: as of its `simd.base.Isa`, which a start with compiled kernels does not import.
+    or_features: others that do as well, if any.
     """
 
     name: str
     description: str
     cpu_features: tuple[str, ...]
+    tile: int
+    queries: int
+    q8_bias: int
     or_features: tuple[str, ...] = ()
 
     def runs_on(self, features: frozenset[str]) -> bool:
@@ -47,17 +51,30 @@ KERNELS: tuple[KernelInfo, ...] = (
         TILES,
         "512-bit integer dot products, and tiles of 16 x 16 of them for prompts (AMX)",
         ("amx-tile", "amx-int8", *_AVX512),
+        tile=16,
+        queries=8,
+        q8_bias=128,
     ),
-    KernelInfo("avx512-vnni", "512-bit integer dot products (AVX-512 VNNI)", _AVX512),
+    KernelInfo("avx512-vnni", "512-bit integer dot products (AVX-512 VNNI)", _AVX512, tile=16, queries=8, q8_bias=128),
     KernelInfo(
         "avx-vnni",
         "256-bit integer dot products (AVX-VNNI)",
         ("avxvnni", *_AVX2),
-        ("avx512f", "avx512vl", "avx512vnni", *_AVX2),
+        tile=4,
+        queries=2,
+        q8_bias=128,
+        or_features=("avx512f", "avx512vl", "avx512vnni", *_AVX2),
     ),
-    KernelInfo("avx2", "256-bit multiply-add of bytes (AVX2)", _AVX2),
-    KernelInfo("neon-dotprod", "128-bit integer dot products (AArch64)", ("neon", "dotprod")),
-    KernelInfo("portable", "generic vector code for any processor", ()),
+    KernelInfo("avx2", "256-bit multiply-add of bytes (AVX2)", _AVX2, tile=4, queries=2, q8_bias=0),
+    KernelInfo(
+        "neon-dotprod",
+        "128-bit integer dot products (AArch64)",
+        ("neon", "dotprod"),
+        tile=4,
+        queries=4,
+        q8_bias=0,
+    ),
+    KernelInfo("portable", "generic vector code for any processor", (), tile=4, queries=2, q8_bias=0),
 )
 """All kernels, fastest first."""
 _WIDE = ("avx512", "avx10", "amx")

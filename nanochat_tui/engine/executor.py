@@ -19,6 +19,7 @@ from nanochat_tui.engine.paging import KINDS, CacheType, layout_of
 from nanochat_tui.engine.plan import CHUNK, Tables
 from nanochat_tui.engine.pool import Pool
 from nanochat_tui.engine.sampling import Draw, Drawn
+from nanochat_tui.engine.screening import Screening
 from nanochat_tui.engine.speculation import UNLIMITED, Drafter
 from nanochat_tui.engine.weights import Weights
 from nanochat_tui.model.architectures.description import Architecture
@@ -59,7 +60,8 @@ class Executor:
 
     A job is some tokens of any sequences, run in one pass over the weights; up to HEAD_ROWS of the sequences may go on
     together, token by token, before it returns. program: makes the compiled program's entry for the slots whose values
-    are known (see `plan.Tables.known`). kv: the kind of all caches.
+    are known (see `plan.Tables.known`). kv: the kind of all caches. bias: `Isa.q8_bias`, which the tables hold.
+    screen: returns the address of the code that screens the output table.
     """
 
     def __init__(
@@ -73,11 +75,16 @@ class Executor:
         queries: int,
         as_float: bool,
         kv: CacheType,
+        bias: int,
+        screen: Callable[[], int],
     ) -> None:
         self.shape, self._kv = shape, kv
         self._lock = threading.Lock()
         self._tables = t = Tables(shape, weights, threads=threads, tile=tile, queries=queries, as_float=as_float)
         self.vocab_padded = t.vocab_padded
+        screened = bool(t.model[s.SCREEN_COLUMNS])
+        self.screening = Screening(weights.head, int(t.model[s.VOCAB]), bias, screen) if screened else None
+        """Reads less of the output table where that is enough, if it can be done for this model."""
         self._job = t.keep(np.zeros(s.JOB_SLOTS, np.int64))
         self._rows = t.keep(aligned((CHUNK, s.ROW_SLOTS), np.int64, 0))
         self._sequences = t.keep(aligned((s.HEAD_ROWS, s.SEQUENCE_SLOTS), np.int64, 0))
@@ -117,10 +124,21 @@ class Executor:
                 rows[-1, s.LOGITS_PLACE] = drawn
                 self._set_sequence(self._sequences[drawn], piece, drawn, end)
                 drawn += 1
+        job[s.JOB_LOGPROBS] = int(self._sequences[:drawn, s.LOGPROBS].any())
+        if self.screening is not None and drawn == 1:
+            self._screen(self.screening)
         layout_of(pieces[0].cache.pool, job)
         job[s.COUNT], job[s.WANTED], job[s.SEQUENCE_COUNT] = total, drawn, drawn
         job[s.LOGITS_OUT] = self._tables.model[s.LOGITS]
         job[s.ONLY_SEQUENCES] = int(drawn == total)
+
+    def _screen(self, screening: Screening) -> None:
+        """Let the next job's only reply be screened, if that is worth it."""
+        made = screening.ready()
+        if made is not None:
+            self._tables.attach_screen(made)
+        self._sequences[0, s.BEST] = screening.best(int(self._sequences[0, s.BEST]))
+        self._tables.threads[:, [s.SCREEN_READ, s.SCREEN_PASSES]] = 0
 
     def _set_sequence(self, sequence: NDArray[np.int64], piece: Piece, place: int, end: int) -> None:
         sequence[:] = 0
@@ -152,6 +170,10 @@ class Executor:
                 if piece.draw is not None:
                     row = self._sequences[len(drawn)]
                     drawn.append(piece.draw.take(row))
+                    if self.screening is not None and self._job[s.SEQUENCE_COUNT] == 1:
+                        threads = self._tables.threads
+                        screened, read = int(threads[0, s.SCREEN_PASSES]), int(threads[:, s.SCREEN_READ].sum())
+                        self.screening.learn(piece.draw.sampling.decisive, piece.draw.passes, screened, read)
                     end += len(drawn[-1].ids) - 1
                     if piece.drafter is not None:
                         piece.drafter.take(row)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_tui.engine.cache import CacheType, KVCache
-from nanochat_tui.engine.compile_cache import Progress, load_entry
+from nanochat_tui.engine.compile_cache import Progress, load_entry, load_screen
 from nanochat_tui.engine.dispatch import choose_kernel
 from nanochat_tui.engine.executor import Executor
 from nanochat_tui.engine.paging import KINDS
@@ -100,8 +100,13 @@ class Model:
         """The marks around what the model thinks before it answers, if it does."""
         self.context_length = min(context or config.context_length, config.context_length)
         """Tokens that memory was asked for, prompt and reply together; at most what the model was made for."""
-        self.bytes_per_token = bytes_per_token
-        """Bytes of weights read for one decoded token."""
+        self._bytes_per_token = bytes_per_token
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights read for one decoded token, less what screening the output table spared lately."""
+        screening = self.executor.screening
+        return self._bytes_per_token - (screening.spared if screening is not None else 0)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -150,6 +155,7 @@ class Model:
         seed: int | None = None,
         stop: Sequence[str] = (),
         top_logprobs: int = 0,
+        logprobs: bool = True,
         cancel: threading.Event | None = None,
     ) -> Generation:
         """Return an iterator over the tokens of a continuation; a string is encoded first.
@@ -170,9 +176,15 @@ class Model:
             seed=seed,
             stop=stop,
             top_logprobs=top_logprobs,
+            logprobs=logprobs,
             cancel=cancel,
         )
         return Generation(session, tokens)
+
+    def settle(self) -> None:
+        """Wait for what is made beside the first replies, so that what follows is measured at full speed."""
+        if self.executor.screening is not None:
+            self.executor.screening.settle()
 
     def close(self) -> None:
         """End the worker threads; the model cannot be used afterwards, and a reply in progress ends with UserError."""
@@ -217,10 +229,7 @@ def load(
         raise UserError(f"the I2_S layout {i2s_layout!r} is unknown; it is one of {', '.join(LAYOUTS)}")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UserError(f"{threads} threads make no sense; give 1 to {MAX_THREADS}")
-    from nanochat_tui.engine.simd.isa import ISAS
-
-    info = choose_kernel(kernel, progress)
-    isa = ISAS[info.name]
+    isa = choose_kernel(kernel, progress)
     file_path = Path(path)
     if progress:
         progress(f"reading {display_safe(file_path.name)}")
@@ -261,19 +270,21 @@ def load(
     executor = Executor(
         shape,
         weights,
-        lambda known: load_entry(info, weights.group, progress, weights.kinds, known),
+        lambda known: load_entry(isa, weights.group, progress, weights.kinds, known),
         threads=count,
         tile=isa.tile,
         queries=isa.queries,
         as_float=as_float,
         kv=kv,
+        bias=isa.q8_bias,
+        screen=lambda: load_screen(isa),
     )
     return Model(
         file_path,
         shape.config or shape,
         codec,
         executor,
-        kernel=info.name,
+        kernel=isa.name,
         threads=count,
         kv=kv,
         name=name,

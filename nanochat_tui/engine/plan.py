@@ -12,6 +12,7 @@ from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.packing import aligned, round_up
 from nanochat_tui.engine.plan_matrices import Matrix
+from nanochat_tui.engine.screening import Screen, is_screened
 from nanochat_tui.engine.weights import Layer, Weights
 from nanochat_tui.model.architectures.description import Architecture, Attention, DeltaNet
 from nanochat_tui.model.architectures.description import Layer as LayerShape
@@ -29,7 +30,7 @@ LAYER_OPTIONS = (
     "ROTATE_INPUT", "ROTATE_OUTPUT", "ROTATE_FFN", "ROTATE_DOWN",
 )  # fmt: skip
 """Slots of a layer that are 0 without the option."""
-MODEL_OPTIONS = ("ROTATE_HEAD", "ROTATE_EMBEDDING")
+MODEL_OPTIONS = ("ROTATE_HEAD", "ROTATE_EMBEDDING", "SCREEN_COLUMNS")
 MATRIX_OPTIONS = ("MATRIX_FACTORS", "MATRIX_BIAS")
 LAYER_CHOICES = ("ACTIVATION", "GATED", "RECURRENT")
 """Slots of a layer with few values."""
@@ -119,6 +120,13 @@ class Tables:
         self.layers[:, s.ROPE_TABLE] = kept.ctypes.data
         self._rope_rows = count
 
+    def attach_screen(self, screen: Screen) -> None:
+        """Let the next jobs use a screen of the output table."""
+        m = self.model
+        m[s.SCREEN_CODE] = screen.code
+        m[s.SCREEN_ROWS], m[s.SCREEN_ROW_BYTES] = self._address(screen.rows), screen.rows.shape[1]
+        m[s.SCREEN_BASIS], m[s.SCREEN] = self._address(screen.basis), self._address(screen.table)
+
     # ---- shape
 
     def _fill_shape(self, threads: int, tile: int, queries: int, as_float: bool) -> None:
@@ -154,6 +162,9 @@ class Tables:
             record = self.keep(np.zeros(s.MATRIX_WIDTH, np.int64))
             self._record(record, matrix)
             m[slot] = record.ctypes.data
+        columns = w.head.packed.columns
+        screened = is_screened(w.head.kind, int(m[s.VOCAB]), columns) and not m[s.FLOAT_ACTIVATIONS]
+        m[s.SCREEN_COLUMNS] = columns if screened else 0
         m[s.FINAL_NORM], m[s.FINAL_MIX] = self._address(w.final_norm), self._address(w.final_mix)
 
     def _fill_layer(self, row: NDArray[np.int64], shape: LayerShape, layer: Layer) -> None:
@@ -256,6 +267,8 @@ class Tables:
         m[s.LOGITS] = self._floats(s.HEAD_ROWS * self.vocab_padded)
         m[s.BLOCK_MAXIMA] = self._floats(s.HEAD_ROWS * padded, -np.inf)
         m[s.BLOCK_SUMS] = self._floats(s.HEAD_ROWS * padded, 0.0)
+        if m[s.SCREEN_COLUMNS] > 0:
+            m[s.SCREEN_BOUNDS] = self._floats(round_up(self.vocab_padded // s.ROW_BLOCK, 16), -np.inf)
         together = s.GROUP_ROWS * (a.n_heads // a.n_kv_heads)
         state_width = max((mixer.width for mixer in a.recurrences), default=0)
         for row in self.threads:

@@ -141,10 +141,15 @@ def load_matrix(
         return Matrix(k.BF16, pack_dense(_raw16(file, rows), multiple), factor, added)
     if route == "blocks" and (blocks := _blocks(file, rows)) is not None:
         kind = file.tensor(names[0]).type.name
+        read = 0
 
-        def release_all() -> None:
-            for each in names:
-                file.release(each)
+        def release_read(nbytes: int) -> None:
+            nonlocal read
+            read += nbytes
+            if read >= RELEASE_BYTES:
+                read = 0
+                for each in names:
+                    file.release(each)
 
         try:
             packed = pack_blocks(
@@ -153,8 +158,9 @@ def load_matrix(
                 file.tensor(names[0]).shape[-1],
                 bias=bias,
                 multiple=multiple,
-                after=release_all,
+                after=release_read,
             )
+            release_read(RELEASE_BYTES)
         except ValueError as error:
             raise UserError(f"the tensor {names[0]} holds a value that is not finite; the file is damaged") from error
         return Matrix(KIND_OF_TYPE[kind], packed, factor, added)

@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanochat_tui.engine.cache import KEPT_STATES
+from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.packing import round_up
-from nanochat_tui.engine.packing_tables import packed_bytes
+from nanochat_tui.engine.packing_tables import KIND_OF_TYPE, packed_bytes
 from nanochat_tui.engine.paging import CacheType, PagePool, pages_for
 from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.plan_matrices import Rows, all_rows, is_ternary, names_of, route_of
 from nanochat_tui.engine.processors import GROUPS, OWN_GROUPS, group_folders
+from nanochat_tui.engine.screening import is_screened, screen_bytes
 from nanochat_tui.engine.weights import layer_stacks
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile
@@ -28,6 +30,7 @@ LIMITS = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
 """Files of a control group's limit and of what is used, prefix of the keys of what for: version 2, version 1."""
+MEMORY = Path("/proc/meminfo")
 FILE_CACHE = ("active_file", "inactive_file")
 """Keys of bytes that count as used and are given back when memory is short, such as a model file just read."""
 
@@ -66,15 +69,30 @@ class Forecast:
         )
 
 
+def machine_memory(statistics: Path = MEMORY) -> int:
+    """Return the bytes that the machine still has. statistics: where Linux counts them, in units of 1024 bytes.
+
+    psutil says the same everywhere, and the import of it takes longer than the rest of a forecast.
+    """
+    try:
+        counted = dict(line.split()[:2] for line in statistics.read_text().splitlines())
+        free = int(counted["MemAvailable:"])
+        if 0 < free <= int(counted["MemTotal:"]):  # some containers mix their own numbers with the host's
+            return free * 1024
+    except (OSError, ValueError, KeyError):
+        pass
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def available_memory(root: Path = GROUPS, own: Path = OWN_GROUPS) -> int:
     """Return the bytes that can still be taken: the machine's, or less under the limit of a control group.
 
     root, own: where control groups are mounted and which are this process's, see `processors.group_folders`. Without a
     limit version 1 names a number larger than any memory.
     """
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
+    free = machine_memory()
     for folder in group_folders("memory", root, own):
         for limit, usage, prefix in LIMITS:
             try:
@@ -132,9 +150,18 @@ def _weight_bytes(file: GGUFFile, shape: Architecture, as_float: bool) -> int:
     for part in shape.parts():
         if part.role == "table":
             found += _stack_bytes(file, [all_rows(file, part.name)], group, as_float, s.STATISTICS_BLOCK)
+            found += _screen_bytes(file, part.name, as_float)
         elif part.role != "ternary":
             found += 4 * file.tensor(part.name).elements
     return found
+
+
+def _screen_bytes(file: GGUFFile, name: str, as_float: bool) -> int:
+    """Return the bytes of what is made of an output table to read less of it, 0 if that is never made."""
+    info = file.tensor(name)
+    columns, rows = info.shape[-1], round_up(info.elements // info.shape[-1], s.STATISTICS_BLOCK)
+    kind = KIND_OF_TYPE.get(info.type.name, k.F32)
+    return screen_bytes(rows, columns) if is_screened(kind, rows, columns) and not as_float else 0
 
 
 def _work_bytes(shape: Architecture) -> int:

@@ -23,8 +23,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Token:
     """One generated token. `text` has whole characters only and may be empty.
 
-    logprob: natural log of its probability before temperature and cuts; top: the likeliest tokens (id, text,
-    logprob) of the same distribution, as many as asked for.
+    logprob: natural log of its probability before temperature and cuts, nan if not wanted; top: the likeliest tokens
+    (id, text, logprob) of the same distribution, as many as asked for.
     """
 
     id: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,7 +28,8 @@ class Sampling:
     temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 cut nothing. top_p is the share of the mass that top-k
     left; min_p is relative to the most likely token. repeat_penalty divides positive and multiplies negative logits of
     every token of prompt and reply. presence_penalty is taken from the logit of every token the reply has,
-    frequency_penalty from it for each time (OpenAI's API). seed None draws one. Raises UserError for impossible values.
+    frequency_penalty from it for each time (OpenAI's API). seed None draws one. logprobs: whether the
+    log-probability of every token is wanted; without, less has to be computed. Raises UserError for impossible values.
     """
 
     temperature: float = 0.8
@@ -40,11 +41,19 @@ class Sampling:
     top_logprobs: int = 0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logprobs: bool = True
 
     @property
     def counts_tokens(self) -> bool:
         """Whether the next token's distribution depends on which tokens were seen."""
         return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def decisive(self) -> int:
+        """How many of the largest logits decide about the next token, 0 if all do."""
+        if self.logprobs or self.top_logprobs or self.counts_tokens:
+            return 0
+        return 1 if self.temperature < GREEDY_BELOW else self.top_k
 
     def __post_init__(self) -> None:
         checks = (
@@ -69,7 +78,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Sampled tokens: ids [n], logprobs [n] (natural log, unmodified distribution), and the k best per token."""
+    """Sampled tokens: ids [n], logprobs [n] (natural log, unmodified distribution; nan if not wanted), k best each."""
 
     ids: list[int]
     logprobs: list[float]
@@ -82,7 +91,9 @@ class Draw:
     def __init__(self, sampling: Sampling, vocab: int, end_ids: Iterable[int], capacity: int) -> None:
         self.sampling = sampling
         self.capacity = capacity
-        self._seed = secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed % 2**SEED_BITS
+        # as `secrets` would draw it, which brings OpenSSL into every start
+        seed = int.from_bytes(os.urandom(8)) if sampling.seed is None else sampling.seed
+        self._seed = seed % 2**SEED_BITS
         self.passes = 0
         """Passes over the weights that the last job took for this reply."""
         self._drawn = 0
@@ -124,6 +135,8 @@ class Draw:
         row[s.OUT_IDS], row[s.OUT_LOGPROBS] = self._ids.ctypes.data, self._logprobs.ctypes.data
         row[s.OUT_ALTERNATIVE_IDS] = self._other_ids.ctypes.data
         row[s.OUT_ALTERNATIVE_LOGPROBS] = self._other_logprobs.ctypes.data
+        row[s.BEST] = c.decisive
+        row[s.LOGPROBS] = int(c.logprobs or c.top_logprobs > 0)
         row[s.STOP_IDS], row[s.STOP_COUNT] = self._ends.ctypes.data, len(self._ends)
         row[s.PRESENCE_BITS], row[s.FREQUENCY_BITS] = bits(c.presence_penalty), bits(c.frequency_penalty)
         row[s.SEEN_TIMES] = self._times.ctypes.data if self._times.size else 0
@@ -138,4 +151,5 @@ class Draw:
             [(token, logprob) for token, logprob in zip(ids, logprobs, strict=True) if token != NO_TOKEN]
             for ids, logprobs in zip(self._other_ids[:n].tolist(), self._other_logprobs[:n].tolist(), strict=True)
         ]
-        return Drawn(self._ids[:n].tolist(), self._logprobs[:n].tolist(), others)
+        known = self.sampling.logprobs or self.sampling.top_logprobs > 0
+        return Drawn(self._ids[:n].tolist(), self._logprobs[:n].tolist() if known else [math.nan] * n, others)

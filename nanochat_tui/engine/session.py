@@ -101,6 +101,7 @@ class Session:
         top_logprobs: int = 0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
+        logprobs: bool = True,
         cancel: threading.Event | None = None,
     ) -> Iterator[Token]:
         """Check the request and return an iterator over the reply's tokens; `finish_reason` is set when it ends.
@@ -110,8 +111,9 @@ class Session:
         for a prompt longer than the context.
         """
         sampling = Sampling(
-            temperature, top_k, top_p, min_p, repeat_penalty, seed, top_logprobs, presence_penalty, frequency_penalty
-        )
+            temperature, top_k, top_p, min_p, repeat_penalty, seed, top_logprobs, presence_penalty, frequency_penalty,
+            logprobs,
+        )  # fmt: skip
         tokens = checked_prompt(self.model, ids, self.context)
         room = reply_room(max_tokens, tokens, self.context)
         reply = Reply(self.model, tokens, room, sampling, stop, BURST)

@@ -10,6 +10,7 @@ in the cache. So it is measured while replies are written.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -161,14 +162,14 @@ class Lookup(History):
         sequence[s.NGRAM] = NGRAM
 
 
-class Proposals(History):
+class Proposals(History, ABC):
     """Guesses what `propose` returns, which is asked before every pass. Subclasses say what that is."""
 
     most_passes = 1
 
+    @abstractmethod
     def propose(self, ids: NDArray[np.int64], most: int) -> Sequence[int]:
         """Return up to `most` tokens that may follow prompt and reply, ids int64 [n]; none is a good answer, too."""
-        raise NotImplementedError
 
     def fill(self, sequence: NDArray[np.int64], most: int, vocab: int) -> None:
         """See `Drafter`."""

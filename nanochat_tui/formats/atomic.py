@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +30,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     followed, so that its target is replaced and the link stays.
     Raises WriteError if the system refuses. Any exception leaves `path` as it was and no temporary file.
     """
+    import secrets  # brings OpenSSL along, and every program that only reads imports this module
+
     target = Path(path)
     try:
         if target.is_symlink():

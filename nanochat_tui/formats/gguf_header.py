@@ -10,7 +10,7 @@ import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nanochat_tui.errors import display_safe
 from nanochat_tui.formats.errors import FormatError, unreadable
 from nanochat_tui.formats.gguf_layout import LayoutError, RawInfo
+from nanochat_tui.formats.gguf_strings import short_strings
 from nanochat_tui.formats.gguf_values import FIXED, GGUFValue, ValueType
 
 MAGIC = b"GGUF"
@@ -29,11 +30,29 @@ MAX_NAME_BYTES = 255
 MAX_DIMS = 4
 MAX_STRINGS = 1 << 24
 """Entries of one string array: sixty times the largest vocabulary known; keeps the walk over it short."""
+WINDOW = 1 << 16
+"""Bytes of a string array that are looked at together: few, so that arrays of them take no new memory each time."""
+WORTHWHILE = 1 << 10
+"""Strings that a look ahead should find; where it does not, more and more are read one by one, up to IN_TURN."""
+IN_TURN = 1 << 12
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
 Buffer = mmap.mmap | bytes
+
+
+class Head(NamedTuple):
+    """What a file says of itself."""
+
+    metadata: dict[str, GGUFValue]
+    """Values by key, in the file's order."""
+    tensors: list[RawInfo]
+    """The tensor table, in the file's order."""
+    alignment: int
+    """Tensors begin at multiples of so many bytes behind `data_start`."""
+    data_start: int
+    """Bytes before the first tensor's data."""
 
 
 class Cursor:
@@ -79,10 +98,23 @@ class Cursor:
             raise LayoutError(f"{what} is not UTF-8") from None
 
     def texts(self, count: int, what: str) -> list[str]:
-        """Read `count` strings. One loop without calls of our own: a vocabulary has 100,000 of them."""
-        data, size, position, unpack = self.data, self.size, self.position, _U64.unpack_from
+        """Read `count` strings: short ones thousands at a time, because a vocabulary has 100,000 of them."""
         found: list[str] = []
-        append = found.append
+        patience = 1
+        try:
+            while len(found) < count:
+                strings, length = short_strings(self.data[self.position : self.position + WINDOW], count - len(found))
+                found += strings
+                self.position += length
+                # what follows is long or odd: one such string, or more where a look ahead costs more than it saves
+                patience = 1 if len(strings) >= WORTHWHILE else min(8 * patience, IN_TURN)
+                self._texts_in_turn(min(patience, count - len(found)), what, found)
+        except UnicodeDecodeError:
+            raise LayoutError(f"{what} holds text that is not UTF-8") from None
+        return found
+
+    def _texts_in_turn(self, count: int, what: str, found: list[str]) -> None:
+        data, size, position, unpack = self.data, self.size, self.position, _U64.unpack_from
         try:
             for _ in range(count):
                 start = position + 8
@@ -90,13 +122,10 @@ class Cursor:
                 position = start + length
                 if position > size:
                     raise LayoutError(f"{what} runs past the end of the file")
-                append(str(data[start:position], "utf-8"))
+                found.append(str(data[start:position], "utf-8"))
         except struct.error:
             raise LayoutError(f"{what} runs past the end of the file") from None
-        except UnicodeDecodeError:
-            raise LayoutError(f"{what} holds text that is not UTF-8") from None
         self.position = position
-        return found
 
 
 def _value(cursor: Cursor, what: str) -> GGUFValue:
@@ -140,7 +169,7 @@ def _value_type(number: int, what: str) -> ValueType:
         raise LayoutError(f"{what} is of the unknown value type {number}") from None
 
 
-def read_counts(cursor: Cursor) -> tuple[int, int]:
+def _counts(cursor: Cursor) -> tuple[int, int]:
     """Read the numbers of tensors and keys. Raises LayoutError if the file cannot hold so many."""
     n_tensors = cursor.u64("the header")
     n_keys = cursor.u64("the header")
@@ -151,7 +180,7 @@ def read_counts(cursor: Cursor) -> tuple[int, int]:
     return n_tensors, n_keys
 
 
-def read_metadata(cursor: Cursor, count: int) -> dict[str, GGUFValue]:
+def _metadata(cursor: Cursor, count: int) -> dict[str, GGUFValue]:
     """Read the keys and their values, in the file's order. Raises LayoutError."""
     metadata: dict[str, GGUFValue] = {}
     for index in range(count):
@@ -162,7 +191,7 @@ def read_metadata(cursor: Cursor, count: int) -> dict[str, GGUFValue]:
     return metadata
 
 
-def read_tensor_table(cursor: Cursor, count: int) -> list[RawInfo]:
+def _tensor_table(cursor: Cursor, count: int) -> list[RawInfo]:
     """Read the tensor table, in the file's order. Raises LayoutError."""
     raws: list[RawInfo] = []
     names: set[str] = set()
@@ -193,6 +222,15 @@ def alignment_of(metadata: Mapping[str, GGUFValue]) -> int:
     if not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
         raise LayoutError(f"general.alignment is {value}, not a power of two up to {MAX_ALIGNMENT}")
     return value
+
+
+def read_head(cursor: Cursor) -> Head:
+    """Read what follows magic and version: keys and tensor table. Raises LayoutError if the file cannot hold them."""
+    n_tensors, n_keys = _counts(cursor)
+    metadata = _metadata(cursor, n_keys)
+    alignment = alignment_of(metadata)
+    raws = _tensor_table(cursor, n_tensors)
+    return Head(metadata, raws, alignment, -(-cursor.position // alignment) * alignment)
 
 
 def map_file(path: str | os.PathLike[str]) -> Buffer:

@@ -22,12 +22,9 @@ from nanochat_tui.formats.gguf_header import (
     ORIGINAL_MAGIC,
     Buffer,
     Cursor,
-    alignment_of,
     let_go,
     map_file,
-    read_counts,
-    read_metadata,
-    read_tensor_table,
+    read_head,
 )
 from nanochat_tui.formats.gguf_layout import LayoutError, TensorInfo, resolve
 from nanochat_tui.formats.i2_s_layouts import Layout, to_x86
@@ -76,12 +73,7 @@ class GGUFFile:
             else:
                 reason = f"is GGUF version {self.version} and only 2 and 3 are known; update this program"
             raise FormatError(f"{label} {reason}")
-        n_tensors, n_keys = read_counts(cursor)
-        self.metadata = read_metadata(cursor, n_keys)
-        """Values by key, in the file's order."""
-        self.alignment = alignment_of(self.metadata)
-        raws = read_tensor_table(cursor, n_tensors)
-        self.data_start = -(-cursor.position // self.alignment) * self.alignment
+        self.metadata, raws, self.alignment, self.data_start = read_head(cursor)
         self.tensors: dict[str, TensorInfo] = resolve(raws, self.data_start, cursor.size, self.alignment)
         """Tensors by name, in the file's order."""
 

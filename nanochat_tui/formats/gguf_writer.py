@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,6 +162,8 @@ def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, GGUFValue], 
 
 def _require_room(path: str | os.PathLike[str], nbytes: int) -> None:
     """Raise WriteError if the disk has less room than a file takes: better now than after minutes of writing."""
+    import shutil  # brings compressors along, and this module is imported by readers too
+
     try:
         disk = shutil.disk_usage(Path(path).resolve().parent)
     except OSError:

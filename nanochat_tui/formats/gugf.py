@@ -28,12 +28,9 @@ from nanochat_tui.formats.gguf_header import (
     ORIGINAL_MAGIC,
     Buffer,
     Cursor,
-    alignment_of,
     let_go,
     map_file,
-    read_counts,
-    read_metadata,
-    read_tensor_table,
+    read_head,
 )
 from nanochat_tui.formats.gguf_layout import LayoutError, Placed, place
 from nanochat_tui.formats.gguf_values import GGUFValue, f32, metadata_float, metadata_int, metadata_string, string, u32
@@ -96,14 +93,9 @@ class _Original:
         version = cursor.u32("the header")
         if version != 3:
             raise LayoutError(f"its version is {version} and only 3 is known")
-        n_tensors, n_keys = read_counts(cursor)
-        self.metadata = read_metadata(cursor, n_keys)
-        alignment = alignment_of(self.metadata)
-        raws = read_tensor_table(cursor, n_tensors)
-        start = -(-cursor.position // alignment) * alignment
-        self._data, self._start = data, start
-        self._unused = {item.raw.name: item for item in place(raws, cursor.size - start, alignment)}
-        self._alignment = alignment
+        self.metadata, raws, self._alignment, self._start = read_head(cursor)
+        self._data = data
+        self._unused = {item.raw.name: item for item in place(raws, cursor.size - self._start, self._alignment)}
 
     def __len__(self) -> int:
         return len(self._unused)

@@ -20,12 +20,9 @@ from nanochat_tui.formats.gguf_header import (
     ORIGINAL_MAGIC,
     Buffer,
     Cursor,
-    alignment_of,
     let_go,
     map_file,
-    read_counts,
-    read_metadata,
-    read_tensor_table,
+    read_head,
 )
 from nanochat_tui.formats.gguf_layout import LayoutError, Placed, TensorInfo, place
 from nanochat_tui.formats.tensor_types import TensorType, type_by_id, unsized
@@ -74,11 +71,7 @@ def _read(data: Buffer) -> Original:
     cursor = Cursor(data)
     cursor.skip(4, "the header")
     version = cursor.u32("the header")
-    n_tensors, n_keys = read_counts(cursor)
-    metadata = read_metadata(cursor, n_keys)
-    alignment = alignment_of(metadata)
-    raws = read_tensor_table(cursor, n_tensors)
-    start = -(-cursor.position // alignment) * alignment
+    metadata, raws, alignment, start = read_head(cursor)
     placed = {item.raw.name: item for item in place(raws, cursor.size - start, alignment)}
     group = next(
         (

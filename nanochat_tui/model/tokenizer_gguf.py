@@ -7,9 +7,11 @@ added by the tokenizer: that is a text convention, see `TextCodec`.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -123,9 +125,9 @@ def byte_level_bpe(
         if token not in vocabulary:
             raise TokenizerError(f"the added token {display_safe(token)!r} is not in the tokenizer's vocabulary")
     try:
-        model = BPE(
-            dict(vocabulary), list(merges), fuse_unk=False, byte_fallback=False, ignore_merges=rules.ignore_merges
-        )
+        ids = vocabulary if isinstance(vocabulary, dict) else dict(vocabulary)
+        pairs = merges if isinstance(merges, list) else list(merges)
+        model = BPE(ids, pairs, fuse_unk=False, byte_fallback=False, ignore_merges=rules.ignore_merges)
     except Exception as error:  # tokenizers raises bare Exception
         raise TokenizerError(
             f"the tokenizer's merges do not fit its vocabulary ({display_safe(str(error))}); it is damaged"
@@ -160,15 +162,30 @@ def read_tokenizer(metadata: Mapping[str, GGUFValue]) -> FileTokenizer:
             f"the file's tokenizer is of the kind {name}, and only byte-level BPE (gpt2) and SentencePiece (llama) "
             "are supported; give the model's tokenizer.json with --tokenizer"
         )
-    tokens, note = repaired_names(metadata_strings(metadata, "tokenizer.ggml.tokens"))
-    ids = {token: index for index, token in enumerate(tokens)}
-    if len(ids) != len(tokens):
-        raise TokenizerError("the file's vocabulary holds the same token twice; it is damaged")
-    types = _types(metadata, tokens, ids)
-    if kind == "gpt2":
-        found = _byte_level(metadata, tokens, ids, types)
-        return replace(found, notes=(note, *found.notes)) if note else found
-    return _sentencepiece(metadata, tokens, types)
+    with _collection_paused():
+        tokens, note = repaired_names(metadata_strings(metadata, "tokenizer.ggml.tokens"))
+        ids = dict(zip(tokens, range(len(tokens)), strict=True))
+        if len(ids) != len(tokens):
+            raise TokenizerError("the file's vocabulary holds the same token twice; it is damaged")
+        types = _types(metadata, tokens, ids)
+        if kind == "gpt2":
+            found = _byte_level(metadata, tokens, ids, types)
+            return replace(found, notes=(note, *found.notes)) if note else found
+        return _sentencepiece(metadata, tokens, types)
+
+
+@contextlib.contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Have Python not look for garbage while 100,000 objects are made to keep: it would look through all there are,
+    dozens of times. Threads that overlap here leave it on in the end if it was on before the first."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def from_gguf_metadata(metadata: Mapping[str, GGUFValue]) -> Tokenizer:
@@ -184,7 +201,9 @@ def _types(metadata: Mapping[str, GGUFValue], tokens: Sequence[str], ids: Mappin
         types = np.full(len(ids), NORMAL, np.int64)
     if len(types) != len(ids):
         raise TokenizerError(f"the file has {len(ids)} tokens but {len(types)} token types; it is damaged")
-    types[[index for index, name in enumerate(tokens) if name.startswith("[PAD") and _PADDING.fullmatch(name)]] = UNUSED
+    if "[PAD" in "\n".join(tokens):
+        padding = [i for i, name in enumerate(tokens) if name.startswith("[PAD") and _PADDING.fullmatch(name)]
+        types[padding] = UNUSED
     marks = {name for name in (*END_NAMES, *MARKS) if name.startswith("<|")}
     if metadata_string(metadata, "tokenizer.ggml.model") == "llama":
         marks |= {"<s>", "</s>"}  # elsewhere people strike text out with them
@@ -225,6 +244,13 @@ def _byte_level(
 
 def _merges(texts: Sequence[str]) -> list[tuple[str, str]]:
     """Return the two tokens of every merge, which stand with a space between. Raises TokenizerError."""
+    # all at once where each holds one space, as they do unless a token holds more
+    joined = "\0".join(texts)
+    units = np.frombuffer(joined.encode("utf-16-le", "surrogatepass"), np.uint16)
+    marks = units[(units == ord(" ")) | (units == 0)]
+    parts = joined.replace(" ", "\0").split("\0")
+    if len(marks) == 2 * len(texts) - 1 and not marks[1::2].any() and marks[::2].all() and all(parts):
+        return list(zip(parts[::2], parts[1::2], strict=True))
     pairs = [tuple(text.split(" ", 1)) for text in texts]
     if not all(map(all, pairs)) or any(length != 2 for length in set(map(len, pairs))):
         wrong = next(text for text, pair in zip(texts, pairs, strict=True) if len(pair) != 2 or not all(pair))

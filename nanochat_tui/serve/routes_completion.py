@@ -29,8 +29,11 @@ SSE = {"text/event-stream": {"schema": {"description": "Events with a chunk each
 """Without a type: some readers take the schema for that of the text, others for that of each event."""
 
 
-def settings(body: Sampled, max_tokens: int | None, context: int, top_logprobs: int) -> dict[str, Any]:
-    """Return the engine's settings for a request; null means the default, as everywhere in OpenAI's interface."""
+def settings(body: Sampled, max_tokens: int | None, context: int, top_logprobs: int | None) -> dict[str, Any]:
+    """Return the engine's settings for a request; null means the default, as everywhere in OpenAI's interface.
+
+    top_logprobs: alternatives per token, None without log-probabilities.
+    """
 
     def given(name: str) -> Any:
         value = getattr(body, name)
@@ -47,7 +50,8 @@ def settings(body: Sampled, max_tokens: int | None, context: int, top_logprobs: 
         "frequency_penalty": given("frequency_penalty"),
         "seed": None if body.seed is None else body.seed % SEEDS,
         "stop": body.stops,
-        "top_logprobs": top_logprobs,
+        "top_logprobs": top_logprobs or 0,
+        "logprobs": top_logprobs is not None,
     }
 
 
@@ -104,7 +108,7 @@ def completion_router(service: Service) -> APIRouter:
         most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         if most == 0:
             raise ApiError(400, "max_tokens must be 1 or more", param="max_tokens")
-        base = settings(body, most, context, body.top_logprobs or 0)
+        base = settings(body, most, context, (body.top_logprobs or 0) if body.logprobs else None)
         answer = Answer(
             "chat.completion",
             prompts=[ids] * n,
@@ -131,7 +135,7 @@ def completion_router(service: Service) -> APIRouter:
         for ids in prompts:
             check_length(ids, context, "prompt")
         most = body.max_tokens if "max_tokens" not in body.model_fields_set or body.max_tokens is not None else 16
-        base = settings(body, most, context, body.logprobs or 0)
+        base = settings(body, most, context, body.logprobs)
         writers = [
             TextWriter(
                 place * n + i,

@@ -22,6 +22,14 @@ def test_version() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"nanochat-tui {__version__}\n", "")
 
 
+@pytest.mark.parametrize("program", ["train", "serve"])
+def test_version_of_the_other_programs(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"nanochat_tui.cli.{program}_entry", "-V"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"nanochat-{program} {__version__}\n", "")
+
+
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0

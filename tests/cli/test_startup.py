@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from nanochat_tui.cli.app import COMMANDS, COMPLETION_VARIABLE, dispatch
+from nanochat_tui.cli.entry import IDLE, IDLE_VARIABLE
 
 HEAVY = ("numpy", "numba", "llvmlite", "torch", "textual", "typer", "rich", "tokenizers", "pydantic", "jinja2", "gguf")
 
@@ -65,3 +66,20 @@ def test_help_and_completion_know_every_command() -> None:
 def test_every_command_can_be_asked_for_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch([command, "--help"]) == 0
     assert f"nanochat-tui {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [None, "20"])
+def test_threads_of_the_linear_algebra_sleep_when_they_are_idle(given: str | None) -> None:
+    """They begin as NumPy is imported, so that the command has to say so before; what the user says counts."""
+    code = f"""
+import os
+os.environ.pop({IDLE_VARIABLE!r}, None)
+if {given!r}:
+    os.environ[{IDLE_VARIABLE!r}] = {given!r}
+from nanochat_tui.cli.entry import run
+def command(arguments):
+    assert os.environ[{IDLE_VARIABLE!r}] == ({given!r} or {IDLE!r})
+    return 0
+assert run(command, []) == 0
+"""
+    assert "numpy" not in modules_after(code)

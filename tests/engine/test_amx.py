@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EVERY_NAME, Kernels, kernels_for
+from kernel_support import EVERY_NAME, Kernels, kernels_for
 from support import TINY
 from test_kernels import lay_out, sums_of
 from tile_model import ModelledAmx, ModelledPortable, ModelledTiles
@@ -26,7 +26,8 @@ from nanochat_tui.engine.packing import Packed, aligned, pack_ternary, round_up
 from nanochat_tui.engine.plan import CHUNK
 from nanochat_tui.engine.simd.amx import configuration
 from nanochat_tui.engine.simd.isa import ISAS
-from nanochat_tui.engine.simd.library import Target, compile_assembly, compile_object, load_object, symbol
+from nanochat_tui.engine.simd.library import Target, compile_assembly, compile_object, load_object
+from nanochat_tui.engine.simd.objects import symbol
 from nanochat_tui.errors import UserError
 
 F32 = np.float32

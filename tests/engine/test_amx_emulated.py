@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EVERY_NAME
+from kernel_support import EVERY_NAME
 from support_architectures import write_architecture
 
 from nanochat_tui.engine import amx, compile_cache, dispatch

@@ -19,6 +19,7 @@ from support import TINY, write_model
 from nanochat_tui.engine import compile_cache, dispatch
 from nanochat_tui.engine.dispatch import KERNELS, available_kernels, choose_kernel
 from nanochat_tui.engine.model import Model
+from nanochat_tui.engine.simd.isa import ISAS
 from nanochat_tui.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -126,8 +127,10 @@ from nanochat_tui.engine.model import load
 said = []
 model = load(sys.argv[1], threads=2, progress=said.append)
 ids = [t.id for t in model.generate("fn main", max_tokens=8, temperature=0)]
-print(json.dumps({"said": said, "ids": ids, "numba": "numba" in sys.modules, "kernel": model.kernel}))
+print(json.dumps({"said": said, "ids": ids, "modules": list(sys.modules), "kernel": model.kernel}))
 """
+NEEDLESS = {"numba", "psutil", "pydantic", "jinja2", "typer", "rich", "textual", "torch", "gguf", "sqlite3", "secrets"}
+"""What a start with a filled cache has no use for: each takes 4 to 300 ms to import."""
 
 
 TRY_TO_WRITE = """
@@ -151,7 +154,8 @@ def test_cold_and_warm_start(tmp_path: Path) -> None:
     assert any("compiling" in line for line in cold["said"])  # type: ignore[attr-defined]
     warm = start(path, cache)
     assert not any("compiling" in line for line in warm["said"])  # type: ignore[attr-defined]
-    assert warm["numba"] is False, "a warm start has no use for the compiler"
+    needless = NEEDLESS | {"nanochat_tui.engine.simd.library", "nanochat_tui.engine.simd.isa"}
+    assert not needless.intersection(warm["modules"])  # type: ignore[call-overload]
     assert warm["ids"] == cold["ids"]
     (only,) = cache.iterdir()
     only.write_bytes(only.read_bytes()[:-100])
@@ -226,6 +230,20 @@ def test_importing_the_library_imports_no_compiler() -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_kernels_are_listed_with_what_their_instruction_sets_say() -> None:
+    assert [kernel.name for kernel in KERNELS] == list(ISAS)
+    for kernel in KERNELS:
+        isa = ISAS[kernel.name]
+        assert (kernel.tile, kernel.queries, kernel.q8_bias) == (isa.tile, isa.queries, isa.q8_bias)
+
+
+def test_importing_the_engine_imports_nothing_that_a_start_has_no_use_for() -> None:
+    code = "import sys, nanochat_tui.engine.model; print(' '.join(sys.modules))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert not NEEDLESS.union({"llvmlite", "tempfile", "shutil"}).intersection(done.stdout.split())
 
 
 def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EVERY_NAME, kernels_for
+from kernel_support import EVERY_NAME, kernels_for
 from test_kernels import lay_out, sums_of
 from test_tables import NESTED, PLAIN, random_blocks, some_of
 
@@ -22,7 +22,8 @@ from nanochat_tui.engine.kernels.slots import KV_F16, KV_F32, KV_INT8
 from nanochat_tui.engine.packing import Packed, pack_dense, pack_ternary, round_up
 from nanochat_tui.engine.packing_tables import KIND_OF_TYPE, pack_blocks
 from nanochat_tui.engine.simd.isa import ISAS
-from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object, symbol
+from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object
+from nanochat_tui.engine.simd.objects import symbol
 
 COMPILER, EMULATOR = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
 pytestmark = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import KERNEL_NAMES
+from kernel_support import KERNEL_NAMES
 from reference import forward
 from support import TINY, random_records
 

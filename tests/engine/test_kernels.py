@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import EVERY_NAME, Kernels, kernels_for
+from kernel_support import EVERY_NAME, Kernels, kernels_for
 
 from nanochat_tui.engine.kernels import kinds
 from nanochat_tui.engine.kernels import slots as s

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from support_architectures import CONTEXT, WRITERS, draft, finish, random_matrix, write_architecture
 
 from nanochat_tui.engine.paging import PagePool
-from nanochat_tui.engine.plan_memory import RESERVE, available_memory, forecast, require_memory
+from nanochat_tui.engine.plan_memory import RESERVE, available_memory, forecast, machine_memory, require_memory
 from nanochat_tui.engine.weights import load_weights
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile, TensorData, read_gguf
@@ -167,3 +168,29 @@ def test_the_limits_of_all_groups_that_enclose_a_process_count(tmp_path: Path) -
     (groups / "memory" / "batch" / "memory.limit_in_bytes").write_text("300000")
     (groups / "memory" / "batch" / "memory.usage_in_bytes").write_text("100000")
     assert available_memory(groups, own) == 200_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MemTotal: 1000 kB\n",
+        "MemTotal: 1000 kB\nMemAvailable: 0 kB\n",
+        "MemTotal: 1000 kB\nMemAvailable: 2000 kB\n",
+        "MemTotal: 1000 kB\nMemAvailable: much\n",
+        "MemTotal:\n",
+        "",
+        None,
+    ],
+)
+def test_the_machines_memory_is_psutils_where_the_systems_count_is_odd(text: str | None, tmp_path: Path) -> None:
+    statistics = tmp_path / "meminfo"
+    if text is not None:
+        statistics.write_text(text)
+    assert machine_memory(statistics) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+def test_the_machines_memory_is_what_the_system_says(tmp_path: Path) -> None:
+    statistics = tmp_path / "meminfo"
+    statistics.write_text("MemTotal:   1000 kB\nMemFree: 7 kB\nMemAvailable:    900 kB\nHugePages_Total: 0\n")
+    assert machine_memory(statistics) == 900 * 1024
+    assert machine_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Kernels
+from kernel_support import Kernels
 
 from nanochat_tui.engine.kernels import rowwise
 

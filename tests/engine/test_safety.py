@@ -18,11 +18,10 @@ from support import TINY, random_tensors, tiny_tokenizer, write_model
 
 from nanochat_tui.engine import compile_cache
 from nanochat_tui.engine.cache import KVCache
+from nanochat_tui.engine.kernels import kinds
 from nanochat_tui.engine.model import Model, load
 from nanochat_tui.engine.sampling import Draw, Sampling
 from nanochat_tui.engine.session import Session
-from nanochat_tui.engine.simd.isa import ISAS
-from nanochat_tui.engine.simd.library import Target
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import write_gguf
 from nanochat_tui.model.architectures import nanochat
@@ -294,7 +293,7 @@ def test_numbas_switch_for_debugging_does_not_matter(tmp_path: Path, make_model:
 
 
 def test_what_the_compiling_child_says_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = Target(ISAS["portable"], 64, "", "", known=frozenset({("STREAMS", 1)}))
+    target = compile_cache.Wanted("portable", 64, "", "", kinds.ALL, frozenset({("STREAMS", 1)}))
     says = [b""]
 
     def child(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:

@@ -99,6 +99,14 @@ def test_a_drafter_that_proposes_nonsense_is_told(model: Model) -> None:
         list(Session(model, speculation="on", drafter=Nonsense).generate([1, 2, 3], max_tokens=5))
 
 
+def test_a_drafter_that_proposes_nothing_at_all_is_told_when_it_is_made() -> None:
+    class Silent(Proposals):
+        pass
+
+    with pytest.raises(TypeError, match="propose"):
+        Silent([1, 2, 3], 5)  # type: ignore[abstract]
+
+
 def test_right_guesses_are_counted(model: Model) -> None:
     """A greedy reply of a random model runs in circles, which is what guesses are good at."""
     session = Session(model, speculation="on")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import EVERY_NAME, kernels_for
 from gguf import GGMLQuantizationType, quants
+from kernel_support import EVERY_NAME, kernels_for
 from test_kernels import multiply
 
+from nanochat_tui.engine import packing_tables
 from nanochat_tui.engine.kernels import kinds
 from nanochat_tui.engine.packing import Packed, aligned, pack_dense, pack_ternary
 from nanochat_tui.engine.packing_tables import KIND_OF_TYPE, pack_blocks
@@ -164,8 +165,20 @@ def test_ternary_rows_and_scales_per_row(name: str, by_row: bool) -> None:
         np.testing.assert_array_equal(multiply(k, kind, packed, x, a, tile=tile), together)
 
 
-def test_a_scale_that_is_not_finite_is_an_error() -> None:
+@pytest.mark.parametrize("scale", [np.inf, -np.inf, np.nan, 65504.0, -65504.0, -0.0])
+def test_a_scale_that_is_not_finite_is_an_error(scale: float) -> None:
     blocks = random_blocks("Q6_K", 16, 256)
-    blocks[3, 208:] = np.array([np.inf], "<f2").view(np.uint8)
+    blocks[3, 208:] = np.array([scale], "<f2").view(np.uint8)
+    if np.isfinite(scale):
+        assert scale in pack_blocks("Q6_K", blocks, 256, bias=0).scales
+        return
     with pytest.raises(ValueError, match="not finite"):
         pack_blocks("Q6_K", blocks, 256, bias=0)
+
+
+def test_what_was_read_of_a_table_is_told_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the file's pages can be given back on the way."""
+    monkeypatch.setattr(packing_tables, "CHUNK_BYTES", 16 * 34 * 2)
+    blocks, told = random_blocks("Q8_0", 40, 32), list[int]()
+    pack_blocks("Q8_0", blocks, 32, bias=0, after=told.append)
+    assert told == [32 * 34, 16 * 34]  # rows are filled up to 16

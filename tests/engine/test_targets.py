@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import BASIC
+from kernel_support import BASIC
 
 from nanochat_tui.engine import compile_cache, dispatch
 from nanochat_tui.engine.kernels import kinds
 from nanochat_tui.engine.kernels.registry import lowered
 from nanochat_tui.engine.simd.isa import ISAS
 from nanochat_tui.engine.simd.library import (
-    ENTRY_NAME,
     KERNELS,
     Target,
     compile_assembly,
     functions_assembly,
     symbol,
 )
+from nanochat_tui.engine.simd.objects import ENTRY_NAME
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 SOME = ("ternary_1", "ternary_4", "ternary_16", "q8_1", "q4_0_1", "rms_norm", "quantise", "silu_multiply")
@@ -80,15 +80,15 @@ def test_a_lesser_kernel_has_only_its_own_instructions(
     monkeypatch.setattr(dispatch, "cpu_feature_text", lambda: features)
     monkeypatch.setattr(dispatch, "cpu_features", lambda: {f[1:] for f in features.split(",") if f.startswith("+")})
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    made_for = compile_cache._target(name, 128, KINDS, frozenset())
-    target = Target(made_for.isa, 128, made_for.cpu, made_for.features, KINDS, X86)
+    made_for = compile_cache._wanted(name, 128, KINDS, frozenset())
+    target = Target(ISAS[made_for.kernel], 128, made_for.cpu, made_for.features, KINDS, X86)
     code = "\n".join(line for line in compile_assembly(target, SOME).splitlines() if not line.startswith("\t."))
     for pattern in forbidden:
         found = re.search(rf".*{pattern}.*", code)
         assert found is None, f"{name}: {found and found.group()}"
     monkeypatch.setattr(dispatch, "cpu_feature_text", lambda: "")
     monkeypatch.setattr(dispatch, "cpu_name", lambda: "x86-64-v3")
-    other = compile_cache._target(name, 128, KINDS, frozenset())
+    other = compile_cache._wanted(name, 128, KINDS, frozenset())
     assert (compile_cache._file_name(other) == compile_cache._file_name(made_for)) == (name == "portable")
 
 

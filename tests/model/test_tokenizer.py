@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from nanochat_tui.formats.gguf_values import GGUFValue, array, boolean, string, u32
+from nanochat_tui.model import tokenizer_gguf
 from nanochat_tui.model.shipped import shipped_tokenizer
 from nanochat_tui.model.tokenizer import (
     TextCodec,
@@ -210,6 +212,41 @@ def changed(key: str, value: GGUFValue | None) -> dict[str, GGUFValue]:
 def test_damaged_metadata_is_refused(key: str, value: GGUFValue | None, message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
         codec_from_gguf(changed(key, value))
+
+
+PLAIN_MERGES = [f"Ġ{letter} {letter}中" for letter in "abcdefgh"]
+
+
+@pytest.mark.parametrize("odd", ["ab", "", " ", "a ", " b", "a\0b", "a b\0", "a\0 b", "a b c", "a  b", "😀 \ud800"])
+@pytest.mark.parametrize("other", ["x y", "x y z", "xy"])
+def test_merges_that_are_parted_together_are_parted_as_each_alone(odd: str, other: str) -> None:
+    """One without a space and one with two have as many spaces as two that are sound."""
+
+    def parted(texts: list[str]) -> object:
+        try:
+            return tokenizer_gguf._merges(texts)
+        except TokenizerError as error:
+            return str(error)
+
+    each = [parted([text]) for text in (odd, other)]
+    wrong = [found for found in each if isinstance(found, str)]
+    texts = [*PLAIN_MERGES, odd, other]
+    assert parted(texts) == (wrong[0] if wrong else [tuple(text.split(" ", 1)) for text in texts])
+    assert parted([]) == []
+
+
+def test_the_search_for_garbage_goes_on_after_a_tokenizer() -> None:
+    assert gc.isenabled()
+    from_gguf_metadata(METADATA)
+    with pytest.raises(TokenizerError, match="twice"):
+        from_gguf_metadata(changed("tokens", array(["a", "a"])))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        from_gguf_metadata(METADATA)
+        assert not gc.isenabled(), "whoever turned it off wants it off"
+    finally:
+        gc.enable()
 
 
 def test_a_given_tokenizer_must_be_the_models() -> None:

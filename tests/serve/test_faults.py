@@ -25,6 +25,17 @@ def _connect(running: Running) -> socket.socket:
     return made
 
 
+def _stalled(running: Running) -> socket.socket:
+    """Ask for a reply longer than any buffer, by a connection from which nothing is read."""
+    asked = {"prompt": PROMPT, "max_tokens": 32_000, "temperature": 0, "stream": True, "logprobs": 20}
+    body = json.dumps(asked).encode()
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # before it is connected, or the window is larger
+    made.connect(("127.0.0.1", running.port))
+    made.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    return made
+
+
 def _everything(connection: socket.socket) -> bytes:
     got = b""
     try:
@@ -218,16 +229,7 @@ def test_a_byte_at_a_time_does_not_stretch_the_deadline(base_file: Path) -> None
 
 def test_a_reader_that_stalls_is_cut(base_file: Path) -> None:
     with serving(files(base_file), stall_seconds=0.5) as running:
-        body = json.dumps(
-            {"prompt": PROMPT, "max_tokens": 32_000, "temperature": 0, "stream": True, "logprobs": 20}
-        ).encode()
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", running.port))
-        with closing(connection):
-            connection.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-            )
+        with closing(_stalled(running)):
             wait_for(lambda: running.running() == 1)
             wait_for(lambda: running.running() == 0 and not running.server.server_state.connections, 20)
         text = "\n".join(running.lines)
@@ -251,19 +253,10 @@ def test_a_half_sent_request_does_not_keep_the_server_from_ending(base_file: Pat
 
 
 def test_a_reader_that_stalls_does_not_keep_the_server_from_ending(base_file: Path) -> None:
-    with serving(files(base_file), drain_seconds=0.2, stall_seconds=60) as running:
-        asked = {"prompt": PROMPT, "max_tokens": 32_000, "temperature": 0, "stream": True, "logprobs": 20}
-        body = json.dumps(asked).encode()
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", running.port))
-        with closing(connection):
-            connection.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-            )
-            wait_for(lambda: any(c.flow.write_paused for c in list(running.server.server_state.connections)))
-            running.server.should_exit = True
-            wait_for(lambda: running.service.state == "stopping" and not running.server.server_state.tasks, 10)
+    with serving(files(base_file), drain_seconds=0.2, stall_seconds=60) as running, closing(_stalled(running)):
+        wait_for(lambda: any(c.flow.write_paused for c in list(running.server.server_state.connections)))
+        running.server.should_exit = True
+        wait_for(lambda: running.service.state == "stopping" and not running.server.server_state.tasks, 10)
     assert not any("error:" in line for line in running.lines), running.lines
 
 

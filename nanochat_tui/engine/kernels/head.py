@@ -9,10 +9,11 @@ from nanochat_tui.engine.kernels.linear import dequantise, tile_of
 from nanochat_tui.engine.kernels.matrices import matrix_product
 from nanochat_tui.engine.kernels.products import rotate_row, takes_floats
 from nanochat_tui.engine.kernels.registry import compiled
-from nanochat_tui.engine.kernels.statistics import block_statistics, fill_floats
+from nanochat_tui.engine.kernels.statistics import block_maxima, block_statistics, fill_floats
 from nanochat_tui.engine.kernels.threads import barrier
 from nanochat_tui.engine.kernels.vectors import rms_norm
-from nanochat_tui.engine.simd.intrinsics import f32_from_bits, get
+from nanochat_tui.engine.simd.intrinsics import f32_from_bits, get, kernel, put
+from nanochat_tui.engine.simd.library import function_type
 
 MINUS_INFINITY_BITS = 0xFF800000
 
@@ -62,9 +63,41 @@ def table_product(model, thread, tid, count, logits):
         fill_floats(logits + (i * padded + begin) * 4, end - begin, f32_from_bits(MINUS_INFINITY_BITS))
 
 
+@compiled("v:iiii")
+def statistics(model, job, tid, wanted):
+    """Write maxima, and sums if log-probabilities are wanted, of the statistics blocks that this thread made."""
+    if get(job, s.SEQUENCE_COUNT) == 0:
+        return
+    threads, stride = get(model, s.THREADS), get(model, s.BLOCKS_PADDED) * 4
+    blocks = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
+    first, last = blocks * tid // threads, blocks * (tid + 1) // threads
+    for place in range(wanted):
+        logits = get(job, s.LOGITS_OUT) + place * get(model, s.VOCAB_PADDED) * 4
+        maxima, sums = get(model, s.BLOCK_MAXIMA) + place * stride, get(model, s.BLOCK_SUMS) + place * stride
+        if get(job, s.JOB_LOGPROBS) == 1:
+            block_statistics(logits, first, last, maxima, sums)
+        else:
+            block_maxima(logits, first, last, maxima)
+
+
+@kernel("v:iiiiii")
+def call_screen(e, target, code, model, thread, tid, most, logits):
+    """Call `screen.screened_logits`, which is not part of the program, by its address."""
+    kind = function_type("v:iiiii")
+    e.b.call(e.b.inttoptr(code, kind.as_pointer()), [model, thread, tid, most, logits])
+
+
+@compiled("i:ii")
+def screened(model, job):
+    """Return how many of the largest logits are enough for the job's only sequence, 0 if all are to be computed."""
+    if get(model, s.SCREEN) == 0 or get(job, s.SEQUENCE_COUNT) != 1 or get(job, s.WANTED) != 1:
+        return 0
+    return get(get(job, s.SEQUENCES), s.BEST)
+
+
 @compiled("v:iiiiii")
 def row_logits(model, job, thread, tid, count, by_rows):
-    """Compute the logits of those of `count` tokens that want them, and the blocks' statistics if they are sampled.
+    """Compute the logits of those of `count` tokens that want them, and what the sampler needs of them.
 
     Logits go to the job's buffer, float32 [WANTED][vocab padded]. by_rows: as in `forward`.
     """
@@ -74,12 +107,10 @@ def row_logits(model, job, thread, tid, count, by_rows):
         if place >= 0 and tid == (place if by_rows == 1 else token // tile) % threads:
             head_input(model, thread, token, place, wanted)
     barrier(get(model, s.CONTROL), threads)
-    table_product(model, thread, tid, wanted, get(job, s.LOGITS_OUT))
-    if get(job, s.SEQUENCE_COUNT) > 0:
-        blocks, stride = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK, get(model, s.BLOCKS_PADDED) * 4
-        first, last = blocks * tid // threads, blocks * (tid + 1) // threads
-        for place in range(wanted):
-            logits = get(job, s.LOGITS_OUT) + place * get(model, s.VOCAB_PADDED) * 4
-            maxima, sums = get(model, s.BLOCK_MAXIMA) + place * stride, get(model, s.BLOCK_SUMS) + place * stride
-            block_statistics(logits, first, last, maxima, sums)
+    if get(model, s.SCREEN_COLUMNS) > 0 and screened(model, job) > 0:
+        call_screen(get(model, s.SCREEN_CODE), model, thread, tid, screened(model, job), get(job, s.LOGITS_OUT))
+        put(thread, s.SCREEN_PASSES, get(thread, s.SCREEN_PASSES) + 1)
+    else:
+        table_product(model, thread, tid, wanted, get(job, s.LOGITS_OUT))
+        statistics(model, job, tid, wanted)
     barrier(get(model, s.CONTROL), threads)

@@ -8,6 +8,7 @@ from nanochat_tui.engine.kernels.forward import forward, row_of
 from nanochat_tui.engine.kernels.head import row_logits
 from nanochat_tui.engine.kernels.registry import compiled, kernels_of, lowered
 from nanochat_tui.engine.kernels.sampler import sample
+from nanochat_tui.engine.kernels.screen import screened_logits
 from nanochat_tui.engine.kernels.threads import barrier, wait_for_job
 from nanochat_tui.engine.simd.intrinsics import get, load_i64, put, store_i64
 from nanochat_tui.engine.simd.library import Target, compile_functions, compile_object
@@ -160,17 +161,28 @@ def work(tid, seen, model, job, layers, threads):
         run_job(tid, model, job, layers, threads + tid * 8 * s.THREAD_SLOTS)
 
 
-SAMPLER = "sample"
-"""The function that is compiled apart from the rest of the program, to divide the work between processes."""
+SAMPLER, SCREEN = "sample", screened_logits.__name__
+"""Functions that are compiled apart from the rest of the program: to divide the work between processes, and because it
+is not always wanted."""
 
 
-def build_program(target: Target) -> bytes:
-    """Compile the program without its sampler for a target; return the object code, which has `library.ENTRY_NAME`."""
+def build_program(target: Target) -> list[bytes]:
+    """Compile the program without its sampler for a target; return the object code, which has `objects.ENTRY_NAME`."""
     functions = lowered("work", "work", target.known, apart=frozenset({SAMPLER}))
-    return compile_functions(target, functions, "work")
+    return [compile_functions(target, functions, "work")]
 
 
 def build_kernels(target: Target) -> list[bytes]:
     """Compile the kernels that a target's program calls, and the sampler; return the object code of each."""
     kernels = compile_object(target, names=kernels_of("work", target.known))
     return [kernels, compile_functions(target, lowered("work", SAMPLER, target.known), SAMPLER)]
+
+
+def build_screen(target: Target) -> list[bytes]:
+    """Compile what screens an output table, with its kernels; return the object code of each."""
+    kernels = compile_object(target, names=kernels_of(SCREEN, target.known))
+    return [kernels, compile_functions(target, lowered(SCREEN, SCREEN, target.known), SCREEN)]
+
+
+BUILDERS = {"program": build_program, "kernels": build_kernels, "screen": build_screen}
+"""What makes the parts of `compile_cache.PARTS`."""

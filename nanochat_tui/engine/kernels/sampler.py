@@ -32,6 +32,8 @@ from nanochat_tui.engine.simd.intrinsics import (
     store_i64,
 )
 
+LEAST = np.float32(-3.0e38)
+"""What every logit but that of padding reaches."""
 SMALL_K = 256
 """Largest k for which the k-th largest block maximum is looked up by insertion."""
 
@@ -69,21 +71,25 @@ def take_best(heap, n, logits):
     return best
 
 
+@compiled("i:iiif")
+def keep_largest(values, n, most, value):
+    """Put a value into a list of n, the largest first, of which at most `most` are kept; return how many there are."""
+    if n == most and value <= load_f32(values + (n - 1) * 4):
+        return n
+    place = n if n < most else most - 1
+    while place > 0 and load_f32(values + (place - 1) * 4) < value:
+        store_f32(values + place * 4, load_f32(values + (place - 1) * 4))
+        place -= 1
+    store_f32(values + place * 4, value)
+    return min(n + 1, most)
+
+
 @compiled("f:iiii")
 def kth_maximum(maxima, blocks, k, sorted_out):
     """Return the k-th largest of the block maxima, k <= blocks; at least k logits are as large."""
     n = 0
     for block in range(blocks):
-        value = load_f32(maxima + block * 4)
-        if n == k and value <= load_f32(sorted_out + (n - 1) * 4):
-            continue
-        place = n if n < k else k - 1
-        if n < k:
-            n += 1
-        while place > 0 and load_f32(sorted_out + (place - 1) * 4) < value:
-            store_f32(sorted_out + place * 4, load_f32(sorted_out + (place - 1) * 4))
-            place -= 1
-        store_f32(sorted_out + place * 4, value)
+        n = keep_largest(sorted_out, n, k, load_f32(maxima + block * 4))
     return load_f32(sorted_out + (n - 1) * 4)
 
 
@@ -108,8 +114,9 @@ def threshold_of_best(model, maxima, k, scratch):
     """Return a logit that at least k tokens reach and, for a small k, not many more."""
     blocks = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
     if k <= min(SMALL_K, blocks):
-        return kth_maximum(maxima, blocks, k, scratch)
-    return np.float32(-3.0e38)
+        # a screened block's maximum is -infinity, and nothing in it is looked at
+        return max(LEAST, kth_maximum(maxima, blocks, k, scratch))
+    return LEAST
 
 
 @compiled("d:ii")
@@ -199,7 +206,7 @@ def threshold_of_cuts(model, logits, largest, inverse, top_p, min_p, total):
     if top_p < 1.0:
         least = max(least, (1.0 - top_p) * total / np.float64(get(model, s.VOCAB)))
     if least <= 0.0:
-        return np.float32(-3.0e38)
+        return LEAST
     return np.float32(np.float64(largest) + math.log(least) / inverse - 1e-3)
 
 
@@ -282,8 +289,10 @@ def sample(model, thread, sequence, place, logits):
     stride, index = get(model, s.BLOCKS_PADDED) * 4, get(sequence, s.PRODUCED)
     maxima, sums = get(model, s.BLOCK_MAXIMA) + place * stride, get(model, s.BLOCK_SUMS) + place * stride
     largest = largest_of(maxima, get(model, s.BLOCKS_PADDED))
-    total = sum_of_blocks(maxima, sums, get(model, s.BLOCKS_PADDED), largest)
-    normaliser = np.float64(largest) + math.log(np.float64(total))
+    normaliser = 0.0
+    if get(sequence, s.LOGPROBS) == 1:
+        total = sum_of_blocks(maxima, sums, get(model, s.BLOCKS_PADDED), largest)
+        normaliser = np.float64(largest) + math.log(np.float64(total))
     token = choose(model, thread, sequence, logits, maxima, largest)
     store_i64(get(sequence, s.OUT_IDS) + index * 8, token)
     store_f32(

@@ -17,6 +17,10 @@ QKV, ATTENTION, PROJECTION, GATE_UP, PRODUCT = range(34, 39)
 HEAD_X8, HEAD_INIT, HEAD_SCALE, HEAD_FLOAT, LOGITS, BLOCK_MAXIMA, BLOCK_SUMS, BLOCKS_PADDED = range(39, 47)
 SMALL, SMALL_STRIDE, ROUTED, ROUTED_STRIDE = range(47, 51)
 """Products of the unrotated, unrounded input: of a recurrence's small matrix, of a router. Strides are bytes."""
+SCREEN, SCREEN_BASIS, SCREEN_ROWS, SCREEN_ROW_BYTES, SCREEN_BOUNDS, SCREEN_COLUMNS, SCREEN_CODE = range(51, 58)
+"""SCREEN: address of the output table's screen (see `engine.screening`), 0 as long as there is none; BASIS, ROWS: of
+its directions and rows. BOUNDS: float32 [row blocks]. COLUMNS: of the screen there may be, 0 if there is never one.
+CODE: address of `screen.screened_logits`."""
 MODEL_SLOTS = 64
 
 # ---- MATRIX: a record within other tables; what comes first is in `kinds`
@@ -48,6 +52,8 @@ SILU, RELU2 = range(2)
 X, MIXED, X8, INIT, SCALE, QUERY, STATE, LIMITS, WEIGHTS = range(9)
 WORK_LOGITS, WORK_MAXIMA, HEAP, ALTERNATIVES_HEAP, SUMS, DELTA = range(9, 15)
 CHOSEN, CHOSEN_WEIGHTS, EXPERT_MATRIX, ANSWER = range(15, 19)
+SCREEN_READ, SCREEN_PASSES = range(22, 24)
+"""Counts: rows of the output table that were multiplied although it was screened, and screened passes."""
 THREAD_SLOTS = 24
 
 # ---- CONTROL: shared between threads, each value on a cache line of its own (64 bytes = 8 slots)
@@ -59,6 +65,8 @@ ROWS, COUNT, WANTED, LOGITS_OUT, SEQUENCES, SEQUENCE_COUNT = range(6)
 KV_KIND, VALUE_OFFSET, KEY_SCALE_OFFSET, VALUE_SCALE_OFFSET, HEAD_KV_BYTES, LAYER_KV_BYTES = range(6, 12)
 ONLY_SEQUENCES = 12
 """1: the rows are not given, they are the next pass of every sequence."""
+JOB_LOGPROBS = 13
+"""1: log-probabilities are wanted of one of the sequences."""
 JOB_SLOTS = 16
 
 # ---- ROW: one token of one sequence. LOGITS_PLACE: row of the logits buffer that is to hold its logits, or -1
@@ -90,7 +98,9 @@ STOP_IDS, STOP_COUNT, SEEN_TIMES, SEEN_IDS, SEEN_COUNT, PRESENCE_BITS, FREQUENCY
 """HISTORY: int64 ids of prompt and reply so far, with room for what a job adds. DRAFT: int64 ids, guesses.
 DRAFT_AT: HISTORY_COUNT that guesses were made for, if they are given (NGRAM 0) and not looked up by the program.
 LAST_TOKEN: sampled or given, and not run yet. A job ends for a sequence after STEPS tokens or MOST_PASSES passes."""
-SEQUENCE_STATE = 40
+SEQUENCE_STATE, LOGPROBS, BEST = range(40, 43)
+"""LOGPROBS: 1 if they are wanted. BEST: as many of the largest logits decide about the next token; 0 if all do, or if
+the output table is not to be screened."""
 SEQUENCE_SLOTS = 48
 
 # ---- kinds of key-value cache
@@ -105,6 +115,8 @@ HEAD_ROWS = 16
 """Most tokens per pass whose logits are sampled from."""
 STATE_FLOATS = 32
 """Floats before the output in a query's state: running maximum and sum, a vector each."""
+SCREEN_DIRECTIONS = 4
+"""Coordinates of every row that a screen of the output table has in float16, beside 4 bits per weight."""
 ROW_BLOCK = 16
 """Output rows interleaved in one block of a packed matrix."""
 Q8_BLOCK = 32

@@ -21,7 +21,8 @@ from nanochat_tui.engine.kernels.blocked import TOKENS
 from nanochat_tui.engine.kernels.kinds import TERNARY, TERNARY_ROW, tile_scratch
 from nanochat_tui.engine.packing import aligned
 from nanochat_tui.engine.simd.isa import ISAS
-from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object, load_object, symbol
+from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object, load_object
+from nanochat_tui.engine.simd.objects import symbol
 
 NAME = "avx512-amx"
 GROUPS = (64, 128)

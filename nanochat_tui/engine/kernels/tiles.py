@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nanochat_tui.engine.kernels.kinds import TILES
 from nanochat_tui.engine.simd.emitter import F32, LANES
-from nanochat_tui.engine.simd.library import symbol
+from nanochat_tui.engine.simd.objects import symbol
 
 NEAR_BYTES, FAR_BYTES = 4096, 16384
 """How far ahead of their use weights are asked for, into the first-level cache and the second. Hardware alone reads

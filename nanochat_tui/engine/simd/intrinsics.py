@@ -14,7 +14,8 @@ from numba.core.typing.templates import signature as make_signature
 from numba.extending import lower_builtin
 
 from nanochat_tui.engine.simd.emitter import F32, I8, I16, I32, I64
-from nanochat_tui.engine.simd.library import KERNELS, EmittedKernel, function_type, symbol
+from nanochat_tui.engine.simd.library import KERNELS, EmittedKernel, function_type
+from nanochat_tui.engine.simd.objects import symbol
 
 _NUMBA = {"i": types.int64, "f": types.float32, "d": types.float64, "v": types.void}
 
@@ -165,6 +166,12 @@ def bits_of_f32(b, value):
 def f32_from_bits(b, bits):
     """Return the float32 with these bits."""
     return b.bitcast(b.trunc(bits, I32), F32)
+
+
+@_single("i:i")
+def trailing_zeros(b, bits):
+    """Return the place of the lowest bit that is set, of at least one."""
+    return b.cttz(bits, ir.IntType(1)(1))
 
 
 @_single("i:ii")

@@ -18,10 +18,9 @@ from nanochat_tui.engine.dispatch import NARROW
 from nanochat_tui.engine.kernels.kinds import ALL
 from nanochat_tui.engine.simd.base import Isa
 from nanochat_tui.engine.simd.emitter import F32, I64, Emitter
+from nanochat_tui.engine.simd.objects import OPTIMISATION, host_machine, load_objects, symbol
 
 LLVM_TYPES = {"i": I64, "f": F32, "d": ir.DoubleType(), "v": ir.VoidType()}
-OPTIMISATION = 2
-ENTRY_NAME, ENTRY_ARGUMENTS = "nanochat_work", 6
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,6 @@ class EmittedKernel:
 
 
 KERNELS: dict[str, EmittedKernel] = {}
-
-
-def symbol(name: str) -> str:
-    """Return the name by which the program links to a kernel."""
-    return f"nanochat_{name}"
 
 
 def function_type(signature: str) -> ir.FunctionType:
@@ -146,20 +140,12 @@ def _wrappers_ir(functions: Iterable[Lowered]) -> str:
 
 def _machine(target: Target) -> Any:
     if target.triple is None:
-        binding.initialize_native_target()
-        binding.initialize_native_asmprinter()
-    else:
-        binding.initialize_all_targets()
-        binding.initialize_all_asmprinters()
-    made = binding.Target.from_triple(target.triple or binding.get_process_triple())
-    here = target.triple is None
+        return host_machine(target.cpu, target.features)
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    made = binding.Target.from_triple(target.triple)
     return made.create_target_machine(
-        cpu=target.cpu,
-        features=target.features,
-        opt=OPTIMISATION,
-        reloc="default" if here else "pic",
-        codemodel="jitdefault" if here else "small",
-        jit=here,
+        cpu=target.cpu, features=target.features, opt=OPTIMISATION, reloc="pic", codemodel="small"
     )
 
 
@@ -209,33 +195,6 @@ def _optimised(target: Target, texts: Sequence[str], only: str | None = None) ->
     return machine, module
 
 
-def joined(objects: Sequence[bytes]) -> bytes:
-    """Return several object files as one sequence of bytes, for `parted`."""
-    return b"".join(len(code).to_bytes(8, "little") + code for code in objects)
-
-
-def parted(data: bytes) -> list[bytes]:
-    """Return the object files of `joined`."""
-    objects, place = [], 0
-    while place < len(data):
-        start = place + 8
-        place = start + int.from_bytes(data[place:start], "little")
-        objects.append(data[start:place])
-    return objects
-
-
-def load_object(target: Target, code: bytes | Sequence[bytes], names: list[str]) -> dict[str, int]:
-    """Load object files that may call each other into the process and return the addresses of some symbols.
-
-    Raises ValueError if one is missing (another version's cache).
-    """
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine(target))
-    for part in [code] if isinstance(code, bytes) else code:
-        engine.add_object_file(binding.ObjectFileRef.from_data(part))
-    engine.finalize_object()
-    addresses = {name: engine.get_function_address(name) for name in names}
-    if not all(addresses.values()):
-        raise ValueError("the object code lacks a function")
-    # never disposed of: threads may be in the code when the interpreter shuts down and clears its modules
-    engine.detach()
-    return addresses
+def load_object(target: Target, code: bytes, names: list[str]) -> dict[str, int]:
+    """Load a target's object file into the process, see `objects.load_objects`."""
+    return load_objects(target.cpu, target.features, [code], names)
