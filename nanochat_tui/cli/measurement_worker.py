@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from nanochat_tui.engine.speculation import Mode
 
 OURS = "nanochat-tui"
+SHORT_SECONDS, SEEDS = 0.5, 2**32
+"""A run that is over sooner is done again, and counts then: between the turns of others a process is stopped, and wakes
+with cold caches and clocks."""
 WARM_REPLIES, WARM_TOKENS = 4, 256
 """After which the engine has made, and judged, all that it makes beside its replies."""
 
@@ -175,18 +178,24 @@ def serve(
     )
     for line in sys.stdin:
         command = json.loads(line)
-        ids = random_ids(command["seed"], command["ids"], min(command["vocabulary"], runner.vocabulary))
         try:
-            if command["run"] == "prompt":
-                found: dict[str, Any] = {"tokens": len(ids), "seconds": runner.prompt(ids)}
-            else:
-                tokens, seconds = runner.decode(ids, command["tokens"])
-                found = {"tokens": tokens, "seconds": seconds}
+            tokens, seconds = _do(runner, command, command["seed"])
+            if seconds < SHORT_SECONDS:
+                tokens, seconds = _do(runner, command, ~command["seed"] % SEEDS)
+            found: dict[str, Any] = {"tokens": tokens, "seconds": seconds}
             drafted, accepted = runner.guesses
             learned = {"drafted": drafted, "accepted": accepted, "bytes_per_token": runner.bytes_per_token}
             answer(found | learned | memory())
         except UserError as error:
             answer({"error": str(error)})
+
+
+def _do(runner: Runner, command: dict[str, Any], seed: int) -> tuple[int, float]:
+    """Do what a command says with random ids; return how many tokens were read or made, and the seconds that took."""
+    ids = random_ids(seed, command["ids"], min(command["vocabulary"], runner.vocabulary))
+    if command["run"] == "prompt":
+        return len(ids), runner.prompt(ids)
+    return runner.decode(ids, command["tokens"])
 
 
 def _die_with_parent() -> None:

@@ -103,7 +103,9 @@ class Executor:
         job, row, drawn = self._job, 0, 0
         for piece in pieces:
             ids, cache, first = piece.ids, piece.cache, piece.position
-            if ids.min() < 0 or ids.max() >= self.shape.vocab_size:
+            # decoding comes here every few milliseconds with a single token, and reductions take their time
+            least, largest = (ids[0], ids[0]) if len(ids) == 1 else (ids.min(), ids.max())
+            if least < 0 or largest >= self.shape.vocab_size:
                 raise ValueError("a token id is outside the vocabulary")
             end = first + len(ids) + piece.steps - 1
             if first < 0 or piece.steps < 1 or end > cache.positions:
@@ -122,7 +124,7 @@ class Executor:
                 if piece.steps > piece.draw.capacity:
                     raise ValueError("more tokens are asked for than a draw has room for")
                 rows[-1, s.LOGITS_PLACE] = drawn
-                self._set_sequence(self._sequences[drawn], piece, drawn, end)
+                self._set_sequence(self._sequences[drawn], piece, piece.draw, drawn, end)
                 drawn += 1
         job[s.JOB_LOGPROBS] = int(self._sequences[:drawn, s.LOGPROBS].any())
         if self.screening is not None and drawn == 1:
@@ -138,18 +140,16 @@ class Executor:
         if made is not None:
             self._tables.attach_screen(made)
         self._sequences[0, s.BEST] = screening.best(int(self._sequences[0, s.BEST]))
-        self._tables.threads[:, [s.SCREEN_READ, s.SCREEN_PASSES]] = 0
+        self._tables.threads[:, s.SCREEN_READ : s.SCREEN_PASSES + 1] = 0
 
-    def _set_sequence(self, sequence: NDArray[np.int64], piece: Piece, place: int, end: int) -> None:
-        sequence[:] = 0
+    def _set_sequence(self, sequence: NDArray[np.int64], piece: Piece, draw: Draw, place: int, end: int) -> None:
+        draw.fill(sequence)
         sequence[s.SEQUENCE_PAGES] = piece.cache.table.ctypes.data
         sequence[s.SEQUENCE_POSITION] = piece.position + len(piece.ids) - 1
         sequence[s.SEQUENCE_PLACE], sequence[s.SEQUENCE_ROWS] = place, 1
         sequence[s.SEQUENCE_STATE] = piece.cache.state_address
         sequence[s.STEPS], sequence[s.ACTIVE], sequence[s.LIMIT] = piece.steps, 1, end
         sequence[s.LAST_TOKEN], sequence[s.MOST_PASSES] = piece.ids[-1], piece.passes
-        if piece.draw is not None:
-            piece.draw.fill(sequence)
         if piece.drafter is not None:
             # a recurrent state cannot take back a guess
             most = 0 if piece.cache.state_address else piece.guesses

@@ -109,6 +109,7 @@ class Draw:
         self._times = np.zeros(vocab if sampling.counts_tokens else 0, np.int32)
         self._seen = np.zeros(len(self._times), np.int32)
         self._n_seen = 0
+        self._row = self._settings()
 
     def see(self, ids: Iterable[int]) -> None:
         """Let the repetition penalty know the tokens of the prompt."""
@@ -121,17 +122,22 @@ class Draw:
                 self._n_seen += 1
 
     def fill(self, sequence: NDArray[np.int64]) -> None:
-        """Write the settings into a row of the SEQUENCE table."""
+        """Make a row of the SEQUENCE table that of this reply: its settings and its state, zero elsewhere."""
+        sequence[:] = self._row
+        sequence[s.DRAW], sequence[s.SEEN_COUNT] = self._drawn, self._n_seen
+
+    def _settings(self) -> NDArray[np.int64]:
+        """Return what is the same in every job."""
 
         def bits(value: float) -> int:
             return int(np.array(value, np.float32).view(np.uint32))
 
-        c, row = self.sampling, sequence
+        c, row = self.sampling, np.zeros(s.SEQUENCE_SLOTS, np.int64)
         hottest = float(np.finfo(np.float32).max)
         temperature = 0.0 if c.temperature < GREEDY_BELOW else min(c.temperature, hottest)
         row[s.TEMPERATURE_BITS], row[s.TOP_K] = bits(temperature), min(c.top_k, self._vocab)
         row[s.TOP_P_BITS], row[s.MIN_P_BITS], row[s.PENALTY_BITS] = bits(c.top_p), bits(c.min_p), bits(c.repeat_penalty)
-        row[s.SEED], row[s.DRAW], row[s.ALTERNATIVES] = self._seed, self._drawn, self._k
+        row[s.SEED], row[s.ALTERNATIVES] = self._seed, self._k
         row[s.OUT_IDS], row[s.OUT_LOGPROBS] = self._ids.ctypes.data, self._logprobs.ctypes.data
         row[s.OUT_ALTERNATIVE_IDS] = self._other_ids.ctypes.data
         row[s.OUT_ALTERNATIVE_LOGPROBS] = self._other_logprobs.ctypes.data
@@ -140,7 +146,8 @@ class Draw:
         row[s.STOP_IDS], row[s.STOP_COUNT] = self._ends.ctypes.data, len(self._ends)
         row[s.PRESENCE_BITS], row[s.FREQUENCY_BITS] = bits(c.presence_penalty), bits(c.frequency_penalty)
         row[s.SEEN_TIMES] = self._times.ctypes.data if self._times.size else 0
-        row[s.SEEN_IDS], row[s.SEEN_COUNT] = self._seen.ctypes.data, self._n_seen
+        row[s.SEEN_IDS] = self._seen.ctypes.data
+        return row
 
     def take(self, sequence: NDArray[np.int64]) -> Drawn:
         """Read a finished job's results."""

@@ -42,6 +42,8 @@ SAMPLE_ROWS = 4096
 """Rows that tell the directions."""
 CLIP = 0.85
 """Share of a row's largest value that its 4-bit scale reaches: leaves least to be missed by rows of 64 and more."""
+NO_TOKEN = -np.finfo(np.float16).max
+"""Length of what is missing of a row that stands for no token, which makes its bound the lowest."""
 CHUNK_BLOCKS = 16
 """Row blocks that are worked on together: few enough for a core's cache."""
 ROUNDING = 2.0**-23
@@ -51,7 +53,7 @@ ROUNDING = 2.0**-23
 @dataclass(frozen=True, slots=True)
 class Screen:
     """table: uint8 [row blocks, bytes]; of each block the codes of 16 rows (32-bit words of 8 columns, four of them in
-    the low half bytes), float16 coordinates, float32 scales and float32 lengths of what is missing.
+    the low half bytes), then float16: coordinates, scales, and lengths of what is missing, rounded up.
 
     rows: uint8 [rows of tokens, bytes]: int8 codes with the kernels' bias, then float32 scales. What may be among the
     largest is multiplied from here, as single rows of the table itself lie apart.
@@ -82,7 +84,7 @@ def _row_bytes(columns: int) -> int:
 
 
 def _record(columns: int) -> int:
-    return s.ROW_BLOCK * (columns // 2 + 2 * s.SCREEN_DIRECTIONS + 8)
+    return s.ROW_BLOCK * (columns // 2 + 2 * s.SCREEN_DIRECTIONS + 4)
 
 
 def table_rows(head: Matrix, first: int, last: int) -> tuple[NDArray[np.uint8], Floats]:
@@ -131,8 +133,8 @@ def make_screen(head: Matrix, rows: int, bias: int) -> Screen | None:
             return None
         strays = np.maximum(strays, np.abs(missing @ basis.T).max(0))
         longest = max(longest, np.linalg.norm(values, axis=1).max())
-        length = np.linalg.norm(missing, axis=1)
-        length[max(0, rows - first * s.ROW_BLOCK) :] = -np.inf  # no token: never among the largest
+        length = _rounded_up(np.linalg.norm(missing, axis=1))
+        length[max(0, rows - first * s.ROW_BLOCK) :] = NO_TOKEN
         parts = [_interleaved(part) for part in (codes, coordinates, scale[:, None], length[:, None])]
         table[first:last] = np.concatenate(parts, axis=1)
     slack = np.float32((columns + COLUMN_STEP) * ROUNDING) * longest
@@ -141,11 +143,22 @@ def make_screen(head: Matrix, rows: int, bias: int) -> Screen | None:
     return Screen(table, kept, whole)
 
 
-def _coarse(values: Floats, basis: Floats) -> tuple[NDArray[np.uint8], Floats, NDArray[np.float16], Floats]:
+def _rounded_up(values: Floats) -> NDArray[np.float16]:
+    """Return the least float16 numbers that are not smaller."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return np.where(half < values, np.nextafter(half, np.float16(np.inf)), half)
+
+
+def _coarse(
+    values: Floats, basis: Floats
+) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16], Floats]:
     """Return codes (two per byte), scales and coordinates of rows, and what these leave out of them."""
     rest = values - np.outer(values @ basis[0], basis[0])
     largest = np.maximum(rest.max(1), -rest.min(1))
-    scale = largest * np.float32(CLIP / 7.5)
+    with np.errstate(over="ignore"):
+        half = (largest * np.float32(CLIP / 7.5)).astype(np.float16)
+    scale = _f32(half)
     codes = np.floor(rest / np.where(scale > 0, scale, np.float32(1))[:, None], out=rest)
     np.clip(codes, -8, 7, out=codes)
     codes += np.float32(8)
@@ -154,7 +167,7 @@ def _coarse(values: Floats, basis: Floats) -> tuple[NDArray[np.uint8], Floats, N
         coordinates = (missing @ basis.T).astype(np.float16)
         missing -= coordinates.astype(np.float32) @ basis
     halves = codes.astype(np.uint8).reshape(len(codes), -1, 2, 4)
-    return (halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)).reshape(len(codes), -1), scale, coordinates, missing
+    return (halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)).reshape(len(codes), -1), half, coordinates, missing
 
 
 def _interleaved(part: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -30,7 +30,7 @@ __all__ = ["BURST", "BURST_SECONDS", "FinishReason", "Session", "Stats", "Token"
 
 BURST = 32
 """Most tokens computed per return to Python."""
-BURST_SECONDS = 0.004
+BURST_SECONDS = 0.008
 """Time after which the next tokens should be handed out: well below what an eye or a cancel key notices."""
 
 

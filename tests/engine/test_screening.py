@@ -86,7 +86,6 @@ def test_no_row_exceeds_its_bound(
     upper = bounds_of(name, screen, columns, x, 0.01)
     logits = stored.astype(np.float64) @ x.astype(np.float64) * np.float64(F32(0.01))
     assert (upper[:rows] >= logits).all()
-    assert (upper[rows:] == -np.inf).all()
     # and the bounds tell something: what 4 bits leave out is a seventh of a row at most, not far from a tenth
     length = np.linalg.norm(stored, axis=1).max() * np.linalg.norm(x.astype(F32)) * 0.01
     assert (upper[:rows] - logits).max() <= length / 4
@@ -100,8 +99,7 @@ def test_rows_that_are_no_tokens_are_never_among_the_largest() -> None:
     x = aligned(64, np.int8)
     x[:] = 1
     upper = bounds_of("portable", screen, 64, x, 1.0)
-    assert (upper[70:] == -np.inf).all()
-    assert np.isfinite(upper[:70]).all()
+    assert upper[70:].max() < 10 * upper[:70].min() < 0
 
 
 def test_numbers_too_large_for_half_precision_are_not_screened() -> None:

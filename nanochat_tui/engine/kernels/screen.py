@@ -93,7 +93,8 @@ def screen_bounds(e, target, table, columns, x, x_scale, facts, first, last, bou
     four = e.constant(VI32, 4)
     fact = lambda place: e.splat(e.load(F32, facts, 4 * place))  # noqa: E731
     codes = e.mul(columns, LANES // 2)
-    record = e.add(codes, s.SCREEN_DIRECTIONS * 2 * LANES + 2 * WIDTH)
+    halves = 2 * LANES
+    record = e.add(codes, (s.SCREEN_DIRECTIONS + 2) * halves)
     step = 8 * 64
     scale_of_x = e.splat(e.load(F32, x_scale))
 
@@ -118,10 +119,10 @@ def screen_bounds(e, target, table, columns, x, x_scale, facts, first, last, bou
         parts = e.loop(0, codes, step, [zero] * 4, columns64)
         product = e.to_f32(b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3])))
         behind = e.add(base, codes)
-        bound = b.fmul(b.fsub(product, fact(MIDDLE)), e.load(VF32, behind, s.SCREEN_DIRECTIONS * 2 * LANES))
+        bound = b.fmul(b.fsub(product, fact(MIDDLE)), e.load_half(behind, s.SCREEN_DIRECTIONS * halves))
         for d in range(s.SCREEN_DIRECTIONS):
-            bound = e.fma(e.load_half(behind, d * 2 * LANES), fact(d), bound)
-        bound = e.fma(e.load(VF32, behind, s.SCREEN_DIRECTIONS * 2 * LANES + WIDTH), fact(REST), bound)
+            bound = e.fma(e.load_half(behind, d * halves), fact(d), bound)
+        bound = e.fma(e.load_half(behind, (s.SCREEN_DIRECTIONS + 1) * halves), fact(REST), bound)
         bound = b.fmul(b.fadd(bound, fact(SLACK)), scale_of_x)
         e.store(bound, bounds, e.mul(index, WIDTH))
         e.store(e.max_lanes(bound), largest, e.mul(index, 4))
