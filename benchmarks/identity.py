@@ -31,11 +31,22 @@ PROMPT = [1, 2, 3]
 Reply = tuple[list[int], list[float]]
 
 
-def draw(model: Model, tokens: int, speculation: Mode) -> Reply:
-    """Return ids and log probabilities of a seeded reply."""
+def draw(model: Model, tokens: int, speculation: Mode, *, screened: bool = False) -> Reply:
+    """Return ids and log probabilities of a seeded reply; without the latter the output table may be screened."""
     session = Session(model, speculation=speculation)
-    drawn = list(session.generate(PROMPT, max_tokens=tokens, temperature=1.0, top_k=40, seed=1))
+    drawn = list(session.generate(PROMPT, max_tokens=tokens, temperature=1.0, top_k=40, seed=1, logprobs=not screened))
     return [token.id for token in drawn], [token.logprob for token in drawn]
+
+
+def check_screened(threads: int, path: Path, wanted: list[int]) -> bool:
+    """Return whether a reply without log probabilities differs."""
+    model = load(path, threads=threads)
+    found, _ = draw(model, len(wanted), "off", screened=True)
+    screen = model.executor.screening
+    used = "screened" if screen is not None and screen.screen is not None else "not screened"
+    print(f"{threads} threads, output table {used}: {'same' if found == wanted else 'DIFFERENT'}", flush=True)
+    model.close()
+    return found != wanted
 
 
 def last_logits(model: Model, ids: list[int], sizes: list[int]) -> NDArray[np.float32]:
@@ -75,6 +86,8 @@ def main() -> int:
             f"{'same' if same else 'DIFFERENT'}",
             flush=True,
         )
+        if speculation == "off":
+            failures += check_screened(count, path, wanted[0])
     assert wanted is not None
     ids = PROMPT + wanted[0]
     rest = len(ids) % CHUNK or CHUNK

@@ -20,6 +20,9 @@ from nanochat_tui.engine.simd.intrinsics import get, kernel
 
 __all__ = ["dense_f16", "dense_f32", "dequantise", "q8", "ternary", "tile_of"]
 
+CACHED_BYTES = 1 << 18
+"""Weights that are multiplied by all tiles of tokens before the next ones are read."""
+
 
 def _group_dots(e, isa, tokens, weights, x, inits, steps):
     """Return the integer dot products of one group of columns with each token of a tile."""
@@ -44,39 +47,47 @@ def _ternary(e, target, tokens, weights, scales, x, init, x_scale, y, y_stride, 
     steps = target.group // STEP_COLUMNS
     group_bytes = steps * STEP_BYTES
 
-    def row_block(block):
+    def one(block, index):
         block_weights = e.add(weights, e.mul(block, groups, group_bytes))
         block_scales = e.add(scales, e.mul(block, 4 * LANES) if by_row else e.mul(block, groups, 2 * LANES))
+        tile_x = e.add(x, e.mul(index, groups, target.group * tokens))
+        tile_init = e.add(init, e.mul(index, groups, 4 * tokens))
 
-        def tile(index):
-            tile_x = e.add(x, e.mul(index, groups, target.group * tokens))
-            tile_init = e.add(init, e.mul(index, groups, 4 * tokens))
-
-            def group(g, *sums):
-                q = e.add(block_weights, e.mul(g, group_bytes))
-                xg = e.add(tile_x, e.mul(g, target.group * tokens))
-                ig = e.add(tile_init, e.mul(g, 4 * tokens))
-                group_scales = e.add(block_scales, e.mul(g, 2 * LANES))
-                if tokens <= PREFETCH_TOKENS:
-                    prefetch_weights(e, q, group_bytes, group_scales, 0 if by_row else 2 * LANES)
-                inits = [isa.broadcast(e, ig, 4 * t) for t in range(tokens)]
-                if by_row:
-                    inits = [b.add(i, s) for i, s in zip(inits, sums, strict=True)]
-                totals = _group_dots(e, isa, tokens, q, xg, inits, steps)
-                if by_row:
-                    return totals
-                scale = e.load_half(group_scales)
-                return [e.fma(e.to_f32(n), scale, s) for n, s in zip(totals, sums, strict=True)]
-
-            zero = e.constant(VI32, 0) if by_row else e.splat(0.0)
-            sums = e.loop(0, groups, 1, [zero] * tokens, group)
+        def group(g, *sums):
+            q = e.add(block_weights, e.mul(g, group_bytes))
+            xg = e.add(tile_x, e.mul(g, target.group * tokens))
+            ig = e.add(tile_init, e.mul(g, 4 * tokens))
+            group_scales = e.add(block_scales, e.mul(g, 2 * LANES))
+            if tokens <= PREFETCH_TOKENS:
+                prefetch_weights(e, q, group_bytes, group_scales, 0 if by_row else 2 * LANES)
+            inits = [isa.broadcast(e, ig, 4 * t) for t in range(tokens)]
             if by_row:
-                sums = [b.fmul(e.to_f32(n), e.load(VF32, block_scales)) for n in sums]
-            store_tile(e, sums, e.mul(index, tokens), x_scale, y, y_stride, block)
+                inits = [b.add(i, s) for i, s in zip(inits, sums, strict=True)]
+            totals = _group_dots(e, isa, tokens, q, xg, inits, steps)
+            if by_row:
+                return totals
+            scale = e.load_half(group_scales)
+            return [e.fma(e.to_f32(n), scale, s) for n, s in zip(totals, sums, strict=True)]
 
-        e.loop(*tiles, [], tile)
+        zero = e.constant(VI32, 0) if by_row else e.splat(0.0)
+        sums = e.loop(0, groups, 1, [zero] * tokens, group)
+        if by_row:
+            sums = [b.fmul(e.to_f32(n), e.load(VF32, block_scales)) for n in sums]
+        store_tile(e, sums, e.mul(index, tokens), x_scale, y, y_stride, block)
 
-    e.loop(first, last, 1, [], row_block)
+    if tokens <= PREFETCH_TOKENS:
+        e.loop(first, last, 1, [], lambda block: e.loop(*tiles, [], lambda index: one(block, index)))
+        return
+    # what one tile of tokens reads and writes stays in the first cache, the weights of some blocks in the second
+    some = b.sdiv(e.i64(CACHED_BYTES), e.mul(groups, group_bytes))
+    some = b.select(b.icmp_signed(">", some, e.i64(1)), some, e.i64(1))
+
+    def blocks_together(start):
+        end = e.add(start, some)
+        end = b.select(b.icmp_signed("<", end, last), end, last)
+        e.loop(*tiles, [], lambda index: e.loop(start, end, 1, [], lambda block: one(block, index)))
+
+    e.loop(first, last, some, [], blocks_together)
 
 
 def _register(name, kind, by_row):

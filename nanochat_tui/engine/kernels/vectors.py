@@ -51,7 +51,13 @@ def quantise(e, target, x, n, padded, out, lane_stride, init, init_stride, facto
     largest = e.max_lanes(e.loop(0, size, WIDTH, [e.splat(0.0)], absmax)[0])
     a = b.fdiv(e.maximum(largest, e.f32(MIN_ABSMAX)), e.f32(127.0))
     e.store(a, scale_out)
-    divisor = e.splat(a)
+    divisor, reciprocal = e.splat(b.fneg(a)), e.splat(b.fdiv(e.f32(1.0), a))
+
+    def quotient(value):
+        # corrected once, a product with the rounded reciprocal is the rounded quotient (Markstein 1990), in a tenth of
+        # a division's time
+        first = b.fmul(value, reciprocal)
+        return e.fma(e.fma(divisor, first, value), reciprocal, first)
 
     def store_quads(column, integers):
         # the int8 values of 16 columns are four quads, which lie apart when several tokens share a tile
@@ -66,7 +72,7 @@ def quantise(e, target, x, n, padded, out, lane_stride, init, init_stride, facto
         end = b.select(b.icmp_signed("<", end, n), end, n)
 
         def vector(column, total):
-            integers = e.to_i32(b.fdiv(e.load(VF32, x, e.mul(column, 4)), divisor))
+            integers = e.to_i32(quotient(e.load(VF32, x, e.mul(column, 4))))
             store_quads(column, integers)
             return [b.add(total, integers)]
 
