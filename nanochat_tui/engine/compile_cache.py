@@ -55,6 +55,16 @@ _loaded: dict[Wanted, int] = {}
 _lock = threading.Lock()
 
 
+def _after_fork() -> None:
+    """Forget who was compiling: that thread is not in the child."""
+    global _lock  # noqa: PLW0603 - nothing else frees a lock that a thread left behind
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a program is made for, as `simd.library.Target`, which only those who compile import. root: of PARTS."""

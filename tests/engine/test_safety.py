@@ -406,3 +406,12 @@ def test_a_draw_hands_the_kernel_no_more_than_the_vocabulary() -> None:
     job = np.zeros(64, np.int64)
     Draw(Sampling(top_k=10**30), 300, [], 1).fill(job)
     assert 300 in job
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_forked_while_code_is_compiled_can_load_a_model() -> None:
+    with compile_cache._lock:  # as the thread holds it that compiles beside the replies
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if compile_cache._lock.acquire(timeout=1) else 1)
+        assert os.waitpid(child, 0)[1] == 0
