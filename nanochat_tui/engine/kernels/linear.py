@@ -8,6 +8,8 @@ the same order whatever the tile, so decode and prefill agree bit for bit.
 
 from __future__ import annotations
 
+from functools import reduce
+
 from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.dense import dense_f16, dense_f32, dequantise
 from nanochat_tui.engine.kernels.kinds import TERNARY, TERNARY_ROW, TILES
@@ -28,13 +30,16 @@ def _group_dots(e, isa, tokens, weights, x, inits, steps):
     """Return the integer dot products of one group of columns with each token of a tile."""
     if tokens == 1:
         return [isa.ternary_group(e, weights, x, inits[0], steps)]
-    dots = Dots(isa, e, inits, 3)
+    # few tokens have few sums, each of which would wait for its own last product
+    chains = max(1, min(4, isa.sums // tokens))
+    zero = e.constant(VI32, 0)
+    dots = [Dots(isa, e, [zero] * tokens if chain else inits, 3) for chain in range(chains)]
     for step in range(steps):
         codes = isa.unpack(e, e.load(VI32, weights, step * STEP_BYTES))
         for pair in range(4):
             at = (step * 4 + pair) * tokens * 4
-            dots.step(codes[pair], [isa.broadcast(e, x, at + 4 * t) for t in range(tokens)])
-    return dots.end()
+            dots[pair % chains].step(codes[pair], [isa.broadcast(e, x, at + 4 * t) for t in range(tokens)])
+    return [reduce(e.b.add, each) for each in zip(*(d.end() for d in dots), strict=True)]
 
 
 def _ternary(e, target, tokens, weights, scales, x, init, x_scale, y, y_stride, blocks, tiles, by_row=False):

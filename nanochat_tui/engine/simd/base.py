@@ -37,6 +37,8 @@ class Isa:
     """Tokens a prefill kernel works on at a time (limited by the register file)."""
     queries: int = 2
     """Query positions the attention kernel works on at a time."""
+    sums: int = 1
+    """Integer sums that are worth keeping apart: as many as the dot product takes cycles, times those begun in each."""
     q8_bias: int = 0
     """Added to stored int8 table weights; unsigned dot products want them as 0..255."""
     hardware_half: bool = False

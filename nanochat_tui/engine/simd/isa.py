@@ -11,6 +11,6 @@ __all__ = ["ISAS", "Isa"]
 
 ISAS: dict[str, Isa] = {
     isa.name: isa
-    for isa in (Amx(), Vnni(), Vnni(name="avx-vnni", tile=4, queries=2, bits=256), Avx2(), NeonDot(), Isa())
+    for isa in (Amx(), Vnni(), Vnni(name="avx-vnni", tile=4, queries=2, sums=1, bits=256), Avx2(), NeonDot(), Isa())
 }
 """Kernels by name, fastest first."""

@@ -19,6 +19,7 @@ class Vnni(Isa):
     name: str = "avx512-vnni"
     tile: int = 16
     queries: int = 8
+    sums: int = 16
     q8_bias: int = 128
     hardware_half: bool = True
     bits: int = 512
