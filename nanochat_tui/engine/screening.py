@@ -129,11 +129,12 @@ def make_screen(head: Matrix, rows: int, bias: int) -> Screen | None:
         place[:, :columns], place[:, columns:] = stored, scales.view(np.uint8)
         values = row_values(stored, scales, bias)
         codes, scale, coordinates, missing = _coarse(values, basis)
-        if not (np.isfinite(coordinates).all() and np.isfinite(scale).all()):
+        # an infinite length would rule out nothing, and times a token of zeros it is no number
+        length = _rounded_up(np.linalg.norm(missing, axis=1))
+        if not all(np.isfinite(part).all() for part in (coordinates, scale, length)):
             return None
         strays = np.maximum(strays, np.abs(missing @ basis.T).max(0))
         longest = max(longest, np.linalg.norm(values, axis=1).max())
-        length = _rounded_up(np.linalg.norm(missing, axis=1))
         length[max(0, rows - first * s.ROW_BLOCK) :] = NO_TOKEN
         parts = [_interleaved(part) for part in (codes, coordinates, scale[:, None], length[:, None])]
         table[first:last] = np.concatenate(parts, axis=1)
@@ -147,7 +148,7 @@ def _rounded_up(values: Floats) -> NDArray[np.float16]:
     """Return the least float16 numbers that are not smaller."""
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
-    return np.where(half < values, np.nextafter(half, np.float16(np.inf)), half)
+        return np.where(half < values, np.nextafter(half, np.float16(np.inf)), half)
 
 
 def _coarse(
@@ -224,8 +225,10 @@ class Screening:
         self.passes += passes
         if self._maker is None and self.passes >= BEGIN_AFTER:
             # beside the replies, which are the same with and without
-            self._maker = threading.Thread(target=self.make, name="screen", daemon=True)
-            self._maker.start()
+            maker = threading.Thread(target=self.make, name="screen", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread can be started, and the reply goes on without
+                maker.start()
+                self._maker = maker
         use = self._uses.setdefault(wanted, _Use())
         if use.rests > 0:
             use.rests -= passes

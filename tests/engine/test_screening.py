@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -105,6 +106,16 @@ def test_rows_that_are_no_tokens_are_never_among_the_largest() -> None:
 def test_numbers_too_large_for_half_precision_are_not_screened() -> None:
     table = table_of(np.full((512, 64), 6e4, F32), 0)
     assert sc.make_screen(table, 512, 0) is None
+
+
+def test_rows_too_far_from_their_coarse_copy_for_half_precision_are_not_screened() -> None:
+    # one direction that all rows share, others that none prefers: only the length of what 4 bits leave out is infinite
+    values = np.ones((1, 1), F32)
+    while len(values) < 1024:
+        values = np.kron(values, np.array([[1, 1], [1, -1]], F32))
+    values *= 20_000
+    values[:, 0] = 50_000
+    assert sc.make_screen(table_of(values, 0), len(values), 0) is None
 
 
 @pytest.mark.parametrize("name", EVERY_NAME)
@@ -239,3 +250,17 @@ def test_a_screen_that_rules_out_little_rests_and_is_tried_again() -> None:
     assert use.best(1) == 1
     use.learn(1, sc.TRIAL, sc.TRIAL, 0)
     assert use.best(1) == 1 and use.spared == table.nbytes - use.screen.table.nbytes  # type: ignore[union-attr]
+
+
+def test_a_reply_goes_on_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    screening = sc.Screening(table_of(np.ones((64, 64), F32), 0), 64, 0, int)
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        screening.learn(1, sc.BEGIN_AFTER, 0, 0)
+    screening.settle()
+    screening.learn(1, 1, 0, 0)
+    screening.settle()
+    assert screening.ready() is not None, "it is tried again"
