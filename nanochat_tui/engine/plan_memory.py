@@ -150,7 +150,8 @@ def _weight_bytes(file: GGUFFile, shape: Architecture, as_float: bool) -> int:
     for part in shape.parts():
         if part.role == "table":
             found += _stack_bytes(file, [all_rows(file, part.name)], group, as_float, s.STATISTICS_BLOCK)
-            found += _screen_bytes(file, part.name, as_float)
+            if shape.tied or part.name == "output.weight":
+                found += _screen_bytes(file, part.name, as_float)
         elif part.role != "ternary":
             found += 4 * file.tensor(part.name).elements
     return found

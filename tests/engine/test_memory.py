@@ -9,8 +9,12 @@ import psutil
 import pytest
 from support_architectures import CONTEXT, WRITERS, draft, finish, random_matrix, write_architecture
 
+from nanochat_tui.engine import plan_memory
+from nanochat_tui.engine.kernels import slots as s
+from nanochat_tui.engine.packing import round_up
 from nanochat_tui.engine.paging import PagePool
 from nanochat_tui.engine.plan_memory import RESERVE, available_memory, forecast, machine_memory, require_memory
+from nanochat_tui.engine.screening import screen_bytes
 from nanochat_tui.engine.weights import load_weights
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile, TensorData, read_gguf
@@ -38,6 +42,16 @@ def test_weights_are_foretold(name: str, kind: str, table: str, tmp_path: Path) 
     pages = PagePool(shape, 0).page_bytes * 3  # 100 tokens are two pages, and one more is kept
     assert found.cache == pages + 4 * 3 * shape.state_floats  # the state and two to come back to
     assert (shape.state_floats > 0) == (name == "qwen35")
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_only_the_output_table_is_foretold_a_screen(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with read_gguf(write_architecture(tmp_path / "m.gguf", name, table="Q8_0")) as file:
+        shape = describe(file)
+        without = forecast(file, shape, 100).weights
+        monkeypatch.setattr(plan_memory, "is_screened", lambda kind, rows, columns: True)
+        rows = round_up(shape.vocab_size, s.STATISTICS_BLOCK)
+        assert forecast(file, shape, 100).weights - without == screen_bytes(rows, shape.dim)
 
 
 STACKS = ("attn_q.", "attn_k.", "attn_v.", "ffn_gate.", "ffn_up.")
