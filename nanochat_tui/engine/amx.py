@@ -35,6 +35,16 @@ _verdicts: dict[str, Verdict] = {}
 _lock = threading.Lock()
 
 
+def _after_fork() -> None:
+    """Forget who was trying: that thread is not in the child."""
+    global _lock  # noqa: PLW0603 - nothing else frees a lock that a thread left behind
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether AMX is to be used, and why or why not, as a clause."""

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from support import TINY, random_tensors, tiny_tokenizer, write_model
 
-from nanochat_tui.engine import compile_cache
+from nanochat_tui.engine import amx, compile_cache
 from nanochat_tui.engine.cache import KVCache
 from nanochat_tui.engine.kernels import kinds
 from nanochat_tui.engine.model import Model, load
@@ -409,9 +409,10 @@ def test_a_draw_hands_the_kernel_no_more_than_the_vocabulary() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_child_forked_while_code_is_compiled_can_load_a_model() -> None:
-    with compile_cache._lock:  # as the thread holds it that compiles beside the replies
+@pytest.mark.parametrize("module", [compile_cache, amx], ids=["compiled", "tried"])
+def test_a_child_forked_while_code_is_compiled_or_tried_can_load_a_model(module: Any) -> None:
+    with module._lock:  # as the thread holds it that compiles beside the replies
         child = os.fork()
         if child == 0:
-            os._exit(0 if compile_cache._lock.acquire(timeout=1) else 1)
+            os._exit(0 if module._lock.acquire(timeout=1) else 1)
         assert os.waitpid(child, 0)[1] == 0
