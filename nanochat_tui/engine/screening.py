@@ -248,7 +248,11 @@ class Screening:
             self._maker.join()
 
     def make(self) -> None:
-        """Make the screen now; without memory for it, or what compiles its code, there is none."""
-        with contextlib.suppress(MemoryError, np.linalg.LinAlgError, UserError):
+        """Make the screen now; without memory for it, or what compiles its code, there is none.
+
+        In the thread beside the replies an error would be written across the application's screen, and replies need no
+        screen: eigenvectors may not converge, files may be missing in the middle of an update.
+        """
+        with contextlib.suppress(MemoryError, OSError, RuntimeError, UserError, ValueError):
             code, made = self.code(), make_screen(self.head, self.rows, self.bias)
             self._made.append(None if made is None else replace(made, code=code))

@@ -264,3 +264,13 @@ def test_a_reply_goes_on_where_no_thread_can_be_started(monkeypatch: pytest.Monk
     screening.learn(1, 1, 0, 0)
     screening.settle()
     assert screening.ready() is not None, "it is tried again"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("kernels"), ValueError("the object code lacks a function")])
+def test_replies_go_on_where_no_code_can_be_made(error: Exception) -> None:
+    def code() -> int:
+        raise error
+
+    screening = sc.Screening(table_of(np.ones((64, 64), F32), 0), 64, 0, code)
+    screening.make()
+    assert screening.ready() is None and screening.best(1) == 0
