@@ -204,6 +204,8 @@ class Executor:
         """Begin anew in a child process, whatever another thread was doing in the parent."""
         self._lock = threading.Lock()
         self._pool.after_fork()
+        if self.screening is not None:
+            self.screening.after_fork()
 
     def close(self) -> None:
         """End the worker threads, after the job that is running; later jobs are refused with UserError."""

@@ -221,6 +221,7 @@ class Screening:
     def learn(self, wanted: int, passes: int, screened: int, read: int) -> None:
         """Take note of a job: passes, how many of them were screened, and rows that these multiplied."""
         if not 0 < wanted <= MOST_BEST:
+            self.spared = 0
             return
         self.passes += passes
         if self._maker is None and self.passes >= BEGIN_AFTER:
@@ -241,6 +242,11 @@ class Screening:
             if self.screen is not None:
                 screened = self.screen.table.nbytes + int(share * self.screen.rows.nbytes)
                 self.spared = 0 if use.rests else self.head.nbytes - screened
+
+    def after_fork(self) -> None:
+        """Begin anew in a child process, where the thread is missing that was making a screen."""
+        if self.screen is None and not self._made:
+            self._maker = None
 
     def settle(self) -> None:
         """Wait until a screen that is being made is there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -274,3 +275,15 @@ def test_replies_go_on_where_no_code_can_be_made(error: Exception) -> None:
     screening = sc.Screening(table_of(np.ones((64, 64), F32), 0), 64, 0, code)
     screening.make()
     assert screening.ready() is None and screening.best(1) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_makes_its_own_screen(make_model: Callable[..., Model]) -> None:
+    model = make_model(LARGE, threads=1, speculation="off")
+    screening = model.executor.screening
+    assert screening is not None
+    screening._maker = threading.Thread()  # at work in the parent when it forks
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if screening._maker is None else 1)
+    assert os.waitpid(child, 0)[1] == 0

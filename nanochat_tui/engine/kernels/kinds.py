@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Q8, F32, F16, BF16, Q4_0, Q4_1, Q5_1, Q4_K, Q5_K, Q6_K, TERNARY, TERNARY_ROW = range(12)
-"""The first three are `slots.KIND_*`. TERNARY: a float16 scale per group of the target. TERNARY_ROW: one float32
+"""TERNARY: a float16 scale per group of the target. TERNARY_ROW: one float32
 scale per row (types with a scale per tensor, which may be stacked)."""
 
 DENSE = frozenset({F32, F16, BF16})

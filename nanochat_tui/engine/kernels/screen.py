@@ -205,7 +205,7 @@ def first_bound(model, thread, tid, most):
 def list_rows(model, thread, tid, bounds, n, low, high):
     """Add this thread's rows with bounds from `low` to below `high` to its list of n; return how many it has then.
 
-    A number that is none, which compares with nothing, hides no row.
+    high: NaN for no limit. A bound that is no number hides no row, and is listed without a limit only.
     """
     largest, ids, size = get(model, s.SCREEN_BOUNDS), get(thread, s.ALTERNATIVES_HEAP), get(model, s.SCREEN_ROW_BYTES)
     blocks, vocab = get(model, s.VOCAB_PADDED) // s.ROW_BLOCK, get(model, s.VOCAB)
@@ -218,7 +218,7 @@ def list_rows(model, thread, tid, bounds, n, low, high):
             while wanted != 0:
                 row = begin + trailing_zeros(wanted)
                 wanted &= wanted - 1
-                if row < vocab and not load_f32(bounds + row * 4) >= high:
+                if row < vocab and (math.isnan(high) or load_f32(bounds + row * 4) < high):
                     store_i32(ids + n * 4, row)
                     screened_ahead(get(model, s.SCREEN_ROWS), row, size)
                     n += 1
