@@ -19,6 +19,7 @@ from support import TINY, random_tensors, tiny_tokenizer, write_model
 from nanochat_tui.engine import amx, compile_cache
 from nanochat_tui.engine.cache import KVCache
 from nanochat_tui.engine.kernels import kinds
+from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.model import Model, load
 from nanochat_tui.engine.sampling import Draw, Sampling
 from nanochat_tui.engine.session import Session
@@ -403,7 +404,7 @@ def test_penalties_that_leave_no_numbers_are_refused(penalty: float) -> None:
 
 
 def test_a_draw_hands_the_kernel_no_more_than_the_vocabulary() -> None:
-    job = np.zeros(64, np.int64)
+    job = np.zeros(s.SEQUENCE_SLOTS, np.int64)
     Draw(Sampling(top_k=10**30), 300, [], 1).fill(job)
     assert 300 in job
 

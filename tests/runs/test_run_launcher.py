@@ -39,7 +39,7 @@ def test_the_command_gives_back_the_configuration() -> None:
     values = {k: v for k, v in given.items() if v is not None and k in TrainConfig.model_fields}
     values["n_streams"] = int(values["n_streams"])
     assert parse_config(values) == config
-    assert given["checkpoint_dir"] == Path("/runs/x y")
+    assert Path(given["checkpoint_dir"]) == Path("/runs/x y")
     assert CliRunner().invoke(app, ["train", "--help"]).exit_code == 0
 
 

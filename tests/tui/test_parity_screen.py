@@ -76,6 +76,7 @@ async def test_our_own_server_on_the_same_file_agrees_and_lets_replies_branch(mo
             assert ribbon is not None
             ribbon.focus()
             await pilot.press("home", "right")
+            await until(pilot, lambda: ribbon.cursor == 1)
             place = next(i for i, c in enumerate(ribbon.choices) if c.text.strip() and i != ribbon.choice)
             expected = ribbon.tokens[0].text + ribbon.choices[place].text
             ribbon.choice = place
