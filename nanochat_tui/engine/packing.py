@@ -10,6 +10,8 @@ Rows that fill up the last block are zero. Ternary codes and scales never become
 from __future__ import annotations
 
 import math
+import threading
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,9 @@ ALIGNMENT = 64
 """Bytes: a cache line, and one load of the widest kernel."""
 
 
+HUGE_PAGE, PIECE_BYTES = 1 << 21, 1 << 26
+
+
 def aligned(shape: int | tuple[int, ...], dtype: Any, fill: float | None = None) -> NDArray[Any]:
     """Return an array that begins on a cache line, uninitialised or filled."""
     count = math.prod(shape) if isinstance(shape, tuple) else shape
@@ -32,6 +37,47 @@ def aligned(shape: int | tuple[int, ...], dtype: Any, fill: float | None = None)
     if fill is not None:
         made[...] = fill
     return made
+
+
+def lasting(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Return an uninitialised array that begins on a cache line, for weights, which stay as long as their model.
+
+    Weights lie side by side in pieces of memory so large that NumPy asks for huge pages, which a matrix of a few
+    megabytes by itself would not fill: reading gigabytes a second through small ones costs a twentieth of the speed.
+    A piece is given back when all arrays in it are gone.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw, start = _piece.take(size) if size < PIECE_BYTES else _new_piece(size)
+    made: NDArray[Any] = raw[start : start + size].view(dtype).reshape(shape)
+    return made
+
+
+def _new_piece(size: int) -> tuple[NDArray[np.uint8], int]:
+    """Return bytes, and where a huge page with `size` of them behind it begins."""
+    raw = np.empty(size + HUGE_PAGE, np.uint8)
+    return raw, -raw.ctypes.data % HUGE_PAGE
+
+
+class _Piece:
+    """The piece that is being filled, and how many bytes of it are in use."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._raw: weakref.ref[NDArray[np.uint8]] | None = None
+        self._end = self._used = 0
+
+    def take(self, size: int) -> tuple[NDArray[np.uint8], int]:
+        """Return a piece, and where `size` bytes of it begin that are nobody's yet."""
+        with self._lock:
+            raw = self._raw() if self._raw is not None else None
+            if raw is None or self._used + size > self._end:
+                raw, self._used = _new_piece(PIECE_BYTES)
+                self._raw, self._end = weakref.ref(raw), self._used + PIECE_BYTES
+            start, self._used = self._used, self._used + round_up(size, ALIGNMENT)
+            return raw, start
+
+
+_piece = _Piece()
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -111,7 +157,7 @@ def pack_dense(values: NDArray[Any], multiple: int) -> Packed:
     """Pack float16 or float32 values [rows, columns] without scales."""
     rows, columns = values.shape
     padded = _pad_rows(values, multiple)
-    weights = aligned((len(padded) // ROW_BLOCK, columns, ROW_BLOCK), values.dtype)
+    weights = lasting((len(padded) // ROW_BLOCK, columns, ROW_BLOCK), values.dtype)
     weights[...] = padded.reshape(-1, ROW_BLOCK, columns).transpose(0, 2, 1)
     return Packed(weights, np.empty(0, np.float16), rows, columns)
 

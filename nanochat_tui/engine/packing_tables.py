@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels.slots import ROW_BLOCK
-from nanochat_tui.engine.packing import Packed, aligned, round_up
+from nanochat_tui.engine.packing import Packed, lasting, round_up
 
 Bytes = NDArray[np.uint8]
 KIND_OF_TYPE = {
@@ -103,8 +103,8 @@ def pack_blocks(
     parts = columns // layout.columns
     rows = blocks.reshape(-1, parts, blocks.shape[1])
     count, filled = len(rows), round_up(len(rows), multiple)
-    weights = aligned((filled // ROW_BLOCK, parts * layout.words, ROW_BLOCK), np.uint32)
-    scales = aligned((filled // ROW_BLOCK, parts, layout.scale_bytes), np.uint8)
+    weights = lasting((filled // ROW_BLOCK, parts * layout.words, ROW_BLOCK), np.uint32)
+    scales = lasting((filled // ROW_BLOCK, parts, layout.scale_bytes), np.uint8)
     done = round_up(count, ROW_BLOCK) // ROW_BLOCK
     weights[done:], scales[done:] = 0, 0
     step = max(1, CHUNK_BYTES // (parts * blocks.shape[1] * ROW_BLOCK)) * ROW_BLOCK

@@ -19,6 +19,7 @@ from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.packing import (
     Packed,
     aligned,
+    lasting,
     needs_small_groups,
     pack_dense,
     round_up,
@@ -258,8 +259,8 @@ def _ternary(file: GGUFFile, rows: Sequence[Rows], group: int, multiple: int) ->
     total = sum(len(wanted) for _, wanted in rows)
     columns = file.tensor(rows[0][0]).shape[-1]
     padded, filled = round_up(columns, group), round_up(total, multiple)
-    weights = aligned((filled // s.ROW_BLOCK, padded // 16, s.ROW_BLOCK), np.uint32)
-    scales = aligned((filled // s.ROW_BLOCK, padded // group, s.ROW_BLOCK), np.float16)
+    weights = lasting((filled // s.ROW_BLOCK, padded // 16, s.ROW_BLOCK), np.uint32)
+    scales = lasting((filled // s.ROW_BLOCK, padded // group, s.ROW_BLOCK), np.float16)
     if padded > columns:
         weights[:, columns // 16 :] = ZEROS
         scales[:, columns // group :] = 0

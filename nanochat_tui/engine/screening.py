@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.packing import aligned
+from nanochat_tui.engine.packing import aligned, lasting
 from nanochat_tui.engine.plan_matrices import Matrix
 from nanochat_tui.errors import UserError
 
@@ -119,8 +119,8 @@ def make_screen(head: Matrix, rows: int, bias: int) -> Screen | None:
     blocks, columns = len(head.weights), head.packed.columns
     spread = np.unique(np.linspace(0, rows // s.ROW_BLOCK - 1, SAMPLE_ROWS // s.ROW_BLOCK).astype(np.int64))
     basis = directions_of(np.concatenate([row_values(*table_rows(head, b, b + 1), bias) for b in spread]))
-    table = aligned((blocks, _record(columns)), np.uint8)
-    whole = aligned((blocks * s.ROW_BLOCK, _row_bytes(columns)), np.uint8)
+    table = lasting((blocks, _record(columns)), np.uint8)
+    whole = lasting((blocks * s.ROW_BLOCK, _row_bytes(columns)), np.uint8)
     strays, longest = np.zeros(s.SCREEN_DIRECTIONS, np.float32), np.float32(0)
     for first in range(0, blocks, CHUNK_BLOCKS):
         last = min(blocks, first + CHUNK_BLOCKS)
