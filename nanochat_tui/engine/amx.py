@@ -13,12 +13,12 @@ import json
 import os
 import signal
 import sys
-import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanochat_tui.engine import compile_cache, dispatch
 from nanochat_tui.engine.kernels import kinds
+from nanochat_tui.engine.locks import ProcessLock
 
 FEATURES = frozenset({"amx-tile", "amx-int8"})
 """LLVM's names; the system's have underscores."""
@@ -32,17 +32,7 @@ SECONDS = 120
 OUTER_SIGNALS = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU"})
 """What ends a process from outside, and says nothing about what it did."""
 _verdicts: dict[str, Verdict] = {}
-_lock = threading.Lock()
-
-
-def _after_fork() -> None:
-    """Forget who was trying: that thread is not in the child."""
-    global _lock  # noqa: PLW0603 - nothing else frees a lock that a thread left behind
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_lock = ProcessLock()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from nanochat_tui.engine.dispatch import KERNELS, KernelInfo, compiled_for
 from nanochat_tui.engine.kernels.kinds import ALL, Q8
+from nanochat_tui.engine.locks import ProcessLock
 from nanochat_tui.errors import UserError
 from nanochat_tui.folders import own_private, temporary_folder, user_folder
 
@@ -52,17 +53,7 @@ _DIGEST = 32
 _FILE_NAME = re.compile(r"[a-z0-9-]+-[0-9]+-[0-9a-f]{24}\.(?:o|verdict)")
 _UNFINISHED = ("nanochat-", ".tmp")
 _loaded: dict[Wanted, int] = {}
-_lock = threading.Lock()
-
-
-def _after_fork() -> None:
-    """Forget who was compiling: that thread is not in the child."""
-    global _lock  # noqa: PLW0603 - nothing else frees a lock that a thread left behind
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_lock = ProcessLock()
 
 
 @dataclass(frozen=True, slots=True)
