@@ -1,6 +1,6 @@
 """How quick the application stays: lag of its event loop, keystrokes, start, idling, memory.
 
-    python benchmarks/application.py [MODEL] [--seconds 10] [--minutes 60] [--only lag,key] [--json]
+    python benchmarks/application.py [MODEL] [--seconds 10] [--minutes 60 | --replies 3000] [--only lag,key] [--json]
 
 - paint: from starting the process on a terminal to the first frame, warm; under 1 s
 - idle: share of one processor that process takes while nothing happens; under 1 %
@@ -8,7 +8,9 @@
 - key: from a key to the painted screen, in a session of 500 messages (p50, p99); p99 under 50 ms
 - memory: chats for `--minutes`, a new session now and then, and compares the medians of what is resident in the second
   and the last quarter, as growth per hour; flat means under 16 MiB. Under ten minutes it is measured but not judged,
-  because allocators still fill their pools.
+  because allocators still fill their pools. With `--replies` it chats for as many, and the growth over the last third
+  of them is measured: flat means under 1 MiB for a thousand. Under 3,000 it is not judged. The text of a session
+  stays in memory while it is on show, so that sessions of a fixed length are compared.
 
 Ends with 1 when something that was measured is above its limit. Numbers mean nothing on a busy machine.
 """
@@ -31,12 +33,12 @@ import psutil
 from textual.events import Key
 from textual.pilot import Pilot
 
-from nanochat_tui.chat.backend import SamplingSettings
 from nanochat_tui.chat.local import LocalBackend
-from nanochat_tui.chat.records import SessionSettings, StoredSession, StoredTurn, new_session
 from nanochat_tui.chat.store import Store
+from nanochat_tui.chat.store.records import SessionSettings, StoredSession, StoredTurn, new_session
 from nanochat_tui.cli.entry import OBJECTS_PER_COLLECTION
 from nanochat_tui.model.shipped import shipped_model
+from nanochat_tui.request import SamplingParams
 from nanochat_tui.tui.app import NanochatApp
 
 PROMPT = "fn main() {"
@@ -46,9 +48,12 @@ LIMITS = {
     "lag_p99_ms": 50.0,
     "key_p99_ms": 50.0,
     "memory_mib_per_hour": 16.0,
+    "memory_mib_per_1000": 1.0,
 }
 JUDGED_MINUTES = 10.0
 """Time of chatting from which the growth of memory is judged."""
+JUDGED_REPLIES = 3000
+"""Replies from which the growth over the last third of them is judged."""
 SESSION_REPLIES = 50
 """Replies after which a new session is begun."""
 
@@ -65,19 +70,19 @@ async def until(pilot: Pilot[None], app: NanochatApp, state: str) -> None:
 
 async def lag(pilot: Pilot[None], app: NanochatApp, seconds: float) -> dict[str, float]:
     late: list[float] = []
-    app.chat.settings = SessionSettings("", SamplingSettings(seed=1), None)
+    app.chat.session.settings = SessionSettings("", SamplingParams(seed=1), None)
     end = time.monotonic() + seconds
     tokens = 0
     while time.monotonic() < end:
         if app.chat.status.state == "ready":
-            await app.chat.new_session()
-            app.chat.settings = SessionSettings("", SamplingSettings(seed=tokens), None)
-            await app.chat.send(PROMPT)
+            await app.chat.flow.new()
+            app.chat.session.settings = SessionSettings("", SamplingParams(seed=tokens), None)
+            await app.chat.replies.send(PROMPT)
         began = time.perf_counter()
         await asyncio.sleep(0.005)
         late.append((time.perf_counter() - began - 0.005) * 1000)
         tokens += 1
-    app.chat.action_stop()
+    app.chat.replies.stop()
     await until(pilot, app, "ready")
     return {"lag_p50_ms": percentile(late, 0.5), "lag_p99_ms": percentile(late, 0.99), "lag_max_ms": max(late)}
 
@@ -85,7 +90,7 @@ async def lag(pilot: Pilot[None], app: NanochatApp, seconds: float) -> dict[str,
 async def keys(pilot: Pilot[None], app: NanochatApp, presses: int = 200) -> dict[str, float]:
     turns = tuple(StoredTurn(f"question {i} " + "word " * 20, (f"answer **{i}** " + "text " * 60,)) for i in range(250))
     info = new_session("bench", is_chat=True, settings=SessionSettings())
-    await app.chat.show_stored(StoredSession(info, turns))
+    await app.chat.flow.show(StoredSession(info, turns))
     app.chat.prompt.focus()
     await pilot.pause(0.5)
     painted = asyncio.Event()
@@ -127,18 +132,32 @@ def growth_per_hour(samples: list[tuple[float, float]]) -> float:
     return (statistics.median(late) - statistics.median(early)) / (2 * quarter) * 3600
 
 
-async def memory(pilot: Pilot[None], app: NanochatApp, minutes: float) -> dict[str, float]:
+def growth_per_1000(sizes: list[float]) -> float:
+    """What a size grows by per thousand replies over the last third of them: the difference between the medians of the
+    first and the last session there, over the replies between their middles. Raises ValueError for too few.
+    """
+    third = sizes[len(sizes) * 2 // 3 :]
+    if len(third) < 2 * SESSION_REPLIES:
+        raise ValueError(f"too few replies to tell growth; give --replies {6 * SESSION_REPLIES} or more")
+    grown = statistics.median(third[-SESSION_REPLIES:]) - statistics.median(third[:SESSION_REPLIES])
+    return grown / (len(third) - SESSION_REPLIES) * 1000
+
+
+async def memory(pilot: Pilot[None], app: NanochatApp, minutes: float, replies: int) -> dict[str, float]:
     process = psutil.Process()
     samples: list[tuple[float, float]] = []
     end = time.monotonic() + 60 * minutes
-    while time.monotonic() < end or len(samples) < 8:
+    while len(samples) < replies if replies else time.monotonic() < end or len(samples) < 8:
         if len(samples) % SESSION_REPLIES == 0:
-            await app.chat.new_session()
-            app.chat.settings = SessionSettings("", SamplingSettings(seed=1), 24)
-        await app.chat.send(PROMPT)
+            await app.chat.flow.new()
+            app.chat.session.settings = SessionSettings("", SamplingParams(seed=1), 24)
+        await app.chat.replies.send(PROMPT)
         await until(pilot, app, "ready")
         samples.append((time.monotonic(), process.memory_info().rss / 2**20))
-    return {"memory_mib_per_hour": growth_per_hour(samples), "memory_mib": samples[-1][1], "replies": len(samples)}
+    seen = {"memory_mib": samples[-1][1], "replies": len(samples)}
+    if replies:
+        return {"memory_mib_per_1000": growth_per_1000([size for _, size in samples])} | seen
+    return {"memory_mib_per_hour": growth_per_hour(samples)} | seen
 
 
 class Terminal:
@@ -220,10 +239,12 @@ def too_much(rows: dict[str, float], minutes: float) -> list[str]:
     judged = {name: limit for name, limit in LIMITS.items() if name in rows}
     if minutes < JUDGED_MINUTES:
         judged.pop("memory_mib_per_hour", None)
+    if rows.get("replies", 0) < JUDGED_REPLIES:
+        judged.pop("memory_mib_per_1000", None)
     return [f"{name} is {rows[name]:.2f}, over {limit:g}" for name, limit in judged.items() if not rows[name] < limit]
 
 
-async def measure(model: Path, seconds: float, minutes: float, parts: list[str]) -> dict[str, float]:
+async def measure(model: Path, seconds: float, minutes: float, parts: list[str], replies: int = 0) -> dict[str, float]:
     rows: dict[str, float] = {}
     gc.set_threshold(OBJECTS_PER_COLLECTION)  # as the command does
 
@@ -248,7 +269,7 @@ async def measure(model: Path, seconds: float, minutes: float, parts: list[str])
             if "key" in parts:
                 found(await keys(pilot, app))
             if "memory" in parts:
-                found(await memory(pilot, app, minutes))
+                found(await memory(pilot, app, minutes, replies))
     return rows
 
 
@@ -257,6 +278,7 @@ def main() -> int:
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long lag and idling are measured")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long memory is watched")
+    parser.add_argument("--replies", type=int, default=0, help="chat for so many replies instead of minutes")
     parser.add_argument("--only", default=",".join(PARTS), help="which parts, with commas between them")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -268,7 +290,7 @@ def main() -> int:
     if unknown := set(parts) - set(PARTS):
         print(f"error: there is no part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}.", file=sys.stderr)
         return 2
-    rows = asyncio.run(measure(model, arguments.seconds, arguments.minutes, parts))
+    rows = asyncio.run(measure(model, arguments.seconds, arguments.minutes, parts, arguments.replies))
     if arguments.json:
         print(json.dumps(rows))
     wrong = too_much(rows, arguments.minutes)

@@ -4,7 +4,7 @@
 
 The numbers of sequences take turns, round by round, so that a machine that slows down slows all of them; what counts
 is the median of the rounds' ratios to one sequence. Only decoding is timed: from when every sequence has its first
-token, guesses off, and no token ends a reply. Nothing else should run meanwhile.
+token, drafts off, and no token ends a reply. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 
 from engine import model_file
 
+from nanochat_tui.bench.worker import random_ids
 from nanochat_tui.cli.bench import sizes
-from nanochat_tui.cli.measurement_worker import random_ids
-from nanochat_tui.engine.batching import Batcher
-from nanochat_tui.engine.kernels.slots import HEAD_ROWS
-from nanochat_tui.engine.model import Model, load
+from nanochat_tui.engine.generate.model import Model, load
+from nanochat_tui.engine.generate.scheduler import Batcher
+from nanochat_tui.engine.layout.slots import HEAD_ROWS
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.tokenizer import TextCodec
 

@@ -1,12 +1,15 @@
-"""Our engine beside llama.cpp on published shapes: the table of the README, in one command.
+"""Our engine next to llama.cpp on published shapes: the table of the README, in one command.
 
     python benchmarks/engine.py [--cases d20,2b4t,…] [--folder DIR] [--threads 1,2] [--json FILE] [--start]
+    python benchmarks/engine.py --busy 0,1,2 [--baseline CHECKOUT] [--repeats 7] [--cases d20,2b4t]
 
 Each case writes its models once into the folder (2 GB for all but bonsai-8b), then measures both engines in turns. The
 peer must be built for this machine: CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python==0.3.36 --no-binary
 llama-cpp-python. --start adds the seconds from the start of a process to the first token, with and without a cache of
-compiled kernels. Without the peer ours is measured alone. Nothing else should run meanwhile; the load average is
-printed so that a busy machine shows.
+compiled kernels, and what loading takes in a process that has loaded before. --busy 0,1,2 measures the default setting
+instead, next to so many competing processes, against one and two fixed threads (see `busy`); --baseline CHECKOUT takes
+those from another commit. Without the peer ours is measured alone. Nothing else should run meanwhile; the load average
+is printed so that a busy machine shows.
 """
 
 from __future__ import annotations
@@ -22,25 +25,39 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from busy import ROOT, Side, compare, recovery_seconds
+from busy import as_markdown as busy_markdown
 from models import SHAPES, write_model
 
+from nanochat_tui.bench.measure import Engine, Plan, Result, measure
+from nanochat_tui.bench.peer import PEER, peer_version
+from nanochat_tui.bench.report import as_markdown
+from nanochat_tui.bench.worker import OURS
 from nanochat_tui.cli.bench import sizes
-from nanochat_tui.cli.measurement import Engine, Plan, Result, measure
-from nanochat_tui.cli.measurement_peer import PEER, peer_version
-from nanochat_tui.cli.measurement_report import as_markdown
-from nanochat_tui.cli.measurement_worker import OURS
-from nanochat_tui.engine.compile_cache import ENVIRONMENT
+from nanochat_tui.engine.compile.cache import ENVIRONMENT
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.shipped import shipped_model
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "fn main() {"
 START_SCRIPT = f"""
 import sys
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.generate.model import load
 print(next(load(sys.argv[1], threads=1).generate({PROMPT!r}, max_tokens=1)).id, flush=True)
 """
+LOAD_SCRIPT = """
+import sys, time
+from nanochat_tui.engine.generate.model import load
+seconds = []
+for _ in range(30):
+    began = time.perf_counter()
+    model = load(sys.argv[1], threads=1)
+    seconds.append(time.perf_counter() - began)
+    model.close()
+print(min(seconds[1:]), sorted(seconds[1:])[14])
+"""
 STARTS = 10
+BUSY_TOKENS = {"d20": (512, 160), "2b4t": (128, 12)}
+"""Tokens of prompts and of replies of a run next to competing processes: tenths of a second each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +144,32 @@ def first_token_seconds(path: Path) -> dict[str, float]:
     return found
 
 
+def load_seconds(path: Path) -> tuple[float, float]:
+    """Return the least and the median seconds that loading takes in a process that has done so before."""
+    done = subprocess.run([sys.executable, "-c", LOAD_SCRIPT, str(path)], capture_output=True, text=True, check=True)
+    least, median = map(float, done.stdout.split())
+    return least, median
+
+
+def run_busy(name: str, busy: list[int], options: argparse.Namespace) -> None:
+    """Print what the default setting and fixed threads do next to competing processes, and llama.cpp if it is there."""
+    case, fixed = CASES[name], options.baseline or ROOT
+    model = model_file(options.folder, case.ours, case.ternary, case.table)
+    prompt, tokens = BUSY_TOKENS.get(name, (128, 64))
+    sides = [Side("fixed 1", 1, fixed), Side("fixed 2", 2, fixed), Side("default", 0, ROOT)]
+    found = compare(sides, model, busy, options.repeats, prompt, tokens)
+    theirs = model if case.peer is None else model_file(options.folder, case.peer, None, case.table)
+    try:
+        peer_version()
+        peers = [Side(f"{PEER} {threads}", threads, None) for threads in (1, 2)]
+        found += compare(peers, theirs, busy, options.repeats, prompt, tokens)
+    except UserError as error:
+        say(f"{PEER} was not measured: {error}")
+    print(busy_markdown(found, "default", ["fixed 1", "fixed 2"]), flush=True)
+    runs = recovery_seconds(sides[-1], model, prompt, tokens)
+    print("after one competitor, seconds and tok/s: " + ", ".join(f"{at:.1f} {tps:.4g}" for at, tps in runs))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=DEFAULT, help=f"of {', '.join(CASES)}")
@@ -137,6 +180,8 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=20.0)
     parser.add_argument("--json", type=Path, help="write all figures here too")
     parser.add_argument("--start", action="store_true")
+    parser.add_argument("--busy", metavar="0,1,2", help="numbers of competing processes")
+    parser.add_argument("--baseline", type=Path, help="a checkout whose engine runs with fixed threads")
     options = parser.parse_args()
     unknown = set(options.cases.split(",")) - set(CASES)
     if unknown:
@@ -149,10 +194,18 @@ def main() -> None:
     )
     found: dict[str, Any] = {"load_average": os.getloadavg()[0], "cases": {}}
     print(f"load average {found['load_average']:.1f}")
+    if options.busy is not None:
+        for name in options.cases.split(","):
+            print(f"\n## {name}\n")
+            run_busy(name, [int(number) for number in options.busy.split(",")], options)
+        return
     shipped = shipped_model()
     if options.start and shipped is not None:
         found["first_token_seconds"] = first_token_seconds(shipped)
         starts = found["first_token_seconds"]
+        least, median = load_seconds(shipped)
+        found["load_seconds"] = median
+        print(f"loading in a warm process takes {median:.3f} s, at best {least:.3f} s")
         print("first token after " + ", ".join(f"{seconds:.3f} s {kind}" for kind, seconds in starts.items()))
     for name in options.cases.split(","):
         print(f"\n## {name}\n")

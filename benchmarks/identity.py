@@ -2,7 +2,7 @@
 
     python benchmarks/identity.py [--tokens 10000] [--threads 1,2,3] [--shape NAME] [--folder DIR]
 
-A seeded reply is drawn in ordinary bursts with each number of threads, and once more with guesses, which may never
+A seeded reply is drawn in ordinary bursts with each number of threads, and once more with draft tokens, which may never
 change it: ids and log probabilities have to agree. Then the whole text is a prompt, in chunks with each number of
 threads and its last tokens one by one, and the last logits have to agree. Exit code 1 if anything differs.
 """
@@ -21,11 +21,11 @@ import numpy as np
 from models import SHAPES, write_model
 from numpy.typing import NDArray
 
-from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.executor import CHUNK
-from nanochat_tui.engine.model import Model, load
-from nanochat_tui.engine.session import Session
-from nanochat_tui.engine.speculation import Mode
+from nanochat_tui.engine.generate.model import Model, load
+from nanochat_tui.engine.generate.session import Session
+from nanochat_tui.engine.generate.speculation import Mode
+from nanochat_tui.engine.run.executor import CHUNK
+from nanochat_tui.engine.run.kv_cache import KVCache
 
 PROMPT = [1, 2, 3]
 Reply = tuple[list[int], list[float]]

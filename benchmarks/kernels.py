@@ -1,4 +1,4 @@
-"""Speed of the matrix kernels alone: kind x shape, in GB/s of packed weights and scales, beside read bandwidth.
+"""Speed of the matrix kernels alone: kind x shape, in GB/s of packed weights and scales, next to read bandwidth.
 
     python benchmarks/kernels.py [--kernel avx512-vnni] [--threads 1,2] [--tokens 1,16] [--only ternary,q6_k] [--json]
 
@@ -21,12 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from nanochat_tui.engine.dispatch import choose_kernel, compiled_for, cpu_name
-from nanochat_tui.engine.kernels import kinds as k
+from nanochat_tui.engine.compile.choose import choose_kernel
+from nanochat_tui.engine.compile.targets import compiled_for, cpu_name
 from nanochat_tui.engine.kernels import program
 from nanochat_tui.engine.kernels.matrices import matrix_product
 from nanochat_tui.engine.kernels.tiles import call_kernel
-from nanochat_tui.engine.packing import aligned
+from nanochat_tui.engine.layout import kinds as k
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.layout.memory import aligned
 from nanochat_tui.engine.simd.emitter import VI32
 from nanochat_tui.engine.simd.intrinsics import kernel
 from nanochat_tui.engine.simd.isa import ISAS
@@ -38,6 +40,7 @@ LINEAR = ((256, 256), (768, 256), (2560, 2560), (6912, 2560))
 HEADS = ((50304, 256), (128256, 2560))
 NAMES = {
     "ternary": k.TERNARY,
+    "ternary_fine": k.TERNARY_FINE,
     "ternary_row": k.TERNARY_ROW,
     "q8": k.Q8,
     "q6_k": k.Q6_K,
@@ -51,7 +54,7 @@ assert program
 assert matrix_product
 
 
-@kernel("v:iiiiiiiiiiiiiiiiii")
+@kernel("v:iiiiiiiiiiiiiiiii")
 def repeat_product(e, target, times, *arguments):
     """Call `matrix_product` some times."""
     e.loop(0, times, 1, [], lambda _: call_kernel(e, "matrix_product", arguments))
@@ -101,7 +104,7 @@ def sizes(kind: int, rows: int, columns: int) -> tuple[int, int]:
         return rows * columns * (4 if kind == k.F32 else 2), 64
     if kind == k.TERNARY_ROW:
         return rows * columns // 4, 4 * rows
-    if kind == k.TERNARY:
+    if kind in k.TERNARY_NAMES:
         return rows * columns // 4, rows * columns // GROUP * 2
     layout = k.LAYOUTS[kind]
     parts = rows * columns // layout.columns
@@ -116,11 +119,11 @@ def make_case(name: str, rows: int, columns: int, tokens: int, where: str, tile:
     weight_bytes, scale_bytes = sizes(kind, total, columns)
     weights, scales = random_bytes(weight_bytes), aligned(scale_bytes, np.uint8, 0)
     rounded = -(-tokens // tile) * tile
-    matrix = np.zeros(k.MATRIX_SLOTS, np.int64)
-    matrix[k.KIND], matrix[k.COLUMNS], matrix[k.PADDED] = kind, columns, columns
-    matrix[k.WEIGHTS], matrix[k.SCALES] = weights.ctypes.data, scales.ctypes.data
+    matrix = np.zeros(s.MATRIX_SLOTS, np.int64)
+    matrix[s.MATRIX_KIND], matrix[s.MATRIX_COLUMNS], matrix[s.MATRIX_PADDED] = kind, columns, columns
+    matrix[s.MATRIX_WEIGHTS], matrix[s.MATRIX_SCALES] = weights.ctypes.data, scales.ctypes.data
     x8 = random_bytes(rounded * columns).view(np.int8)
-    init, scale = aligned(rounded * columns // 16, np.int32, 0), aligned(rounded, np.float32, 0.01)
+    init, scale = aligned(rounded * columns // 16, np.int32, 0), aligned(rounded * columns // 32, np.float32, 0.01)
     source = aligned((rounded, columns), np.float32, 0.5)
     y = aligned((rounded, total), np.float32, 0.0)
     buffers = [weights, scales, x8, init, scale, source, y]
@@ -162,15 +165,14 @@ def run(case: Case, call: Any, threads: int, tile: int) -> float:
     """Return seconds of one pass over the whole matrix with all tokens."""
     _, _, x8, init, scale, source, y = (b.ctypes.data for b in case.buffers)
     tiles = -(-case.tokens // tile)
-    # tables have their sums where `init` is; ternary kinds may work in tile registers, each thread with its own scratch
-    own = k.tile_scratch(case.columns) if case.name.startswith("ternary") else 0
+    own = k.tile_scratch(case.columns)  # of each thread, where there are tile registers
     scratch = aligned(threads * own, np.uint8, 0)
 
     def part(number: int) -> None:
         first, last = case.blocks * number // threads, case.blocks * (number + 1) // threads
-        place = scratch.ctypes.data + number * own if own else init
+        place = scratch.ctypes.data + number * own
         call(case.times, case.matrix.ctypes.data, tile, x8, init, scale, source, 4 * case.columns, place,
-             y, 64 * case.blocks, first, last, case.tokens, 0, tiles, 1, 1)  # fmt: skip
+             y, 64 * case.blocks, first, last, case.tokens, 0, tiles, 1)  # fmt: skip
 
     return parallel(threads, part) / case.times
 

@@ -34,7 +34,7 @@ from nanochat_tui.formats.gguf import (
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES, TensorType, encode_ternary
 from nanochat_tui.model.architectures import nanochat
 from nanochat_tui.model.config import PRESETS
-from nanochat_tui.model.tokenizer_codec import byte_alphabet
+from nanochat_tui.model.tokenizer.codec import byte_alphabet
 
 POOL_BYTES = 1 << 20
 INTERVAL, TAPS, STATE = 4, 4, 128
@@ -107,7 +107,7 @@ class Shape:
 
     @property
     def _hybrid_metadata(self) -> dict[str, GGUFValue]:
-        """What Qwen 3.5 has beside the usual keys."""
+        """What Qwen 3.5 has in addition to the usual keys."""
         name = self.architecture
         if not self.key_heads:
             return {}
@@ -122,7 +122,7 @@ class Shape:
 
     @property
     def _experts_metadata(self) -> dict[str, GGUFValue]:
-        """What Maple has beside the usual keys: experts, and a window in three layers of four."""
+        """What Maple has in addition to the usual keys: experts, and a window in three layers of four."""
         name = self.architecture
         if not self.experts:
             return {}
@@ -141,6 +141,7 @@ SHAPES = {
     "d20": Shape("nanochat", 6, 256, 4, 4, 64, 768, 50_257, "Q2_0", "Q8_0", 2048, 1e4),
     "d20-llama": Shape("llama", 6, 256, 4, 4, 64, 768, 50_257, "TQ2_0", "Q8_0", 2048, 1e4),
     "2b4t": Shape("bitnet", 30, 2560, 20, 5, 128, 6912, 128_256, "TQ2_0", "Q6_K", 4096, 5e5, 1e-5),
+    "1b": Shape("llama", 16, 2048, 32, 8, 64, 8192, 128_256, "TQ2_0", "Q6_K", 8192, 5e5, 1e-5),
     "bonsai-1.7b": Shape("qwen3", 28, 2048, 16, 8, 128, 6144, 151_669, "Q2_0", "Q2_0", 4096),
     "bonsai-4b": Shape("qwen3", 36, 2560, 32, 8, 128, 9728, 151_669, "Q2_0", "Q2_0", 4096),
     "bonsai-8b": Shape("qwen3", 36, 4096, 32, 8, 128, 12_288, 151_669, "Q2_0", "Q2_0", 4096, tied=False),
@@ -157,7 +158,8 @@ SHAPES = {
         "maple", 24, 2048, 16, 4, 128, 512, 151_936, "TQ2_0", "Q4_K", 4096, 1e4, tied=False, experts=256, used=8
     ),
 }  # fmt: skip
-"""Published shapes by name; d20-llama is d20 without mHC, as llama.cpp can run it; tiny is to try a command with."""
+"""Published shapes by name; 1b is Llama 3.2's with a shorter context; d20-llama is d20 without mHC, as llama.cpp can
+run it; tiny is to try a command with."""
 
 
 def write_model(path: Path, shape: Shape, seed: int = 0) -> Path:

@@ -2,12 +2,15 @@
 
     python benchmarks/server.py [--model M.gguf] [--clients 1 4 8] [--seconds 10] [--max-tokens 128] [--json]
     python benchmarks/server.py --model M.gguf --clients 1 4 --rounds 7 --seconds 0 --prompt fn    # four against one
+    python benchmarks/server.py --model M.gguf --long 4000 [--tree CHECKOUT]      # short prompts next to a long one
     python benchmarks/server.py --url http://127.0.0.1:8000 --name llama-cpp-python    # a server that runs already
 
 Every client sends one streamed completion after the other, with a prompt of its own, and measures on the wire: always
 one, and more until the seconds are over. A row holds aggregate and per-stream tokens per second, the first token's p50
 and p99, and what was lost (0, or it is a bug). Rounds take the numbers of clients in turns, so that a machine that is
 slower for a while is so for all, and end with the median ratio of the last number's tokens per second to the first's.
+--long measures instead what a long prompt does to the first tokens of short ones and to a running reply (see `mixed`),
+--tree with the server of another checkout.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +26,8 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit
+
+from mixed import as_text, measure_mixed
 
 PROMPT = "fn main() {\n    let values = vec!["
 
@@ -135,9 +141,13 @@ def measure(url: str, name: str, clients: int, seconds: float, max_tokens: int, 
     )
 
 
-def start(model: str | None, parallel: int) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, "-m", "nanochat_tui.cli.serve_entry", "--port", "0", "-q", "--parallel", str(parallel)]
-    process = subprocess.Popen([*command, *(["--model", model] if model else [])], stderr=subprocess.PIPE, text=True)
+def start(model: str | None, parallel: int, tree: str | None = None) -> tuple[subprocess.Popen[str], str]:
+    module = ["-P", "-m", "nanochat_tui.cli.serve_entry"]
+    command = [sys.executable, *module, "--port", "0", "-q", "--parallel", str(parallel)]
+    environment = {**os.environ, **({"PYTHONPATH": tree} if tree else {})}
+    process = subprocess.Popen(
+        [*command, *(["--model", model] if model else [])], stderr=subprocess.PIPE, text=True, env=environment
+    )
     url = ""
     for line in process.stderr or ():
         if "listening on " in line:
@@ -158,11 +168,17 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--prompt", default=PROMPT, help="its end; every request begins with a line of its own")
     parser.add_argument("--parallel", type=int, default=16)
+    parser.add_argument("--long", type=int, default=0, help="tokens of a long prompt; measures what it does to others")
+    parser.add_argument("--tree", help="start the server of this checkout")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    process, url = (None, options.url) if options.url else start(options.model, options.parallel)
+    process, url = (None, options.url) if options.url else start(options.model, options.parallel, options.tree)
     try:
-        measure(url, options.name, 1, 0.5, 16)  # nobody's first request pays for what is made once
+        if options.long:
+            found = measure_mixed(url, options.name, options.long, options.rounds)
+            print(json.dumps(asdict(found)) if options.json else as_text(found))
+            return
+        measure(url, options.name, 1, 0.5, 16)  # no first request pays for what is made once
         rows = [
             measure(url, options.name, count, options.seconds, options.max_tokens, options.prompt)
             for _ in range(options.rounds)

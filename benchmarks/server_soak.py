@@ -2,9 +2,10 @@
 
     python benchmarks/server_soak.py [--model M.gguf] [--minutes 10] [--clients 8] [--seed 0] [--json]
 
-Clients stream, ask for whole replies, leave in the middle, send too long prompts and broken JSON, at random. Memory is
-sampled every five seconds. Exit code 1 if a request was answered wrong or if memory kept growing after the first
-quarter.
+Clients stream, ask for whole replies, leave in the middle, use salts of their own, tokenise, look at pages and routes
+that are not there, send too long prompts and broken JSON, at random. Memory is sampled every five seconds; the line
+through its second half says how much an hour would add. Exit code 1 if a request was answered wrong or if memory kept
+growing after the first quarter.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections import Counter
 
 import httpx
 import psutil
-from server import start  # the file beside this one
+from server import start  # the file next to this one
 
 GROWTH_BYTES = 24 << 20
 """Between the second quarter's median and the last's; allocators keep some, a leak of 1 kB per token is more."""
@@ -43,8 +44,9 @@ class Soak:
 
     def client(self, number: int, end: float) -> None:
         rng = random.Random(self.seed * 1000 + number)  # noqa: S311 (no secret)
-        kinds = [self.stream] * 5 + [self.whole] * 3 + [self.leave] * 2 + [self.too_long, self.broken, self.chat]
-        with httpx.Client(base_url=self.url, timeout=120) as http:
+        kinds = [self.stream] * 5 + [self.whole] * 3 + [self.leave] * 2
+        kinds += [self.too_long, self.broken, self.chat, self.salted, self.others]
+        with httpx.Client(base_url=self.url, timeout=600) as http:
             while time.monotonic() < end:
                 kind = rng.choice(kinds)
                 try:
@@ -75,6 +77,18 @@ class Soak:
         answer = http.post("/v1/chat/completions", json=body)
         return None if answer.status_code == 200 else answer.text
 
+    def salted(self, http: httpx.Client, rng: random.Random) -> str | None:
+        salts = [{"cache_salt": f"{rng.random()}"}, {"cache_prompt": False}, {"cache_salt": "shared"}]
+        answer = http.post("/v1/completions", json=self.body(rng, ignore_eos=True, min_tokens=1, **rng.choice(salts)))
+        return None if answer.status_code == 200 else answer.text
+
+    def others(self, http: httpx.Client, rng: random.Random) -> str | None:
+        path, status = rng.choice([("/", 200), ("/metrics", 200), ("/v1/models", 200), (f"/{rng.random()}", 404)])
+        found = http.get(path).status_code
+        ids = http.post("/tokenize", json={"content": " ".join(rng.choices(WORDS, k=500))}).json()["tokens"]
+        back = http.post("/detokenize", json={"tokens": ids})
+        return None if (found, back.status_code) == (status, 200) else f"{path}: {found}, {back.text}"
+
     def leave(self, http: httpx.Client, rng: random.Random) -> str | None:
         after = rng.randrange(1, 20)
         with http.stream("POST", "/v1/completions", json=self.body(rng, stream=True)) as answer:
@@ -91,6 +105,14 @@ class Soak:
         content = rng.choice([b'{"prompt": "', b"\xff\xfe", b"[]", b'{"prompt": 3.5}'])
         answer = http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
         return None if 400 <= answer.status_code < 500 else f"{answer.status_code} {answer.text}"
+
+
+def slope(memory: list[int]) -> float:
+    """Return how many MiB an hour adds, by the line of least squares through samples in bytes."""
+    if len(memory) < 2:
+        return 0.0
+    hours = [number * SAMPLE_SECONDS / 3600 for number in range(len(memory))]
+    return statistics.linear_regression(hours, [value / 2**20 for value in memory]).slope
 
 
 def main() -> None:
@@ -127,6 +149,7 @@ def main() -> None:
         "wrong": soak.errors,
         "memory_mib": [round(value / 2**20) for value in memory],
         "growth_mib": round((late - early) / 2**20, 1),
+        "mib_per_hour": round(slope(memory[len(memory) // 2 :]), 1),
         "open_files": handles,
         "left": left,
         "exit_code": code,

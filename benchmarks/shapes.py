@@ -1,4 +1,4 @@
-"""Models of the published shapes beside llama.cpp: tokens per second and resident memory, as one table.
+"""Models of the published shapes next to llama.cpp: tokens per second and resident memory, as one table.
 
     python benchmarks/shapes.py [--cases bonsai-1.7b,…] [--folder DIR] [--threads 2] [--under CMD] [--json FILE]
 
@@ -22,9 +22,9 @@ from typing import Any
 
 from models import SHAPES, Shape, write_model
 
-from nanochat_tui.cli.measurement import Engine, Plan, Result, measure
-from nanochat_tui.cli.measurement_peer import PEER, peer_version
-from nanochat_tui.cli.measurement_worker import OURS, Worker
+from nanochat_tui.bench.measure import Engine, Plan, Result, measure
+from nanochat_tui.bench.peer import PEER, peer_version
+from nanochat_tui.bench.worker import OURS, Worker
 from nanochat_tui.errors import UserError
 
 Found = dict[str, Any]

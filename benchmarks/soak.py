@@ -4,7 +4,7 @@
 
 The key-value cache is of 16-bit floats or of int8, at random. Replies are cancelled behind some token, and by a timer
 at any moment, as in the middle of a prompt. Every reply is compared, token and probability, with that of a fresh
-session of a second engine with one thread that guesses nothing. At the end memory has to be what it was after the first
+session of a second engine with one thread without drafts. At the end memory has to be what it was after the first
 minute, and nothing may be left in use. Exit code 1 if anything was wrong.
 """
 
@@ -25,10 +25,11 @@ from typing import Any
 
 import psutil
 
-from nanochat_tui.engine.batching import Batcher, QueueFull
-from nanochat_tui.engine.cache import CacheType
-from nanochat_tui.engine.model import Model, load
-from nanochat_tui.engine.session import Session, Token
+from nanochat_tui.engine.generate.model import Model, load
+from nanochat_tui.engine.generate.scheduler import Batcher, QueueFull
+from nanochat_tui.engine.generate.session import Session
+from nanochat_tui.engine.run.kv_cache import CacheType
+from nanochat_tui.request import Token
 
 DEFAULT = Path(__file__).parents[1] / "exported_models" / "d20-rust.gguf"
 LEAK_BYTES = 64 << 20
@@ -37,7 +38,7 @@ TEXTS = 4
 USES = ("start", "edit", "branch", "cancel", "interrupt", "abandon")
 """What is done with a session."""
 KINDS_OF_CACHE: tuple[CacheType, ...] = ("f16", "int8")
-Found = list[tuple[int, float | None]]
+Found = list[tuple[int | None, float | None]]
 
 
 @dataclass
@@ -97,7 +98,7 @@ def settings(rng: random.Random) -> dict[str, Any]:
     return chosen
 
 
-def told(token: Token, chosen: dict[str, Any]) -> tuple[int, float | None]:
+def told(token: Token, chosen: dict[str, Any]) -> tuple[int | None, float | None]:
     """Return a token's id, and its log-probability if that is asked for."""
     return token.id, token.logprob if chosen["logprobs"] else None
 

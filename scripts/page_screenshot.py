@@ -5,27 +5,28 @@
 `screenshots/page.png` shows a continued program with the probabilities of its tokens, `page-phone.png` the same page on
 a phone, `page-hostile.png` a reply full of markup that would run if anything of it were taken for more than text; that
 reply is written here, since no model need be made to say it. Needs the `test` extra and Chromium.
+
+The tokens/s in the pictures are the server's: it runs in a process of its own, leaves a processor to the browser, and
+has answered before. Take them when nothing else runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
-import threading
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from playwright.sync_api import Page, Route, sync_playwright
 
-from nanochat_tui.model.shipped import shipped_model
-from nanochat_tui.serve.loading import ModelFiles, loader
-from nanochat_tui.serve.runner import Server, bind
-from nanochat_tui.serve.service import Service
-from nanochat_tui.serve.settings import Settings
+from nanochat_tui.system import default_threads
 
 FOLDER = Path(__file__).resolve().parents[1] / "screenshots"
 PROMPT = """/// Returns the sum of all even numbers.
@@ -47,20 +48,20 @@ HOSTILE = """Here is what you **asked** for: <script>document.title = "taken ove
 @contextmanager
 def served() -> Iterator[str]:
     """Serve the shipped model on a free port; give the address."""
-    model = shipped_model()
-    assert model is not None, "the shipped model is missing"
-    service = Service(loader(ModelFiles(model)), Settings(model.stem))
-    server = Server(service)
-    listening = bind("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
+    command = [sys.executable, "-m", "nanochat_tui.cli.serve_entry", "--port", "0", "--quiet"]
+    command += ["--threads", str(max(1, default_threads() - 1))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        while service.state == "loading":
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        lines = process.stderr or ()
+        url = next(found[1] for line in lines if (found := re.search(r"listening on (http://[^ :]+:\d+)", line)))
+        next(line for line in lines if "is ready" in line)
+        for _ in range(3):  # what is made during the first replies is there by then
+            body = {"prompt": PROMPT, "max_tokens": 200, "logprobs": 5}
+            httpx.post(f"{url}/v1/completions", json=body, timeout=120).raise_for_status()
+        yield f"{url}/"
     finally:
-        server.should_exit = True
-        thread.join()
+        process.terminate()
+        process.wait(60)
 
 
 def continued(page: Page, url: str, tokens: int, *, finger: bool = False) -> None:
@@ -71,11 +72,11 @@ def continued(page: Page, url: str, tokens: int, *, finger: bool = False) -> Non
     press("#open")
     for name, value in (("max_tokens", tokens), ("seed", 4)):
         page.fill(f"#{name}", str(value))
+    press("#probabilities")
     press("#close")
     page.fill("#text", PROMPT)
     press("#send")
-    page.locator(".stats").wait_for()
-    press(".foot button:text('Probabilities')")
+    page.locator(".tokens.coloured").wait_for()
 
 
 def hostile(page: Page, url: str) -> None:

@@ -3,7 +3,7 @@
     cd ~/models && python scripts/screenshots.py [MODEL] [--only chat,inspect] [--other FILE] [--runs DIR]
         [--server URL]
 
-Writes SVG, and PNG beside it where a Chromium is installed. What the model says is not picked: seed and prompts are
+Writes SVG, and PNG next to it where a Chromium is installed. What the model says is not picked: seed and prompts are
 fixed below, and the pictures show whatever comes. `--other` is a second file of the same model, such as an earlier
 checkpoint, for the pictures of a comparison; `--runs` is a folder of training runs, the first of which is opened (it is
 only read); `--server` is a server of the same model, for the parity mode. Without them those pictures are not taken.
@@ -55,24 +55,25 @@ async def wait(pilot: Pilot[None], app: NanochatApp, done: Callable[[], bool]) -
 
 async def say(pilot: Pilot[None], app: NanochatApp, text: str) -> None:
     app.chat.prompt.text = text
-    before = app.chat._runs
+    before = app.chat.replies.runs
     await pilot.press("enter")
-    await wait(pilot, app, lambda: app.chat._runs > before and app.chat.status.state == "ready")
+    await wait(pilot, app, lambda: app.chat.replies.runs > before and app.chat.status.state == "ready")
 
 
 async def completion(pilot: Pilot[None], app: NanochatApp) -> None:
-    app.chat.max_tokens = 160
+    app.chat.session.max_tokens = 160
     await say(pilot, app, "/// A point in the plane.\n#[derive(Debug, Clone, Copy, PartialEq)]\npub struct Point {")
 
 
 async def writing(pilot: Pilot[None], app: NanochatApp) -> None:
     app.chat.prompt.text = "impl fmt::Display for Point {\n    fn fmt("
     await pilot.press("enter")
-    await wait(pilot, app, lambda: app.chat.conversation.document.count("\n") > 8 or app.chat.status.state == "ready")
+    said = app.chat.session.conversation
+    await wait(pilot, app, lambda: said.document.count("\n") > 8 or app.chat.status.state == "ready")
 
 
 async def sampling(pilot: Pilot[None], app: NanochatApp) -> None:
-    app.chat.max_tokens = 96
+    app.chat.session.max_tokens = 96
     await say(pilot, app, "fn main() {")
     await pilot.press("ctrl+s")
     await pilot.pause(0.3)
@@ -110,10 +111,10 @@ def comparing(other: Path) -> Callable[[Pilot[None], NanochatApp], Awaitable[Non
 
 
 async def lens(pilot: Pilot[None], app: NanochatApp) -> None:
-    app.chat.max_tokens = 48
+    app.chat.session.max_tokens = 48
     await say(pilot, app, "fn largest(values: &[i32]) -> Option<i32> {")
     await pilot.press("f5")
-    ribbon = app.chat.ribbon
+    ribbon = app.chat.lens.ribbon
     assert ribbon is not None
     await wait(pilot, app, lambda: bool(ribbon.choices) and all(token.top for token in ribbon.tokens))
     await pilot.press(*["right"] * 8, "down")
@@ -122,7 +123,7 @@ async def lens(pilot: Pilot[None], app: NanochatApp) -> None:
 
 def parity(server: str) -> Callable[[Pilot[None], NanochatApp], Awaitable[None]]:
     async def play(pilot: Pilot[None], app: NanochatApp) -> None:
-        app.chat.max_tokens = 64
+        app.chat.session.max_tokens = 64
         await say(pilot, app, "fn largest(values: &[i32]) -> Option<i32> {")
         app.chat.prompt.text = f"/parity {server}"
         await pilot.press("enter")
@@ -132,7 +133,7 @@ def parity(server: str) -> Callable[[Pilot[None], NanochatApp], Awaitable[None]]
 
 
 async def live(pilot: Pilot[None], app: NanochatApp) -> None:
-    app.chat.max_tokens = 96
+    app.chat.session.max_tokens = 96
     await pilot.press("ctrl+l")
     await say(pilot, app, "impl Iterator for Counter {\n    type Item = u32;\n")
     await wait(
@@ -239,8 +240,8 @@ async def take(shot: Shot, model: Path, out: Path, runs: Path | None) -> Path:
     app = NanochatApp(LocalBackend(model), runs=runs)
     async with app.run_test(size=shot.size, notifications=True) as pilot:
         if not shot.name.startswith(("inspect", "train")):
-            await wait(pilot, app, lambda: app.chat.ready)
-            app.chat.sampling = replace(app.chat.sampling, seed=SEED)
+            await wait(pilot, app, lambda: app.chat.model.ready)
+            app.chat.session.sampling = replace(app.chat.session.sampling, seed=SEED)
         await shot.play(pilot, app)
         return Path(app.save_screenshot(f"{shot.name}.svg", path=str(out)))
 

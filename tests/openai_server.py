@@ -42,7 +42,16 @@ class Server:
     error_after: int | None = None
     status: int = 200
     body: bytes = b""
-    streams: bool = True
+    reason: str = "stop"
+    raw: list[bytes] | None = None
+    """Sent as the answer in these pieces, in place of a stream of its own; `raw_headers` go with it."""
+    raw_headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "text/event-stream"})
+    listed: tuple[int, bytes] | None = None
+    """Status and body of the list of models, in place of its own."""
+    moved: str | None = None
+    """Where GET /v1/models is sent on to."""
+    base: str = ""
+    """Path under which the routes lie."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
@@ -67,7 +76,12 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self.answer(status, json.dumps({"error": {"message": message}}).encode())
 
         def allowed(self) -> bool:
+            """Whether a request is for this server and of no page of another one: a browser may run meanwhile."""
             server.headers.append(dict(self.headers))
+            own = server.url.partition("://")[2]
+            if self.headers.get("Host") != own or self.headers.get("Origin") not in (None, server.url):
+                self.refuse(421, "this is another server")
+                return False
             if server.key is not None and self.headers.get("Authorization") != f"Bearer {server.key}":
                 self.refuse(401, "wrong key")
                 return False
@@ -76,7 +90,16 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             if not self.allowed():
                 return
-            if self.path != "/v1/models":
+            if server.moved is not None and self.path == "/v1/models":
+                self.send_response(308)
+                self.send_header("Location", server.moved)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if self.path == f"{server.base}/v1/models" and server.listed is not None:
+                self.answer(*server.listed)
+                return
+            if self.path != f"{server.base}/v1/models":
                 self.refuse(404, "no such page")
                 return
             cards = [
@@ -95,8 +118,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if not self.allowed():
                 return
             body = json.loads(raw)
-            chat = self.path == "/v1/chat/completions"
-            if not chat and (self.path != "/v1/completions" or not server.completions):
+            chat = self.path == f"{server.base}/v1/chat/completions"
+            if not chat and (self.path != f"{server.base}/v1/completions" or not server.completions):
                 self.refuse(404, "no such page")
                 return
             if "model" not in body:
@@ -113,7 +136,21 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if server.strict and unknown:
                 self.refuse(400, f"unknown fields {sorted(unknown)}")
                 return
-            self.stream(chat, body)
+            if server.raw is not None:
+                self.send_raw(server.raw)
+            else:
+                self.stream(chat, body)
+
+        def send_raw(self, pieces: list[bytes]) -> None:
+            self.send_response(200)
+            for name, value in {**server.raw_headers, "Connection": "close"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.close_connection = True
+            for piece in pieces:
+                self.wfile.write(piece)
+                self.wfile.flush()
+                time.sleep(0.002)
 
         def stream(self, chat: bool, body: dict[str, Any]) -> None:
             self.send_response(200)
@@ -137,7 +174,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                         return
                     self.send({"choices": [self.choice(chat, body, word, thought)]})
                     time.sleep(0.002)
-                self.send({"choices": [{"delta": {}, "text": "", "finish_reason": "stop"}]})
+                self.send({"choices": [{"delta": {}, "text": "", "finish_reason": server.reason}]})
                 if body.get("stream_options"):
                     self.send({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": len(words)}})
                 self.wfile.write(b"data: [DONE]\n\n")

@@ -136,7 +136,7 @@ while time.time() < end:
 """Keeps the contract of the run directory and does nothing else: a trainer's outside without its hours."""
 
 
-def until(predicate: Callable[[], object], seconds: float = 15.0) -> None:
+def until(predicate: Callable[[], object], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not predicate():
         assert time.monotonic() < end, "waited in vain"

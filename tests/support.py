@@ -18,7 +18,8 @@ from nanochat_tui.formats.tensor_types import TENSOR_TYPES, encode_ternary_matri
 from nanochat_tui.model.architectures import nanochat
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.tokenizer import END_OF_TEXT, byte_level_bpe, to_gguf_metadata
-from nanochat_tui.model.tokenizer_codec import byte_alphabet
+from nanochat_tui.model.tokenizer.codec import byte_alphabet
+from nanochat_tui.model.tokenizer.infill import add_marks, choose_marks
 
 TINY = ModelConfig(
     dim=128,
@@ -91,13 +92,17 @@ def write_model(
     add_bos: bool = True,
     chat_template: str | None = None,
     tokenizer: Tokenizer | None = None,
+    infill: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Write a model of random weights and return its path."""
+    """Write a model of random weights and return its path; with `infill` it has marks for filling in the middle."""
     made = tokenizer or tiny_tokenizer(config.vocab_size)
+    marks = choose_marks(made) if infill else None
+    if marks is not None:
+        made = Tokenizer.from_str(add_marks(made.to_str(), marks))
     end = made.token_to_id(END_OF_TEXT)
     metadata = nanochat.to_metadata(config) | to_gguf_metadata(
-        made, bos=end, eos=end, add_bos=add_bos, chat_template=chat_template
+        made, bos=end, eos=end, add_bos=add_bos, infill=marks, chat_template=chat_template
     )
     metadata["general.name"] = string("random")
     write_gguf(path, metadata, random_tensors(config, ternary=ternary, embedding=embedding, seed=seed))

@@ -27,7 +27,7 @@ from nanochat_tui.formats.gguf import (
     u32,
     write_gguf,
 )
-from nanochat_tui.formats.tensor_types import TENSOR_TYPES, encode_ternary
+from nanochat_tui.formats.tensor_types import TENSOR_TYPES, encode_ternary, ternary_codes
 from nanochat_tui.model.tokenizer import END_OF_TEXT, to_gguf_metadata
 
 LAYERS, DIM, HEADS, KV_HEADS, WIDTH, HIDDEN, VOCAB, CONTEXT = 2, 256, 4, 2, 128, 512, 300, 128
@@ -49,6 +49,8 @@ class Draft:
     """Of an attention head."""
     gdn_width: int = GDN_WIDTH
     """Of a head of the gated delta rule."""
+    outliers: dict[int, float] = field(default_factory=dict)
+    """Channels of the feed-forward product that are so many times the rest, and that little depends on."""
     keys: dict[str, GGUFValue] = field(default_factory=dict)
     plain_keys: dict[str, GGUFValue] = field(default_factory=dict)
     tensors: list[TensorData] = field(default_factory=list)
@@ -63,6 +65,9 @@ class Draft:
         """A matrix [..., rows, columns] whose outputs have about the size of its inputs."""
         kind = kind or self.kind
         made = random_matrix(self.rng, shape, kind, gain / np.sqrt(shape[-1]))
+        if self.outliers and name.endswith(("ffn_up.weight", "ffn_down.weight")):
+            part = scaled_rows if name.endswith("ffn_up.weight") else emptied_columns
+            made = part(made, self.outliers)
         if self.twin:
             rows = made.data.reshape(-1)
             tail = TENSOR_TYPES[kind].tail_bytes
@@ -117,6 +122,48 @@ def random_blocks(rng: np.random.Generator, kind: str, n: int, size: float) -> N
     return blocks
 
 
+HALF_AT = {"Q6_K": 208, "TQ2_0": 64}
+"""Where a block's float16 scale is, if not at its beginning."""
+
+
+def scaled_rows(made: TensorData, factors: dict[int, float]) -> TensorData:
+    """Return a matrix with some rows multiplied, by way of their blocks' float16 scales."""
+    blocks = made.data.reshape(made.shape[0], -1, made.type.block_bytes).copy()
+    at = HALF_AT.get(made.type.name, 0)
+    for row, factor in factors.items():
+        scales = blocks[row, :, at : at + 2].copy().view("<f2").astype(np.float32) * factor
+        blocks[row, :, at : at + 2] = scales.astype("<f2").view(np.uint8)
+    return TensorData(made.name, made.shape, made.type, blocks.reshape(-1))
+
+
+def emptied_columns(made: TensorData, columns: dict[int, float]) -> TensorData:
+    """Return a matrix with zeros in some columns, except in each eighth row."""
+    kind = made.type
+    rows = made.shape[0]
+    blocks = made.data.reshape(rows, -1, kind.block_bytes).copy()
+    few = np.arange(rows) % 8 != 0
+    for column in columns:
+        block, place = divmod(column, kind.block_elements)
+        if kind.is_ternary:
+            codes, scales = ternary_codes(kind, blocks[few, block])
+            codes[:, place] = 1
+            blocks[few, block] = encode_ternary(kind, codes, scales)
+        elif kind.name == "Q4_0":
+            _set_bits(blocks, few, block, 2 + place % 16, 4 * (place // 16), 4, 8)
+        else:
+            half, part, at = place // 128, place % 128 // 32, place % 32
+            _set_bits(blocks, few, block, half * 64 + part % 2 * 32 + at, 4 * (part // 2), 4, 0)
+            _set_bits(blocks, few, block, 128 + half * 32 + at, 2 * part, 2, 2)
+    return TensorData(made.name, made.shape, kind, blocks.reshape(-1))
+
+
+def _set_bits(
+    blocks: NDArray[np.uint8], rows: NDArray[np.bool_], block: int, byte: int, shift: int, bits: int, value: int
+) -> None:
+    mask = ((1 << bits) - 1) << shift
+    blocks[rows, block, byte] = blocks[rows, block, byte] & (255 - mask) | value << shift
+
+
 def _attention(d: Draft, b: str, *, gated: bool = False, qk_norm: bool = False, sub_norm: bool = False) -> None:
     d.matrix(b + "attn_q.weight", HEADS * d.width * (2 if gated else 1), DIM)
     d.matrix(b + "attn_k.weight", KV_HEADS * d.width, DIM)
@@ -159,6 +206,11 @@ def _llama(d: Draft) -> None:
         _attention(d, b)
         d.norm(b + "ffn_norm.weight", DIM)
         _ffn(d, b)
+
+
+def _minicpm(d: Draft) -> None:
+    _llama(d)
+    d.keys |= {"embedding_scale": f32(3.0), "residual_scale": f32(0.7), "logit_scale": f32(2.5)}
 
 
 def _qwen3(d: Draft) -> None:
@@ -252,6 +304,7 @@ def _maple(d: Draft, layers: int = 4) -> None:
 
 WRITERS: dict[str, Callable[[Draft], None]] = {
     "llama": _llama,
+    "minicpm": _minicpm,
     "qwen3": _qwen3,
     "bitnet": _bitnet,
     "bitnet-25": _bitnet,
@@ -271,9 +324,10 @@ def draft(
     seed: int = 0,
     width: int = WIDTH,
     gdn_width: int = GDN_WIDTH,
+    outliers: dict[int, float] | None = None,
 ) -> Draft:
     """Return a model to be changed and then written by `finish`."""
-    d = Draft(name, kind, table, twin, np.random.default_rng(seed), tied, width, gdn_width)
+    d = Draft(name, kind, table, twin, np.random.default_rng(seed), tied, width, gdn_width, outliers or {})
     d.matrix("token_embd.weight", VOCAB, DIM, kind=table, gain=1.5)
     d.norm("output_norm.weight", DIM)
     WRITERS[name](d)

@@ -6,18 +6,36 @@ terminal, a script or a test. Cancelling is cooperative, through a `threading.Ev
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from threading import Event as CancelEvent  # `Event` is what a backend sends
 from typing import Literal, Protocol
 
 from nanochat_tui.errors import UserError
+from nanochat_tui.request import FinishReason, GenerationRequest, Token
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "CancelEvent",
+    "Event",
+    "FinishReason",
+    "Finished",
+    "Message",
+    "Progress",
+    "Request",
+    "Role",
+    "Started",
+    "Stats",
+    "Token",
+]
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "cancelled"]
 Progress = Callable[[str], None]
 """Receives one short line about what is being done, such as "compiling kernels"; called from the loading thread."""
+NOTE, WARNING = "note: ", "warning: "
+"""How such a line begins that has to be seen after the next one too: what was assumed, and what is a danger."""
 
 
 class BackendError(UserError):
@@ -34,80 +52,43 @@ class Message:
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingSettings:
-    """How the next token is chosen. Temperature 0 is greedy; the other defaults keep small models from looping.
-
-    Raises `UserError` naming the first value that makes no sense.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    """Keep this many of the likeliest tokens; 0 keeps all."""
-    top_p: float = 0.95
-    """Keep the likeliest tokens that together hold this much probability; 1 keeps all."""
-    min_p: float = 0.0
-    """Drop tokens less likely than this share of the likeliest one; 0 drops none."""
-    repeat_penalty: float = 1.0
-    """Divide (or, below zero, multiply) the logits of recent tokens by this; 1 changes nothing."""
-    seed: int | None = None
-    """Same seed, prompt and settings give the same text; None draws one."""
-
-    def __post_init__(self) -> None:
-        _demand("temperature", self.temperature, 0.0, 100.0)
-        _demand("top-k", self.top_k, 0, 10_000_000)
-        _demand("top-p", self.top_p, 0.0, 1.0, open_low=True)
-        _demand("min-p", self.min_p, 0.0, 1.0)
-        _demand("repeat-penalty", self.repeat_penalty, 0.0, 100.0, open_low=True)
-        if self.seed is not None:
-            _demand("seed", self.seed, 0, 2**63 - 1)
-
-
-def _demand(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    inside = math.isfinite(value) and low <= value <= high and not (open_low and value == low)
-    if not inside:
-        least = f"above {low:g}" if open_low else f"{low:g} or more"
-        most = f" and at most {high:g}" if high <= 100 else ""
-        raise UserError(f"{name} must be {least}{most}, not {value}.")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(GenerationRequest):
     """What a backend is asked to continue: a conversation, or a text as it stands.
 
     Exactly one of `messages` and `prompt` is given. `prompt` is continued raw, without a chat template.
-    `max_tokens` None means as many as the context holds.
     """
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    max_tokens: int | None = 256
-    stop: tuple[str, ...] = ()
-    top_logprobs: int = 0
+    suffix: str | None = None
+    """Text that follows what is to be written, with a prompt: for models that can fill in the middle."""
     prefix: str = ""
     """Beginning of the reply, already written, that the answer goes on from."""
     prefix_ids: tuple[int, ...] = ()
     """The tokens of `prefix` where they are known exactly; a backend that cannot use them goes by the text."""
     prefix_thinking: bool = False
     """Whether `prefix` ends inside the model's thinking."""
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
+        GenerationRequest.__post_init__(self)
         if (self.prompt is None) == (not self.messages):
             raise UserError("A request needs either messages or a prompt to continue, and not both.")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UserError(f"max-tokens must be 1 or more, not {self.max_tokens}.")
-        if any(not text for text in self.stop):
+        if self.suffix is not None and self.prompt is None:
+            raise UserError("A suffix goes with a text to continue, and not with a conversation; leave it out.")
+        if self.max_tokens == 0:
+            raise UserError("max_tokens must be 1 or more, not 0.")
+        if not all(self.stop):
             raise UserError("A stop string must not be empty; leave the option out instead.")
-        if self.top_logprobs < 0:
-            raise UserError(f"top-logprobs must be 0 or more, not {self.top_logprobs}.")
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
     """The prompt was accepted. Sent before the model reads it, so that a listener can say so."""
 
-    prompt_tokens: int
+    prompt_tokens: int | None
+    """None where a server does not tell before its reply is over."""
     dropped_messages: int = 0
     """Oldest messages left out because the context could not hold them."""
     dropped_tokens: int = 0
@@ -126,20 +107,6 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """One more token of the reply. `text` may be empty while a character is still incomplete."""
-
-    text: str
-    id: int | None = None
-    logprob: float | None = None
-    """Natural logarithm of the probability before temperature and truncation."""
-    top: tuple[tuple[int, str, float], ...] = ()
-    """Alternatives as (id, text, logprob), likeliest first; empty unless asked for. A server's have id -1."""
-    thinking: bool = False
-    """Whether the model is thinking aloud and not yet answering."""
-
-
-@dataclass(frozen=True, slots=True)
 class Stats:
     """Speeds so far, in tokens per second; None before there is anything to measure."""
 
@@ -151,8 +118,10 @@ class Stats:
     seconds_to_first_token: float | None = None
     """From the request to the first token, loading excluded."""
     drafted: int = 0
-    """Tokens guessed ahead; of them, `accepted` were right and so cost no pass of their own."""
+    """Draft tokens; of them, `accepted` cost no pass of their own."""
     accepted: int = 0
+    prompt_tokens: int | None = None
+    """As a server tells it at the end of a reply; else `Started` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +134,20 @@ class Finished:
 Event = Started | Token | Stats | Finished
 
 
+class Scorer(Protocol):
+    """Computes the probabilities of a reply that is already there."""
+
+    def score(self, request: Request, top: int) -> list[Token]:
+        """Return the tokens of `request.prefix`, each with its log-probability and `top` alternatives. Raises
+        `UserError`.
+        """
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes a token stands for, which may be a part of a character."""
+
+
 class Backend(Protocol):
-    """Anything that answers requests. The properties hold once `load` has returned."""
+    """Anything that answers requests. The properties hold once `load` has returned, `path` and `scorer` before."""
 
     @property
     def name(self) -> str:
@@ -178,7 +159,7 @@ class Backend(Protocol):
 
     @property
     def threads(self) -> int:
-        """Threads that compute here; 0 when somebody else does."""
+        """Threads that compute here; 0 when a server does."""
 
     @property
     def context_size(self) -> int:
@@ -188,11 +169,27 @@ class Backend(Protocol):
     def is_chat(self) -> bool:
         """Whether the model has a chat template; without one it continues text."""
 
+    @property
+    def path(self) -> Path | None:
+        """The model's file; None where a server has it."""
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """What computes probabilities afterwards; None where they must be asked for with the reply."""
+
     def can_continue(self, *, chat: bool) -> bool:
         """Whether a reply (of a conversation, or of a raw text) can go on from a `Request.prefix`."""
+
+    def reading(self) -> Stats | None:
+        """How far the prompt of the running request was read, and how fast; None where that is not known, before its
+        first part and after its last. May be called from any thread.
+        """
 
     def load(self, progress: Progress | None = None) -> None:
         """Make ready to answer; idempotent. Raises `UserError`."""
 
     def chat(self, request: Request, cancel: CancelEvent) -> Iterator[Event]:
         """Answer: `Started`, tokens with `Stats` among them, a last `Stats`, `Finished`. Raises `UserError`."""
+
+    def close(self) -> None:
+        """Close connections; nothing is asked afterwards."""

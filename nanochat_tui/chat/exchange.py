@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from nanochat_tui.chat.records import (
+from nanochat_tui.chat.store.records import (
     SessionSettings,
     StoredSession,
     StoredTurn,
     new_session,
-    reason_from,
     settings_from_dict,
     settings_to_dict,
-    stats_from_dict,
     title_of,
+    turn_from_dict,
 )
-from nanochat_tui.errors import UserError, display_safe
-from nanochat_tui.formats.atomic import atomic_write
+from nanochat_tui.errors import UserError
+from nanochat_tui.files import atomic_write
+from nanochat_tui.text import display_safe
 
 FORMAT = "nanochat-tui session"
 VERSION = 1
 MAX_BYTES = 64 << 20
 """Largest file that is read: no conversation comes near it, and a wrong file might."""
-_HEADING = re.compile(r"^## (User|Assistant|Prompt|Continuation|System)[ \t]*$", re.MULTILINE)
+_HEADING = re.compile(
+    r"^## (User|Assistant|Prompt|Continuation|System)(?:, version (\d{1,6}) of \d{1,6})?[ \t]*$", re.MULTILINE
+)
 
 
 def to_json(session: StoredSession) -> str:
@@ -57,9 +57,16 @@ def to_markdown(session: StoredSession) -> str:
     lines = [f"# {info.title}", "", f"Model: {info.model}", ""]
     if info.settings.system:
         lines += ["## System", "", _guarded(info.settings.system, info.is_chat), ""]
-    for turn in session.turns:
+
+    def put(turn: StoredTurn, version: str = "") -> None:
         for heading, text in zip(ours, (turn.prompt, turn.reply), strict=True):
-            lines += [f"## {heading}", "", _guarded(text, info.is_chat), ""]
+            lines.extend([f"## {heading}{version}", "", _guarded(text, info.is_chat), ""])
+
+    for turn in session.turns:
+        put(turn)
+        places = [place for place in range(len(turn.versions) + 1) if place != turn.place]
+        for place, version in zip(places, turn.versions, strict=True):
+            put(version, f", version {place + 1} of {len(turn.versions) + 1}")
     return "\n".join(lines)
 
 
@@ -83,6 +90,8 @@ def from_json(text: str) -> StoredSession:
     """Return the session that `to_json` wrote, under a new id. Raises `UserError` for anything else."""
     try:
         data = json.loads(text)
+    except RecursionError as exc:
+        raise UserError("The file is JSON nested too deeply to be a session; choose another file.") from exc
     except ValueError as exc:
         raise UserError(f"The file is not JSON ({exc}); export a session as JSON and import that.") from exc
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -95,45 +104,52 @@ def from_json(text: str) -> StoredSession:
     values = data.get("settings")
     settings = settings_from_dict(str(data.get("system") or ""), values if isinstance(values, dict) else {})
     info = new_session(str(data.get("model") or ""), is_chat=data.get("kind") != "completion", settings=settings)
-    made = tuple(map(_turn, turns))
+    made = tuple(map(turn_from_dict, turns))
     title = str(data.get("title") or "")[:200]
     info = replace(info, title=title or _first_title(made), titled=bool(title), turns=len(made))
     return StoredSession(info, made)
 
 
-def _turn(data: Mapping[str, Any]) -> StoredTurn:
-    parts = data.get("parts")
-    stats = data.get("stats")
-    return StoredTurn(
-        prompt=str(data.get("prompt") or ""),
-        parts=tuple(map(str, parts)) if isinstance(parts, list) and parts else ("",),
-        thinking=str(data.get("thinking") or ""),
-        reason=reason_from(data.get("reason")),
-        stats=stats_from_dict(stats if isinstance(stats, dict) else None),
-    )
-
-
 def from_markdown(text: str) -> StoredSession:
     """Return the session that a Markdown file with our headings tells. Raises `UserError` if it has none."""
     pieces = _HEADING.split(text)
-    sections = [(pieces[i], _unguarded(pieces[i + 1])) for i in range(1, len(pieces), 2)]
+    sections = [(pieces[i], pieces[i + 1], _unguarded(pieces[i + 2])) for i in range(1, len(pieces), 3)]
     if not sections:
         raise UserError("The Markdown file has no '## User' or '## Prompt' headings; export a session to see the form.")
-    is_chat = any(heading in ("User", "Assistant") for heading, _ in sections)
-    system = next((body for heading, body in sections if heading == "System"), "")
+    is_chat = any(heading in ("User", "Assistant") for heading, _, _ in sections)
+    system = next((body for heading, _, body in sections if heading == "System"), "")
     turns: list[StoredTurn] = []
-    for heading, body in sections:
+    versions: list[list[tuple[int, StoredTurn]]] = []
+    for heading, number, body in sections:
         if heading in ("User", "Prompt"):
-            turns.append(StoredTurn(body))
+            if number is not None and turns:
+                versions[-1].append((int(number), StoredTurn(body)))
+            else:
+                turns.append(StoredTurn(body))
+                versions.append([])
         elif heading in ("Assistant", "Continuation"):
-            last = turns.pop() if turns and not turns[-1].reply else StoredTurn("")
-            turns.append(replace(last, parts=(body,), reason="stop"))
+            if number is not None and versions and versions[-1]:
+                place, version = versions[-1].pop()
+                versions[-1].append((place, replace(version, parts=(body,), reason="stop")))
+                continue
+            if not turns or turns[-1].reply:
+                turns.append(StoredTurn(""))
+                versions.append([])
+            turns[-1] = replace(turns[-1], parts=(body,), reason="stop")
+    turns = [_with_versions(turn, found) for turn, found in zip(turns, versions, strict=True)]
     title = re.match(r"\s*# (.+)", text)
     model = re.search(r"^Model: (.+)$", pieces[0], re.MULTILINE)
     info = new_session(model[1].strip() if model else "", is_chat=is_chat, settings=SessionSettings(system))
     name = title[1].strip()[:200] if title else ""
     info = replace(info, title=name or _first_title(tuple(turns)), titled=bool(name), turns=len(turns))
     return StoredSession(info, tuple(turns))
+
+
+def _with_versions(turn: StoredTurn, found: list[tuple[int, StoredTurn]]) -> StoredTurn:
+    """Return `turn` with its other versions, whose numbers say between which of them it stands."""
+    found = sorted(found, key=lambda pair: pair[0])
+    place = next((at for at, (number, _) in enumerate(found) if number != at + 1), len(found))
+    return replace(turn, versions=tuple(version for _, version in found), place=place)
 
 
 def _first_title(turns: tuple[StoredTurn, ...]) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from threading import Event as CancelEvent
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanochat_tui.chat.backend import (
     BackendError,
@@ -26,20 +25,31 @@ from nanochat_tui.chat.backend import (
     Token,
 )
 from nanochat_tui.chat.context import Fitted, fit_messages, fit_text, reply_room
-from nanochat_tui.chat.thinking import ThinkingSplitter
-from nanochat_tui.errors import UserError, display_safe
-from nanochat_tui.model.chat_families import thinking_tags
+from nanochat_tui.errors import UserError
+from nanochat_tui.model.chat.thinking import ThinkingSplitter
+from nanochat_tui.text import display_safe
 
 if TYPE_CHECKING:
-    from nanochat_tui.engine.model import Model
-    from nanochat_tui.engine.paging import CacheType
-    from nanochat_tui.engine.session import Session
-    from nanochat_tui.engine.speculation import Mode
+    from nanochat_tui.engine.generate.model import Activations, Model
+    from nanochat_tui.engine.generate.session import Session
+    from nanochat_tui.engine.generate.speculation import Mode
+    from nanochat_tui.engine.run.paging import CacheType
     from nanochat_tui.formats.i2_s_layouts import Layout
 
 _ENDLESS = 1 << 62
 STATS_INTERVAL = 0.25
-"""Seconds between two `Stats` while a reply is being written; nobody reads faster."""
+"""Seconds between two `Stats` while a reply is being written; no user reads faster."""
+
+
+def threads_next_to(others: int) -> int:
+    """Threads for a model that shares the machine with programs computing on `others` threads: what those leave, but
+    half of the usual number at least, and one. Threads that wait for each other are worst where all are in use: on two
+    cores, a training next to a chat of two threads is 19 times slower, next to one of one thread 4 times.
+    """
+    from nanochat_tui.system import default_threads
+
+    usual = default_threads()
+    return max(1, usual // 2, usual - others)
 
 
 class LocalBackend:
@@ -56,12 +66,14 @@ class LocalBackend:
         kv: CacheType = "f16",
         i2s_layout: Layout = "x86",
         speculation: Mode = "auto",
+        activations: Activations = "int8",
     ) -> None:
         self.path = path
         self._kv: CacheType = kv
         self._i2s_layout: Layout = i2s_layout
         self._context = context
         self._speculation: Mode = speculation
+        self._activations: Activations = activations
         self._mhc = mhc
         self._tokenizer = tokenizer
         self._threads = threads
@@ -110,6 +122,20 @@ class LocalBackend:
         """Whether the file brings a chat template."""
         return self.model.chat_template is not None
 
+    @property
+    def scorer(self) -> LocalBackend:
+        """The engine computes probabilities of any text."""
+        return self
+
+    def close(self) -> None:
+        """Nothing is connected; the model's memory is freed with its last user, which may be a thread."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes a token stands for, which may be a part of a character. Raises `BackendError` before
+        `load`.
+        """
+        return self.model.codec.token_bytes(token)
+
     def can_continue(self, *, chat: bool) -> bool:
         """Every reply can go on from any of its tokens."""
         return True
@@ -119,8 +145,8 @@ class LocalBackend:
         with self._lock:
             if self._loaded is not None:
                 return
-            from nanochat_tui.engine.model import load
-            from nanochat_tui.engine.session import Session
+            from nanochat_tui.engine.generate.model import load
+            from nanochat_tui.engine.generate.session import Session
 
             try:
                 model = load(
@@ -132,6 +158,7 @@ class LocalBackend:
                     kv=self._kv,
                     i2s_layout=self._i2s_layout,
                     speculation=self._speculation,
+                    activations=self._activations,
                     progress=progress,
                 )
                 self._loaded = model, Session(model)
@@ -152,9 +179,7 @@ class LocalBackend:
             yield from self._generate(session, fitted.ids, request, cancel)
 
     def reading(self) -> Stats | None:
-        """How far the prompt of the running request was read, and how fast; None before its first part and after its
-        last. May be called from any thread.
-        """
+        """See `Backend.reading`."""
         if self._loaded is None:
             return None
         session = self._loaded[1]
@@ -187,13 +212,19 @@ class LocalBackend:
     def _fit(self, model: Model, request: Request, *, size: int | None = None, room: int | None = None) -> Fitted:
         size = self.context_size if size is None else size
         room = reply_room(size, request.max_tokens) if room is None else room
-        if request.messages and model.chat_template is not None:
-            encode = partial(_render, model, model.chat_template, request)
+        if request.suffix is not None:
+            before = (request.prompt or "") + request.prefix
+            infill, dropped = model.codec.encode_infill(before, request.suffix, room=max(1, size - room))
+            return Fitted(infill, dropped_tokens=dropped)
+        options: dict[str, Any] = {"prefix": request.prefix, "prefix_ids": request.prefix_ids}
+        prompts = model.prompts
+
+        def encode(messages: Sequence[Message]) -> list[int]:
+            return prompts.messages_ids([{"role": m.role, "content": m.content} for m in messages], **options)
+
+        if request.messages and prompts.template is not None:
             return fit_messages(request.messages, encode, size, room)
-        if any(m.role == "system" for m in request.messages):
-            raise UserError("This model has no chat template, so it cannot take a system message; leave it out.")
-        text = request.prompt if request.prompt is not None else "".join(m.content for m in request.messages)
-        ids = [*model.encode(text), *request.prefix_ids] if request.prefix_ids else model.encode(text + request.prefix)
+        ids = encode(request.messages) if request.prompt is None else prompts.text_ids(request.prompt, **options)
         if not ids:
             raise UserError("The prompt is empty and this model has no begin-of-text token; write something.")
         codec = model.codec
@@ -201,7 +232,6 @@ class LocalBackend:
         return fit_text(ids, size, room, keep_first=keep_first, ends_line=lambda i: codec.decode([i]).endswith("\n"))
 
     def _generate(self, session: Session, ids: list[int], request: Request, cancel: CancelEvent) -> Iterator[Event]:
-        sampling = request.sampling
         started = time.perf_counter()
         first: float | None = None
         shown = started
@@ -210,8 +240,8 @@ class LocalBackend:
         def stats() -> Stats:
             s = session.stats
             return Stats(
-                prompt_tps=s.prompt_tokens / s.prompt_seconds if s.prompt_seconds > 0 else None,
-                decode_tps=s.generated_tokens / s.decode_seconds if s.decode_seconds > 0 else None,
+                prompt_tps=s.prompt_tps,
+                decode_tps=s.decode_tps,
                 context_used=session.position,
                 context_size=self.context_size,
                 generated=count,
@@ -220,30 +250,18 @@ class LocalBackend:
                 accepted=s.accepted_tokens,
             )
 
-        stream = session.generate(
-            ids,
-            max_tokens=max(1, min(self.context_size - len(ids), request.max_tokens or self.context_size)),
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            repeat_penalty=sampling.repeat_penalty,
-            seed=sampling.seed,
-            stop=request.stop,
-            top_logprobs=request.top_logprobs,
-            logprobs=request.top_logprobs > 0,
-            cancel=cancel,
-        )
+        most = max(1, min(self.context_size - len(ids), request.max_tokens or self.context_size))
+        stream = session.generate(ids, replace(request, max_tokens=most), cancel=cancel)
         split = self._splitter(request, ids)
         self.trail = trail = list(ids)
         for token in stream:
             now = time.perf_counter()
             count += 1
-            trail.append(token.id)
+            if token.id is not None:
+                trail.append(token.id)
             if first is None:
                 first = now
-            logprob = token.logprob if request.top_logprobs else None
-            yield from split.token(Token(token.text, token.id, logprob, tuple(token.top)))
+            yield from split.token(token if request.wants_logprobs else replace(token, logprob=None))
             if now - shown >= STATS_INTERVAL:
                 shown = now
                 yield stats()
@@ -252,21 +270,7 @@ class LocalBackend:
         yield Finished(session.finish_reason)
 
     def _splitter(self, request: Request, ids: list[int]) -> ThinkingSplitter:
-        template = self.model.chat_template
-        tags = None
-        if template is not None and request.messages:
-            tags = self.model.thinking or thinking_tags(template)
-        if tags is None or request.prefix:
-            return ThinkingSplitter(tags, inside=request.prefix_thinking, begun=True)
-        # some templates open the thinking themselves
-        end = self.model.codec.decode(ids[-16:], special=True).rstrip()
-        return ThinkingSplitter(tags, inside=end.endswith(tags[0]))
-
-
-def _render(model: Model, template: str, request: Request, messages: Sequence[Message]) -> list[int]:
-    from nanochat_tui.model.chat_prompt import encode_chat
-
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    # the ids of a beginning say exactly what its text may only say nearly
-    prefix = "" if request.prefix_ids else request.prefix
-    return [*encode_chat(model.codec, template, turns, prefix=prefix), *request.prefix_ids]
+        if not request.messages:
+            return ThinkingSplitter(None)
+        prompts = self.model.prompts
+        return prompts.continued(inside=request.prefix_thinking) if request.prefix else prompts.splitter(ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from threading import Event as CancelEvent
 
-from nanochat_tui.chat.backend import BackendError, Event, Progress, Request
+from nanochat_tui.chat.backend import BackendError, Event, Progress, Request, Stats
 
 
 class MissingBackend:
@@ -16,6 +16,8 @@ class MissingBackend:
     threads = 0
     context_size = 0
     is_chat = False
+    path = None
+    scorer = None
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -23,6 +25,13 @@ class MissingBackend:
     def can_continue(self, *, chat: bool) -> bool:
         """Nothing can."""
         return False
+
+    def reading(self) -> Stats | None:
+        """Nothing is read."""
+        return None
+
+    def close(self) -> None:
+        """Nothing is connected."""
 
     def load(self, progress: Progress | None = None) -> None:
         """Say what is missing."""

@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nanochat_tui.chat.backend import Request, SamplingSettings, Token
+from nanochat_tui.chat.backend import Request, Token
+from nanochat_tui.request import SamplingParams
 
 ALTERNATIVES = 8
 LENGTH = 128
@@ -42,7 +43,7 @@ class Parity:
 def parity_request(request: Request) -> Request:
     """Return a request as both sides are asked it: greedy, with alternatives."""
     length = min(LENGTH, request.max_tokens or LENGTH)
-    return replace(request, sampling=SamplingSettings(temperature=0.0), top_logprobs=ALTERNATIVES, max_tokens=length)
+    return replace(request, sampling=SamplingParams(temperature=0.0), top_logprobs=ALTERNATIVES, max_tokens=length)
 
 
 def compare(left: Sequence[Token], right: Sequence[Token]) -> Parity:

@@ -11,7 +11,7 @@ import numpy as np
 from nanochat_tui.chat.backend import BackendError, Token
 
 if TYPE_CHECKING:
-    from nanochat_tui.engine.model import Model
+    from nanochat_tui.engine.generate.model import Model
 
 MOST_BYTES = 1 << 30
 """Largest array of logits that is made for it."""
@@ -31,7 +31,7 @@ def score(model: Model, whole: Sequence[int], start: int, top: int) -> list[Toke
     `top` alternatives come with each, likeliest first. Raises `BackendError` if the logits would not fit into memory.
     """
     if len(whole) * model.config.vocab_size * 4 > MOST_BYTES:
-        raise BackendError("The text is too long to compute all its probabilities at once; write the reply anew.")
+        raise BackendError("The text is too long to compute all its probabilities at once; generate the reply again.")
     if start >= len(whole):
         return []
     logits = model.logits(list(whole))[start - 1 : len(whole) - 1]

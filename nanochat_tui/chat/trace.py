@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import read_gguf
 from nanochat_tui.formats.mhc import read_mhc
 from nanochat_tui.model.architectures import nanochat
 from nanochat_tui.model.mhc import StreamMatrices, record_names, stream_matrices
 from nanochat_tui.model.plain_forward import read_out, stream_states
+from nanochat_tui.text import display_safe
 
 Floats = NDArray[np.float32]
 MOST_PARAMETERS = 200_000_000
@@ -63,7 +64,7 @@ class Tracer:
                 named = file.metadata.get("general.architecture")
                 kind = display_safe(str(named.value), 40) if named is not None else "of an unnamed kind"
                 raise UserError(
-                    "Streams and decision depth are computed by a second pass beside the engine, which exists for "
+                    "Streams and decision depth are computed by a second pass outside the engine, which exists for "
                     f"nanochat models alone; this one is {kind}, so there are none. F3 shows what is in the file."
                 )
             self.config = config = nanochat.from_metadata(file.metadata, file.tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 import typer
 
@@ -14,11 +15,12 @@ COMMANDS = {
     "inspect": ("inspect_file", "inspect"),
     "bench": ("bench", "bench"),
     "convert": ("convert", "convert"),
+    "eval": ("evaluate", "evaluate"),
     "cache": ("cache", "cache"),
     "doctor": ("doctor", "doctor"),
     "web": ("web", "web"),
 }
-"""Of every command, the module beside this one and the function in it."""
+"""Of every command, the module next to this one and the function, or group of commands, in it."""
 COMPLETION_VARIABLE = "_NANOCHAT_TUI_COMPLETE"
 """Set by a shell that asks how a line may go on."""
 _GROUP_OPTIONS = {"--help", "-h", "--version", "-V", "--install-completion", "--show-completion"}
@@ -47,14 +49,18 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     )
     app.callback()(_root)
     for name in commands:
-        module, function = COMMANDS[name]
-        app.command(name)(getattr(import_module(f"nanochat_tui.cli.{module}"), function))
+        module, member = COMMANDS[name]
+        command = getattr(import_module(f"nanochat_tui.cli.{module}"), member)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     return app
 
 
 def dispatch(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Raises what the command raises."""
-    words = list(arguments)
+    words = ["--help", *arguments[1:]] if arguments[:1] == ["help"] and not Path("help").exists() else list(arguments)
     if not words or (words[0] not in COMMANDS and words[0] not in _GROUP_OPTIONS):
         words.insert(0, "tui")
     everything = words[0] in _GROUP_OPTIONS or COMPLETION_VARIABLE in os.environ

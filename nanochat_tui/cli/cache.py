@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json as json_module
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from nanochat_tui.cli.json_output import json_text
 from nanochat_tui.cli.options import JsonOption
-from nanochat_tui.errors import display_safe
+from nanochat_tui.text import display_safe
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def cache(
                 with contextlib.suppress(FileNotFoundError):  # another process was faster
                     path.unlink()
     if json:
-        typer.echo(json_module.dumps({"cleared": clear, "held": [asdict(one) for one in found]}, indent=2))
+        typer.echo(json_text({"cleared": clear, "held": [asdict(one) for one in found]}))
         return
     for one in found:
         typer.echo(f"{one.kind:<8} {one.files:>4} files {one.bytes / 2**20:>9.1f} MiB  {display_safe(one.folder)}")
@@ -48,7 +48,7 @@ def cache(
 
 def files(folder: Path) -> list[Path]:
     """Return this program's own files in a folder."""
-    from nanochat_tui.engine.compile_cache import own_files
+    from nanochat_tui.engine.compile.cache import own_files
 
     kept, unfinished = own_files(folder)
     return kept + unfinished
@@ -56,7 +56,7 @@ def files(folder: Path) -> list[Path]:
 
 def held() -> list[Held]:
     """Return what is kept, by kind; nothing if there is no folder for it."""
-    from nanochat_tui.engine.compile_cache import cache_directory
+    from nanochat_tui.engine.compile.cache import cache_directory
 
     folder = cache_directory()
     if folder is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import typer
 
 from nanochat_tui.cli.options import (
+    ActivationsOption,
     AttachOption,
     ContextOption,
     FileOptions,
@@ -20,26 +22,30 @@ from nanochat_tui.cli.options import (
     ThreadsOption,
     TokenizerOption,
     find_model,
+    with_setting_options,
 )
 from nanochat_tui.errors import UserError
+from nanochat_tui.request import with_settings
 
 
+@with_setting_options(before="stop")
 def chat(
     model: ModelArgument = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The text to answer or to continue; left out, stdin is read.")
     ] = None,
+    suffix: Annotated[
+        str | None,
+        typer.Option("--suffix", help="The text that follows: the model writes what is between, if it has learnt to."),
+    ] = None,
     system: Annotated[str | None, typer.Option("--system", help="System message, for models with a template.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Choose among this many likeliest tokens; 0: all.")] = 40,
-    top_p: Annotated[float, typer.Option(help="Choose among those that hold this much probability.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
-    repeat_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="End the reply after this many.")] = 256,
     stop: Annotated[list[str] | None, typer.Option(help="End the reply before this text; may be repeated.")] = None,
     top_logprobs: Annotated[int, typer.Option(help="With --json: this many alternatives for every token.")] = 0,
+    thinking: Annotated[
+        Literal["stderr", "stdout", "hide"],
+        typer.Option(help="Where the thinking of a model goes that thinks before it answers; stdout gets the answer."),
+    ] = "stderr",
     attach: AttachOption = None,
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
@@ -48,17 +54,18 @@ def chat(
     kv: KvOption = None,
     i2s_layout: I2sLayoutOption = None,
     speculation: SpeculationOption = None,
+    activations: ActivationsOption = None,
     json: JsonOption = False,
+    **settings: Any,
 ) -> int:
     """Answer once, streaming to stdout: -p TEXT, or the text on stdin."""
-    from nanochat_tui.chat.backend import Backend, Message, Request, SamplingSettings
+    from nanochat_tui.chat.backend import Backend, Message, Request
     from nanochat_tui.cli.narration import Narration
     from nanochat_tui.cli.reply import JsonWriter, TextWriter, play
 
     # Settings are checked before anything is loaded: a typo should not cost a minute.
-    sampling = SamplingSettings(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-    Request(prompt="", max_tokens=max_tokens, stop=tuple(stop or ()), top_logprobs=top_logprobs)
-    files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation)
+    request = with_settings(Request(prompt="", stop=tuple(stop or ()), top_logprobs=top_logprobs), **settings)
+    files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations)
     backend: Backend
     if attach is not None:
         from nanochat_tui.chat.remote import RemoteBackend
@@ -71,21 +78,16 @@ def chat(
     with Narration() as narrate:
         backend.load(narrate)
     messages: tuple[Message, ...] = ()
-    if backend.is_chat and not raw:
+    if backend.is_chat and not raw and suffix is None:
         turns = [Message("user", text.removesuffix("\n") if prompt is None else text)]
         messages = (*([Message("system", system)] if system is not None else []), *turns)
     elif system is not None:
-        reason = "--raw leaves the chat template out" if raw else "this model has no chat template"
+        reason = "this model has no chat template"
+        if raw or suffix is not None:
+            reason = f"{'--raw' if raw else '--suffix'} leaves the chat template out"
         raise UserError(f"--system has no place here, because {reason}; leave one of them out.")
-    request = Request(
-        messages=messages,
-        prompt=None if messages else text,
-        sampling=sampling,
-        max_tokens=max_tokens,
-        stop=tuple(stop or ()),
-        top_logprobs=top_logprobs,
-    )
-    writer = JsonWriter() if json else TextWriter(echo="" if messages else text)
+    request = replace(request, messages=messages, prompt=None if messages else text, suffix=suffix)
+    writer = JsonWriter() if json else TextWriter(echo="" if messages else text, suffix=suffix or "", thinking=thinking)
     return play(backend, request, writer)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from nanochat_tui.cli.json_output import json_text
 from nanochat_tui.cli.options import (
     I2sLayoutOption,
     JsonOption,
@@ -17,7 +17,8 @@ from nanochat_tui.cli.options import (
     check_file,
     find_model,
 )
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
+from nanochat_tui.text import display_safe
 
 if TYPE_CHECKING:
     from nanochat_tui.formats.i2_s_layouts import Layout
@@ -39,7 +40,7 @@ def convert(
     json: JsonOption = False,
 ) -> None:
     """Repack ternary weights into another type, exactly or not at all; Q2_0 is what llama.cpp loads."""
-    from nanochat_tui.formats.gguf_header import ORIGINAL_MAGIC
+    from nanochat_tui.formats.gguf.header import ORIGINAL_MAGIC
 
     path = find_model(source)
     with path.open("rb") as handle:
@@ -56,7 +57,7 @@ def convert(
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     if json:
-        typer.echo(json_module.dumps(found, indent=2))
+        typer.echo(json_text(found))
     else:
         typer.echo("\n".join(lines))
 
@@ -94,7 +95,7 @@ def _repack(
 def _original(
     path: Path, target: Path, kind: Target, mhc: Path | None, tokenizer: Path | None
 ) -> tuple[dict[str, object], list[str], tuple[str, ...]]:
-    from nanochat_tui.formats.gugf import convert_gugf
+    from nanochat_tui.export.original import convert_gugf
     from nanochat_tui.model.tokenizer import END_OF_TEXT, load_tokenizer, to_gguf_metadata
 
     if kind not in ("Q2_0", "PQ2_0"):

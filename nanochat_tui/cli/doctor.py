@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json as json_module
-
 import typer
 
+from nanochat_tui.cli.json_output import json_text
 from nanochat_tui.cli.options import JsonOption
 
 
 def doctor(json: JsonOption = False) -> None:
     """Show versions, processor features, the kernel chosen, GPU, paths and caches."""
-    from nanochat_tui.chat.printable import printable
-    from nanochat_tui.cli.diagnosis import diagnose
+    from nanochat_tui.bench.doctor import diagnose
+    from nanochat_tui.text import printable
 
     findings = diagnose()
     if json:
-        typer.echo(json_module.dumps(findings, indent=2))
+        typer.echo(json_text(findings))
         return
     for section, rows in findings.items():
         typer.echo(section)
         width = max(map(len, rows), default=0)
         for key, value in rows.items():
             shown = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            typer.echo(f"  {key:<{width}}  {printable(shown)}")
+            typer.echo(f"  {key.replace('_', ' '):<{width}}  {printable(shown)}")

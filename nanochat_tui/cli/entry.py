@@ -6,13 +6,15 @@ code that scripts can rely on: 0 done, 1 failed, 2 bad input or usage, 130 inter
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from nanochat_tui.errors import UserError
+from nanochat_tui.cli.streams import OutputError, ReaderLeftError, secure_streams, silence
+from nanochat_tui.errors import UserError, reason_of
 
 DEBUG_VARIABLE = "NANOCHAT_DEBUG"
 """Set to anything, it shows tracebacks: for reports of bugs, not for every day."""
@@ -45,6 +47,7 @@ def begin(program: str, command: Callable[[Sequence[str]], int]) -> int:
         print(f"{program} {__version__}")
         return 0
 
+    secure_streams()
     arguments = sys.argv[1:]
     return run(version if arguments in (["--version"], ["-V"]) else command, arguments)
 
@@ -58,14 +61,16 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> in
         sys.stdout.flush()
         return code
     except UserError as exc:
+        if isinstance(exc, OutputError):
+            silence(1)
         return _fail(str(exc), exc.exit_code, exc)
     except KeyboardInterrupt:
         _say("")
         return 130
-    except BrokenPipeError:
+    except ReaderLeftError:
         return _reader_left()
     except SystemExit as exc:
-        if isinstance(exc.__context__, BrokenPipeError):  # typer turns it into an exit with code 1
+        if isinstance(exc.__context__, ReaderLeftError):  # typer turns it into an exit with code 1
             return _reader_left()
         raise
     except Exception as exc:
@@ -76,17 +81,19 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> in
             return _fail(f"{text}; --help shows what is possible.", getattr(exc, "exit_code", 2), exc)
         if isinstance(exc, MemoryError):
             return _fail("There is not enough memory for this; use a smaller model or context.", 1, exc)
+        if isinstance(exc, RecursionError):
+            return _fail("The input is nested too deeply to be read; check the file.", 2, exc)
         if isinstance(exc, OSError):
-            name = f" ({exc.filename})" if exc.filename else ""
-            return _fail(f"The system refused: {exc.strerror or exc}{name}.", 1, exc)
+            name = f" ({exc.filename})" if isinstance(exc.filename, str) and exc.filename else ""
+            return _fail(f"The system refused: {reason_of(exc)}{name}.", 1, exc)
         kind = type(exc).__name__
         text = f"This should not happen ({kind}: {exc}); set {DEBUG_VARIABLE}=1 to see where, and report it."
         return _fail(text, 1, exc)
 
 
 def _reader_left() -> int:
-    """The reader has seen enough (`| head`), which is no failure; Python would complain while flushing at exit."""
-    _silence(sys.stdout.fileno())
+    """Be done, which is no failure; Python would complain while flushing at exit."""
+    silence(1)
     return 0
 
 
@@ -95,20 +102,12 @@ def _fail(text: str, code: int, exc: BaseException) -> int:
         import traceback
 
         traceback.print_exception(exc)
-    from nanochat_tui.chat.printable import printable
+    from nanochat_tui.text import printable
 
     _say(f"error: {printable(text)}")
     return code
 
 
 def _say(line: str) -> None:
-    try:
+    with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
-    except OSError:  # stderr is closed or its reader is gone: there is nobody left to tell
-        _silence(sys.stderr.fileno())
-
-
-def _silence(descriptor: int) -> None:
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, descriptor)
-    os.close(null)

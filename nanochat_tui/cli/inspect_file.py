@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nanochat_tui.cli.json_output import json_text
 from nanochat_tui.cli.options import JsonOption, MhcOption, ModelArgument, TokenizerOption, check_file, find_model
 from nanochat_tui.errors import UserError
 
 if TYPE_CHECKING:
-    from nanochat_tui.engine.plan_memory import Forecast
+    from nanochat_tui.engine.generate.memory_forecast import Forecast
     from nanochat_tui.inspection import Summary
 
 
@@ -27,7 +27,10 @@ def inspect(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what a file is, verify its mHC records, and whether it can be run; exit code 2 if something is wrong."""
+    """Say what a file is, verify its mHC records, and whether it can be run; exit code 2 if it cannot.
+
+    --compare ends with 0 if both files hold the same and with 1 if they differ, as diff does.
+    """
     path = find_model(model)
     check_file(mhc, "mHC sidecar")
     check_file(tokenizer, "tokenizer")
@@ -55,7 +58,7 @@ def inspect(
         if statistics is not None:
             found["ternary"] = [part.to_json() for part in statistics]
         found["memory"] = None if memory is None else memory.to_json()
-        typer.echo(json_module.dumps(found, indent=2))
+        typer.echo(json_text(found))
     else:
         lines = summary_lines(summary, metadata=metadata, trits=some, memory=_said(memory))
         if statistics is not None:
@@ -67,7 +70,7 @@ def inspect(
 
 def _memory(path: Path, summary: Summary) -> Forecast | None:
     """Return what a file that can be run would take, with its whole context."""
-    from nanochat_tui.engine.plan_memory import forecast
+    from nanochat_tui.engine.generate.memory_forecast import forecast
     from nanochat_tui.model.shards import open_model
 
     if summary.shape is None or not summary.runs:
@@ -93,4 +96,6 @@ def _compare(before: Path, after: Path, json: bool) -> None:
 
     with open_whole(before) as old, open_whole(after) as new:
         found = compare(old, new)
-    typer.echo(json_module.dumps(found.to_json(), indent=2) if json else "\n".join(comparison_lines(found)))
+    typer.echo(json_text(found.to_json()) if json else "\n".join(comparison_lines(found)))
+    if not found.same:
+        raise typer.Exit(1)

@@ -7,14 +7,15 @@ import time
 from types import TracebackType
 from typing import Self
 
-from nanochat_tui.chat.printable import printable
+from nanochat_tui.chat.backend import NOTE, WARNING
+from nanochat_tui.text import printable
 
 SLOW = 2.0
 """Seconds of silence after which even a log deserves to know what is going on."""
 
 
-NOTE = ("note: ", "memory: ")
-"""How a step begins that says what was assumed about a file, or what it takes: it stays on the screen, in every log."""
+STAYING = (NOTE, WARNING, "memory: ")
+"""How a step begins that stays on the screen and is in every log."""
 
 
 class Narration:
@@ -34,7 +35,7 @@ class Narration:
         if step == self._last:
             return
         self._last = step
-        if step.startswith(NOTE):
+        if step.startswith(STAYING):
             erase = "\r\x1b[2K" if self._showing else ""
             sys.stderr.write(f"{erase}{printable(step)}\n")
             self._showing = False

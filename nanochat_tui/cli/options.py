@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
+from nanochat_tui.request import REQUEST, SAMPLING, Setting
+from nanochat_tui.text import display_safe
 
 if TYPE_CHECKING:
     from nanochat_tui.chat.local import LocalBackend
 
+F = TypeVar("F", bound=Callable[..., Any])
+SHORT = {"max_tokens": ("-n",)}
+"""Short names of options."""
 ModelArgument = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="A GGUF file; left out, the shipped model.", show_default=False)
 ]
@@ -21,7 +28,12 @@ TokenizerOption = Annotated[
     Path | None, typer.Option("--tokenizer", help="tokenizer.json to use instead of the file's own.")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", "-t", help="Threads to compute with; left out, one per physical core.")
+    int | None,
+    typer.Option(
+        "--threads",
+        "-t",
+        help="Threads to compute with; left out, one per physical core, fewer while others want them.",
+    ),
 ]
 ContextOption = Annotated[
     int | None,
@@ -30,6 +42,14 @@ ContextOption = Annotated[
 KvOption = Annotated[
     Literal["f16", "int8", "f32"] | None,
     typer.Option("--kv", help="Numbers in the key-value cache: int8 needs half the memory of f16.", show_default="f16"),
+]
+ActivationsOption = Annotated[
+    Literal["int8", "float"] | None,
+    typer.Option(
+        "--activations",
+        help="float rounds no activation and multiplies float32 weights: for comparisons, slow and large.",
+        show_default="int8",
+    ),
 ]
 I2sLayoutOption = Annotated[
     Literal["x86", "arm", "1x4"] | None,
@@ -43,7 +63,7 @@ SpeculationOption = Annotated[
     Literal["auto", "on", "off"] | None,
     typer.Option(
         "--speculation",
-        help="Guess tokens ahead: where it was measured to pay (auto), always, or never; the reply is the same.",
+        help="Use draft tokens: where it was measured to pay (auto), always, or never; the reply is the same.",
         show_default="auto",
     ),
 ]
@@ -51,7 +71,41 @@ AttachOption = Annotated[
     str | None,
     typer.Option("--attach", metavar="URL", help="Ask an OpenAI-compatible server; MODEL is then one of its models."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON for scripts; its field `schema` is the version of the form.")
+]
+
+
+def with_setting_options(before: str) -> Callable[[F], F]:
+    """Let a command with `**settings` have an option for every setting of a request that people are offered.
+
+    They stand before the parameter of that name.
+    """
+    options = [
+        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=_option(one))
+        for one in (*SAMPLING.values(), REQUEST["max_tokens"])
+        if one.everyday
+    ]
+
+    def decorate(command: F) -> F:
+        own = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(command, eval_str=True).parameters.values()
+            if p.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        place = [p.name for p in own].index(before)
+        command.__signature__ = inspect.Signature([*own[:place], *options, *own[place:]])  # type: ignore[attr-defined]
+        command.__annotations__ |= {p.name: p.annotation for p in (*own, *options)}
+        return command
+
+    return decorate
+
+
+def _option(one: Setting) -> Any:
+    names = [f"--{one.name.replace('_', '-')}", *SHORT.get(one.name, ())]
+    text = f"{one.help[:1].upper()}{one.help[1:]}."
+    kind = int if one.is_whole else float
+    return Annotated[kind | None if one.default is None else kind, typer.Option(*names, help=text)]
 
 
 def find_model(given: str | None) -> Path:
@@ -67,8 +121,21 @@ def find_model(given: str | None) -> Path:
     if path.is_dir():
         raise UserError(f"{display_safe(given)} is a folder; give a GGUF file.")
     if not path.exists():
-        raise UserError(f"There is no file {display_safe(given)}; give the path of a GGUF file.")
+        raise UserError(f"There is no file {display_safe(given)}; {_instead(given)}.")
     return path
+
+
+def _instead(given: str) -> str:
+    """Return what to do about a model that is not there: a word without a path or an ending may be a command."""
+    from difflib import get_close_matches
+
+    from nanochat_tui.cli.app import COMMANDS
+
+    if not {"/", "\\", "."} & set(given):
+        near = get_close_matches(given.lower(), COMMANDS, n=1)
+        if near:
+            return f"did you mean the command {near[0]}? Else give the path of a GGUF file"
+    return "give the path of a GGUF file"
 
 
 def check_file(path: Path | None, what: str) -> Path | None:
@@ -103,6 +170,7 @@ class FileOptions:
     kv: Literal["f16", "int8", "f32"] | None
     i2s_layout: Literal["x86", "arm", "1x4"] | None
     speculation: Literal["auto", "on", "off"] | None
+    activations: Literal["int8", "float"] | None
 
     def check(self) -> None:
         """Raise `UserError` for what no file could be run with."""
@@ -115,8 +183,8 @@ class FileOptions:
         """Raise `UserError` if anything was given: a server runs its model its own way."""
         if any(given is not None for given in astuple(self)):
             raise UserError(
-                "--mhc, --tokenizer, --threads, --context, --kv, --i2s-layout and --speculation are for files; a "
-                "server has its own, so leave them out."
+                "--mhc, --tokenizer, --threads, --context, --kv, --i2s-layout, --speculation and --activations are for "
+                "files; a server has its own, so leave them out."
             )
 
     def backend(self, path: Path) -> LocalBackend:
@@ -133,4 +201,5 @@ class FileOptions:
             kv=self.kv or "f16",
             i2s_layout=self.i2s_layout or "x86",
             speculation=self.speculation or "auto",
+            activations=self.activations or "int8",
         )

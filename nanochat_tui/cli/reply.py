@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -10,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import FrameType
-from typing import Protocol
+from typing import Literal, Protocol
 
-from nanochat_tui.chat.backend import Backend, Event, Finished, Request, Started, Stats, Token
-from nanochat_tui.chat.printable import printable
+from nanochat_tui.chat.backend import Backend, BackendError, Event, Finished, Request, Started, Stats, Token
+from nanochat_tui.cli.json_output import json_text
+from nanochat_tui.text import printable
 
+Thinking = Literal["stderr", "stdout", "hide"]
+"""Where the thinking of a model goes that thinks before it answers."""
 DIM, RESET = "\x1b[2m", "\x1b[0m"
 
 
@@ -24,18 +26,28 @@ class Writer(Protocol):
     def write(self, event: Event) -> None:
         """Show one event."""
 
+    def broken(self) -> None:
+        """Make ready for the sentence that says why the reply broke off."""
+
 
 class TextWriter:
-    """Writes the reply and nothing else to stdout; on a terminal it is made safe and follows the prompt, dimmed.
+    """Writes the answer and nothing else to stdout; on a terminal it is made safe and follows the prompt, dimmed.
 
     `echo` is the prompt of a completion, without which its continuation can hardly be read; '' for a conversation.
+    `suffix` is the text behind a gap that is filled in; it follows, dimmed, where the prompt is shown.
+    `thinking` says where the model's thinking goes; on stdout a blank line parts it from the answer.
     """
 
-    def __init__(self, echo: str = "") -> None:
+    def __init__(self, echo: str = "", suffix: str = "", thinking: Thinking = "stderr") -> None:
         self._terminal = sys.stdout.isatty()
         self._narrate = sys.stderr.isatty()
         self._echo = echo if self._terminal and self._narrate else ""
+        self._suffix = suffix if self._echo else ""
         self._ends_line = not self._echo
+        self._thinking = thinking
+        self._open_thought = ""
+        """The last character of thinking that is on show and that no answer has followed; '' if there is none."""
+        self._thought = self._answered = False
         self._stats: Stats | None = None
 
     def write(self, event: Event) -> None:
@@ -47,28 +59,78 @@ class TextWriter:
                 if self._echo:
                     sys.stderr.write(f"{DIM}{printable(self._echo)}{RESET}")
                 sys.stderr.flush()
+            case Token(text=text, thinking=True) if text:
+                self._thought = True
+                self._think(text)
             case Token(text=text) if text:
+                self._end_thought()
+                self._answered = True
                 sys.stdout.write(printable(text) if self._terminal else text)
                 sys.stdout.flush()
                 self._ends_line = text.endswith("\n")
             case Stats():
                 self._stats = event
             case Finished(reason=reason):
+                self._end_thought()
+                if self._suffix:
+                    sys.stdout.flush()
+                    sys.stderr.write(f"{DIM}{printable(self._suffix)}{RESET}")
+                    sys.stderr.flush()
+                    self._ends_line = self._suffix.endswith("\n")
                 if not self._ends_line:
                     sys.stdout.write("\n")
                 sys.stdout.flush()
+                if self._thought and not self._answered and reason == "length":
+                    sys.stderr.write("note: the limit came while the model was thinking; raise --max-tokens\n")
                 if self._narrate and self._stats is not None:
                     sys.stderr.write(f"{DIM}{summary(self._stats, reason)}{RESET}\n")
+                sys.stderr.flush()
             case _:
                 pass
 
+    def broken(self) -> None:
+        """Let the sentence begin a line of its own, where the reply stands on the same terminal."""
+        self._end_thought()
+        if self._terminal and self._narrate and not self._ends_line:
+            sys.stderr.write("\n")
+
+    def _think(self, text: str) -> None:
+        if self._thinking == "stdout":
+            sys.stdout.write(printable(text) if self._terminal else text)
+            sys.stdout.flush()
+            self._ends_line = text.endswith("\n")
+        elif self._thinking == "stderr":
+            sys.stderr.write(f"{DIM}{printable(text)}{RESET}" if self._narrate else printable(text))
+            sys.stderr.flush()
+        else:
+            return
+        self._open_thought = text[-1]
+
+    def _end_thought(self) -> None:
+        """Part thinking that is on show from what follows it, by a blank line where both go to the same place."""
+        if not self._open_thought:
+            return
+        line = "" if self._open_thought == "\n" else "\n"
+        self._open_thought = ""
+        if self._thinking == "stdout":
+            sys.stdout.write(f"{line}\n")
+            self._ends_line = True
+        else:
+            sys.stderr.write(f"{line}\n" if self._terminal and self._narrate else line)
+            sys.stderr.flush()
+
 
 class JsonWriter:
-    """Writes one JSON object per event; the last one repeats the text and sums up."""
+    """Writes one JSON object per event; the last one repeats the text and sums up.
+
+    What a server does not tell (ids, the prompt's length before the end) is null. `text` is all that came, `answer` and
+    `thinking` are its two parts.
+    """
 
     def __init__(self) -> None:
-        self._text: list[str] = []
-        self._prompt_tokens = 0
+        self._text: dict[bool, list[str]] = {False: [], True: []}
+        self._all: list[str] = []
+        self._prompt_tokens: int | None = None
         self._stats: Stats | None = None
 
     def write(self, event: Event) -> None:
@@ -79,14 +141,19 @@ class JsonWriter:
             case Started():
                 self._prompt_tokens = event.prompt_tokens
             case Token():
-                self._text.append(event.text)
+                self._all.append(event.text)
+                self._text[event.thinking].append(event.text)
+                row["top"] = [(None if number < 0 else number, text, value) for number, text, value in event.top]
             case Stats():
                 self._stats = event
             case Finished():
                 stats = self._stats
+                told = stats.prompt_tokens if stats else None
                 row |= {
-                    "text": "".join(self._text),
-                    "prompt_tokens": self._prompt_tokens,
+                    "text": "".join(self._all),
+                    "answer": "".join(self._text[False]),
+                    "thinking": "".join(self._text[True]),
+                    "prompt_tokens": self._prompt_tokens if told is None else told,
                     "tokens": stats.generated if stats else 0,
                     "prompt_tps": stats.prompt_tps if stats else None,
                     "decode_tps": stats.decode_tps if stats else None,
@@ -94,7 +161,10 @@ class JsonWriter:
                     "drafted": stats.drafted if stats else 0,
                     "accepted": stats.accepted if stats else 0,
                 }
-        print(json.dumps(row), flush=True)
+        print(json_text(row, indent=None), flush=True)
+
+    def broken(self) -> None:
+        """Do nothing: every object stands on a line of its own."""
 
 
 def summary(stats: Stats, reason: str) -> str:
@@ -107,7 +177,7 @@ def summary(stats: Stats, reason: str) -> str:
     if stats.context_size:
         parts.append(f"context {stats.context_used} of {stats.context_size}")
     if stats.drafted:
-        parts.append(f"guessed ahead {stats.accepted} of {stats.drafted} kept")
+        parts.append(f"draft tokens {stats.accepted} of {stats.drafted} accepted")
     parts.append({"stop": "done", "length": "length limit", "cancelled": "interrupted"}[reason])
     return " · ".join(parts)
 
@@ -116,10 +186,14 @@ def play(backend: Backend, request: Request, writer: Writer) -> int:
     """Send every event of the reply to `writer`; returns 0, or 130 if Ctrl+C ended it."""
     with _cancel_on_interrupt() as cancel:
         reason = "stop"
-        for event in backend.chat(request, cancel):
-            writer.write(event)
-            if isinstance(event, Finished):
-                reason = event.reason
+        try:
+            for event in backend.chat(request, cancel):
+                writer.write(event)
+                if isinstance(event, Finished):
+                    reason = event.reason
+        except BackendError:
+            writer.broken()
+            raise
         return 130 if reason == "cancelled" else 0
 
 

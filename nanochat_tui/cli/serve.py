@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 
 from nanochat_tui.cli.options import (
+    ActivationsOption,
     I2sLayoutOption,
     KvOption,
     MhcOption,
+    ModelArgument,
     SpeculationOption,
     ThreadsOption,
     TokenizerOption,
@@ -21,14 +23,15 @@ from nanochat_tui.cli.options import (
     check_threads,
     find_model,
 )
-from nanochat_tui.errors import display_safe
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from nanochat_tui.errors import UserError
+from nanochat_tui.hosts import is_loopback
+from nanochat_tui.text import display_safe
 
 
 def serve(
+    file: ModelArgument = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="A GGUF file; left out, the shipped model.", show_default=False)
+        str | None, typer.Option("--model", "-m", help="The same as MODEL; give one of the two.", show_default=False)
     ] = None,
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
@@ -44,10 +47,30 @@ def serve(
     ] = None,
     kv: KvOption = None,
     i2s_layout: I2sLayoutOption = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            help="Chat template in place of the model's own: a Jinja file, or chatml, llama3, bitnet, falcon3, alpaca, "
+            "plain. A base model takes system messages with it.",
+            show_default=False,
+        ),
+    ] = None,
+    activations: ActivationsOption = None,
     alias: Annotated[list[str] | None, typer.Option(help="A further name of the model; may be repeated.")] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(help="Ask for this key; may be repeated. Left out, the one in NANOCHAT_API_KEY, if it is set."),
+        typer.Option(
+            help="Ask for this key; may be repeated. Other users of the machine can see it: --api-key-file or "
+            "NANOCHAT_SERVE_API_KEY hide it."
+        ),
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="Ask for one of the keys in this file, one a line.")] = None,
+    strict_model: Annotated[
+        bool, typer.Option("--strict-model", help="Refuse unknown model names (404) in place of answering them.")
+    ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A host name by which the server is known, behind a proxy; may be repeated."),
     ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Let pages of this web origin use the server; may be repeated.")
@@ -61,23 +84,27 @@ def serve(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line per request.")] = False,
 ) -> int:
     """Serve a model over HTTP: OpenAI's completion interface, and a chat page for the browser."""
-    path = find_model(model)
+    if file is not None and model is not None:
+        raise UserError("The model was given twice, as MODEL and as --model; leave one out.")
+    path = find_model(model if file is None else file)
     sidecar, own_tokenizer = check_file(mhc, "mHC sidecar"), check_file(tokenizer, "tokenizer")
     check_threads(threads)
 
     from nanochat_tui.serve.loading import ModelFiles, loader
     from nanochat_tui.serve.runner import run
-    from nanochat_tui.serve.settings import Limits, Settings, checked_keys, checked_origins
+    from nanochat_tui.serve.settings import Limits, Settings, checked_hosts, checked_origins, find_keys
 
-    # not typer's to read: it takes an empty one for none, and one with a space for two
-    environment = os.environ.get("NANOCHAT_API_KEY")
-    keys = checked_keys(api_key or ([] if environment is None else [environment]))
+    # not typer's to read: it takes an empty variable for none, and one with a space for two
+    keys = find_keys(api_key or (), api_key_file, os.environ)
+    loopback = is_loopback(host)
     settings = Settings(
         name=display_safe(path.stem),
         aliases=tuple(alias or ()),
         api_keys=keys,
         cors_origins=checked_origins(cors_origin or ()),
-        loopback=host in LOOPBACK,
+        allowed_hosts=checked_hosts(allowed_host or ()),
+        strict_model=strict_model,
+        loopback=loopback,
         max_sequences=parallel,
         max_waiting=queue,
         limits=Limits(
@@ -102,10 +129,38 @@ def serve(
         kv=kv or "f16",
         i2s_layout=i2s_layout or "x86",
         speculation=speculation or "auto",
+        chat_template=_template(chat_template),
+        activations=activations or "int8",
     )
-    if host not in LOOPBACK and not keys:
-        _say(f"note: anybody who reaches {display_safe(host)} can use this server; --api-key asks for a key")
+    if not loopback and not keys:
+        _say(
+            f"warning: anybody who reaches {display_safe(host)} can use this server; ask for a key with --api-key-file "
+            "or NANOCHAT_SERVE_API_KEY"
+        )
     return run(loader(files, numa), settings, host, port, _opened)
+
+
+def _template(given: str | None) -> str | None:
+    """Return the chat template of a name or in a file. Raises UserError if there is neither, or it is no Jinja."""
+    if given is None:
+        return None
+    from nanochat_tui.model.chat.families import NAMED
+    from nanochat_tui.model.chat.template import is_usable
+    from nanochat_tui.serve.settings import read_setting
+
+    if given in NAMED:
+        return NAMED[given]
+    try:
+        found = Path(given).exists()
+    except OSError:  # such as a name that is too long for a file
+        found = False
+    if not found:
+        names = ", ".join(NAMED)
+        raise UserError(f"--chat-template {display_safe(given)} is neither a file nor one of {names}.")
+    text = read_setting(Path(given), "chat template")
+    if not text.strip() or not is_usable(text):
+        raise UserError(f"{display_safe(given)} is no chat template: it is empty, or not valid Jinja.")
+    return text
 
 
 def _opened(address: str) -> None:
@@ -113,6 +168,6 @@ def _opened(address: str) -> None:
 
 
 def _say(line: str) -> None:
-    from nanochat_tui.chat.printable import printable
+    from nanochat_tui.text import printable
 
     print(time.strftime("%H:%M:%S"), printable(line), file=sys.stderr, flush=True)

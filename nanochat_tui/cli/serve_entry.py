@@ -27,7 +27,6 @@ def _dispatch(arguments: Sequence[str]) -> int:
     app = typer.Typer(
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.command()(serve)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from nanochat_tui.cli.train_config import init_config, plan
 from nanochat_tui.cli.train_export import export
-from nanochat_tui.cli.train_prepare import prepare_data
-from nanochat_tui.cli.train_run import init_config, train
+from nanochat_tui.cli.train_prepare import prepare_data, tokenizer
+from nanochat_tui.cli.train_run import train
+from nanochat_tui.cli.train_track import track
 
 app = typer.Typer(
     name="nanochat-train",
@@ -17,5 +19,8 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command("init-config")(init_config)
+app.command()(plan)
 app.command("prepare-data")(prepare_data)
+app.command()(tokenizer)
 app.command()(export)
+app.command()(track)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from nanochat_tui.cli.json_output import json_text
 from nanochat_tui.cli.options import JsonOption
 from nanochat_tui.errors import UserError
+from nanochat_tui.text import display_safe
 
 if TYPE_CHECKING:
     from nanochat_tui.export import ExportReport, LogitsAgreement
@@ -34,13 +35,21 @@ def export(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder, such as RUN/final.")],
     gguf: Annotated[Path, typer.Option(help="GGUF file to write.")],
     mhc: Annotated[
-        Path | None, typer.Option(help=".mhc sidecar to write; beside the GGUF by default.", show_default=False)
+        Path | None, typer.Option(help=".mhc sidecar to write; next to the GGUF by default.", show_default=False)
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json; the shipped one by default.", show_default=False)
+        Path | None,
+        typer.Option(help="tokenizer.json; by default the one the data was made with.", show_default=False),
     ] = None,
     embedding: Annotated[Literal["Q8_0", "F16"], typer.Option(help="Type of embedding and head.")] = "Q8_0",
     ternary: Annotated[Literal["Q2_0", "PQ2_0"], typer.Option(help="Type of the ternary matrices.")] = "Q2_0",
+    nextn: Annotated[
+        bool,
+        typer.Option(
+            "--nextn",
+            help="Also write the blocks for further tokens of a model trained with --mtp-depth, for drafting.",
+        ),
+    ] = False,
     compare: Annotated[
         bool, typer.Option(help="Also run the file and the checkpoint on a text and compare their logits.")
     ] = True,
@@ -48,30 +57,50 @@ def export(
         Literal["nanochat", "llama"],
         typer.Option(help="llama: for llama.cpp, of a model trained with a plain residual."),
     ] = "nanochat",
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace files that are there already.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Export a checkpoint, read the files back and compare: weights bit for bit, logits within activation rounding."""
-    from nanochat_tui.export import export_model
-    from nanochat_tui.model.shipped import shipped_tokenizer
+    from nanochat_tui.export import export_model, tokenizer_for
 
-    vocabulary = tokenizer or shipped_tokenizer()
-    if vocabulary is None or not vocabulary.is_file():
-        raise UserError(f"there is no tokenizer at {vocabulary}; give one with --tokenizer")
-    gguf.parent.mkdir(parents=True, exist_ok=True)
+    vocabulary, known = tokenizer_for(checkpoint, tokenizer)
+    sidecar = None if arch == "llama" else mhc or gguf.with_suffix(".mhc")
+    if not force:
+        for path in (gguf, sidecar):
+            if path is not None and path.exists():
+                raise UserError(
+                    f"there is a file {display_safe(str(path))} already; give another name, or replace it with --force"
+                )
     if arch == "llama":
         if mhc is not None:
             raise UserError("the architecture llama has no mHC, so --mhc has no place here; leave it out")
         if ternary != "Q2_0":
             raise UserError(f"llama.cpp does not know {ternary}; leave --ternary out")
+        if nextn:
+            raise UserError("--nextn has no place in the architecture llama; leave it out, or use --arch nanochat")
         _export_llama(checkpoint, gguf, vocabulary, embedding, compare=compare, as_json=as_json)
+        _say_of_tokenizer(vocabulary, known)
         return
-    report = export_model(checkpoint, gguf, mhc or gguf.with_suffix(".mhc"), vocabulary, embedding, ternary)
-    if compare:
-        report = report.with_logits(*_compare(checkpoint, gguf, embedding))
+
+    def check(place: Path, found: ExportReport) -> ExportReport:
+        return found.with_logits(*_compare(checkpoint, place, embedding))
+
+    report = export_model(
+        checkpoint, gguf, sidecar, vocabulary, embedding, ternary, nextn=nextn, check=check if compare else None
+    )
+    _say_of_tokenizer(vocabulary, known)
     if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=1))
+        typer.echo(json_text(report.to_json()))
     else:
         _print(report)
+
+
+def _say_of_tokenizer(path: Path, known: bool) -> None:
+    name = display_safe(str(path))
+    words = (
+        "the one the data was made with" if known else "the checkpoint does not say whether its data was made with it"
+    )
+    typer.echo(f"tokenizer {name}: {words}", err=True)
 
 
 def _export_llama(
@@ -80,17 +109,22 @@ def _export_llama(
     from nanochat_tui.export import ExportError, export_llama
     from nanochat_tui.export.verify import MAX_DIFFERENCE
 
-    found = export_llama(checkpoint, gguf, vocabulary, embedding)
-    if compare:
-        exact, _ = _compare(checkpoint, gguf, embedding)
+    agreement: list[LogitsAgreement] = []
+
+    def check(place: Path) -> None:
+        exact, _ = _compare(checkpoint, place, embedding)
+        agreement.append(exact)
         if exact.max_difference > MAX_DIFFERENCE:
             raise ExportError(
                 f"{gguf.name} does not compute what the checkpoint computes: logits differ by up to "
                 f"{exact.max_difference:.2g} ({MAX_DIFFERENCE:.0e} is allowed)"
             )
-        found |= {"logits_max_difference": exact.max_difference, "logits_tokens": exact.tokens}
+
+    found = export_llama(checkpoint, gguf, vocabulary, embedding, check=check if compare else None)
+    if agreement:
+        found |= {"logits_max_difference": agreement[0].max_difference, "logits_tokens": agreement[0].tokens}
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(json_text(found))
         return
     typer.echo(f"{gguf}  {found['gguf_bytes']:,} bytes, {found['parameters']:,} parameters, architecture llama")
     typer.echo(f"{found['ternary_weights']:,} ternary weights equal bit for bit, rows of queries and keys in its order")
@@ -103,7 +137,7 @@ def _export_llama(
 
 def _compare(checkpoint: Path, gguf: Path, embedding: str) -> tuple[LogitsAgreement, LogitsAgreement]:
     """Run the file on the engine and the checkpoint in NumPy, with float and with int8 activations."""
-    from nanochat_tui.engine.model import load
+    from nanochat_tui.engine.generate.model import load
     from nanochat_tui.export import compare_logits, load_checkpoint, reference_logits
 
     config, weights = load_checkpoint(checkpoint)

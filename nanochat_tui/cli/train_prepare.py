@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nanochat_tui.cli.json_output import json_text
 from nanochat_tui.cli.options import JsonOption
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
+from nanochat_tui.text import display_safe
+
+if TYPE_CHECKING:
+    from nanochat_tui.train import data_preparation as preparation
+    from nanochat_tui.train.data_preparation.options import ProgressCallback
+
+
+END_TOKEN = "<|endoftext|>"  # noqa: S105 - a token of text
 
 
 def prepare_data(
@@ -17,9 +29,17 @@ def prepare_data(
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json; the shipped one by default.", show_default=False)
     ] = None,
+    eot_token: Annotated[
+        str, typer.Option(help="The tokenizer's token that separates documents, such as </s>.")
+    ] = END_TOKEN,
     extensions: Annotated[str, typer.Option(help="Comma-separated file name endings.")] = ".rs",
     indentation: Annotated[
-        int, typer.Option(min=0, max=16, help="Leading groups of so many spaces become one tab; 0 leaves the text.")
+        int,
+        typer.Option(
+            min=0,
+            max=16,
+            help="Leading groups of so many spaces become one tab; 0 leaves the text, for tab-indented languages.",
+        ),
     ] = 4,
     validation_fraction: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of files held out.")] = 0.02,
     require_licence: Annotated[bool, typer.Option(help="Leave out files of which no licence is known.")] = False,
@@ -35,7 +55,6 @@ def prepare_data(
     Files are filtered, de-duplicated and split by file; licences are listed.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
 
     from nanochat_tui.model.shipped import shipped_tokenizer
@@ -43,23 +62,15 @@ def prepare_data(
 
     chosen = tokenizer or shipped_tokenizer()
     if chosen is None or not chosen.is_file():
-        raise UserError(f"there is no tokenizer at {chosen}; give one with --tokenizer")
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks: dict[str, int] = {}
-
-        def show(state: preparation.Progress) -> None:
-            if state.stage not in tasks:
-                tasks[state.stage] = progress.add_task(state.stage, total=state.total)
-            progress.update(tasks[state.stage], completed=state.done, total=state.total)  # type: ignore[arg-type]
-
+        raise UserError(f"there is no tokenizer at {display_safe(str(chosen))}; give one with --tokenizer")
+    with _progress() as show:
         report = preparation.prepare_data(
             preparation.PrepareOptions(
                 sources=tuple(sources),
                 tokenizer=chosen,
                 output=output,
-                extensions=tuple(e.strip() for e in extensions.split(",") if e.strip()),
+                eot_token=eot_token,
+                extensions=_endings(extensions),
                 indentation=indentation,
                 validation_fraction=validation_fraction,
                 require_licence=require_licence,
@@ -70,7 +81,7 @@ def prepare_data(
             progress=show,
         )
     if as_json:
-        typer.echo((output / "dataset.json").read_text(encoding="utf-8").rstrip())
+        typer.echo(json_text(json.loads((output / "dataset.json").read_text(encoding="utf-8"))))
         return
     for title, counts in (("kept", report.splits), ("left out", report.left_out), ("licences", report.licences)):
         table = Table(title=title, title_justify="left")
@@ -81,3 +92,77 @@ def prepare_data(
             table.add_row(display_safe(name), f"{count.documents:,}", f"{count.bytes / 1e6:.2f}", tokens)
         Console().print(table)
     typer.echo(f"wrote {output}", err=True)
+
+
+def tokenizer(
+    sources: Annotated[list[Path], typer.Argument(help="Folders of source files, chosen as prepare-data does.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="tokenizer.json to write.")],
+    vocab_size: Annotated[int, typer.Option(min=257, help="Number of token ids, the end of text included.")] = 4096,
+    extensions: Annotated[str, typer.Option(help="Comma-separated file name endings.")] = ".rs",
+    indentation: Annotated[
+        int, typer.Option(min=0, max=16, help="As prepare-data will be given: spaces per leading tab; 0 = as it is.")
+    ] = 4,
+    eot_token: Annotated[str, typer.Option(help="Token that separates documents.")] = END_TOKEN,
+    require_licence: Annotated[bool, typer.Option(help="Leave out files of which no licence is known.")] = False,
+    any_licence: Annotated[bool, typer.Option(help="Keep files of every licence, for code of your own.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one per CPU by default.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a byte-level BPE tokenizer on source files, for prepare-data --tokenizer."""
+    import dataclasses
+
+    from nanochat_tui.train import data_preparation as preparation
+
+    with _progress() as show:
+        found = preparation.train_tokenizer(
+            preparation.PrepareOptions(
+                sources=tuple(sources),
+                tokenizer=output,
+                output=output,
+                extensions=_endings(extensions),
+                indentation=indentation,
+                eot_token=eot_token,
+                require_licence=require_licence,
+                any_licence=any_licence,
+                workers=workers,
+                overwrite=overwrite,
+            ),
+            vocab_size,
+            progress=show,
+        )
+    if as_json:
+        typer.echo(json_text(dataclasses.asdict(found), default=str))
+        return
+    shown = display_safe(str(output))
+    typer.echo(
+        f"{shown}: {found.vocab_size:,} tokens from {found.documents:,} files of {found.bytes / 1e6:.2f} MB, "
+        f"{found.bytes_per_token:.2f} bytes per token"
+    )
+    if found.vocab_size < vocab_size:
+        typer.echo(f"note: the files hold no more pairs worth a token; {vocab_size:,} were asked for", err=True)
+
+
+def _endings(text: str) -> tuple[str, ...]:
+    return tuple(e.strip() for e in text.split(",") if e.strip())
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[ProgressCallback]:
+    """Bars on stderr, one per stage."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(state: preparation.Progress) -> None:
+            if state.stage not in tasks:
+                tasks[state.stage] = progress.add_task(state.stage, total=state.total)
+            progress.update(tasks[state.stage], completed=state.done, total=state.total)
+
+        yield show

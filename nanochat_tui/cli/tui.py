@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from nanochat_tui.cli.options import (
+    ActivationsOption,
     AttachOption,
     ContextOption,
     FileOptions,
@@ -38,24 +39,27 @@ def open_tui(
     kv: KvOption = None,
     i2s_layout: I2sLayoutOption = None,
     speculation: SpeculationOption = None,
+    activations: ActivationsOption = None,
 ) -> int:
     """Open the terminal application on a model or a server; this is what happens without a command."""
     path = None
     if attach is None and (model is not None or _has_shipped()):
         path = find_model(model)
-    files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation)
+    files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations)
     if attach is None:
         files.check()
     else:
         files.refuse_with_server()
     # Textual draws on stderr; a browser has a driver of its own.
-    if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
+    terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    if "TEXTUAL_DRIVER" not in os.environ and not terminal:
         raise UserError("The application needs a terminal; in a pipe or script use: nanochat-tui chat -p TEXT")
 
     from nanochat_tui.chat.missing import MissingBackend
-    from nanochat_tui.chat.places import data_directory, state_directory
     from nanochat_tui.chat.store import Store
+    from nanochat_tui.paths import data_directory, state_directory
     from nanochat_tui.tui.app import NanochatApp
+    from nanochat_tui.tui.keys import KeyNames
     from nanochat_tui.tui.log import logger
     from nanochat_tui.tui.preferences import load_preferences, preferences_file
 
@@ -65,7 +69,8 @@ def open_tui(
     if attach is not None:
         backend = _remote(attach, model, preferences)
     elif path is None:
-        backend = MissingBackend("This installation ships no model; choose one with Ctrl+G or give one as argument.")
+        text = "This installation ships no model; choose one with {chat.model|Ctrl+G} or give one as argument."
+        backend = MissingBackend(KeyNames(preferences.keys)(text))
     else:
         backend = files.backend(path)
     app = NanochatApp(
@@ -83,7 +88,7 @@ def open_tui(
     if app.crash_report is not None:
         print(f"error: the application crashed; a report is at {app.crash_report}", file=sys.stderr)
     if app.is_working:
-        # Somebody left while kernels compile or a big file loads, which cannot be interrupted. Waiting for it would
+        # The user left while kernels compile or a big file loads, which cannot be interrupted. Waiting for it would
         # look like a hang, and files are only ever written under temporary names.
         sys.stdout.flush()
         os._exit(code)

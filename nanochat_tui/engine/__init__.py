@@ -1,1 +1,1 @@
-""""""
+"""The engine, in layers: generate > run > compile > kernels > (weights | simd) > layout, by contract."""

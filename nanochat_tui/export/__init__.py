@@ -5,6 +5,7 @@ from nanochat_tui.export.errors import CheckpointError, ExportError
 from nanochat_tui.export.gguf_export import export_model
 from nanochat_tui.export.llama_export import export_llama
 from nanochat_tui.export.reference import reference_logits
+from nanochat_tui.export.tokenizer_choice import tokenizer_for
 from nanochat_tui.export.verify import ExportReport, LogitsAgreement, compare_logits, verify_export
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "export_model",
     "load_checkpoint",
     "reference_logits",
+    "tokenizer_for",
     "verify_export",
 ]

@@ -14,13 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from nanochat_tui.errors import display_safe
+from nanochat_tui.errors import plain_reason
 from nanochat_tui.export.errors import CheckpointError
+from nanochat_tui.formats.checksums import STATE_FILE, verify_sealed
 from nanochat_tui.model.architectures import nanochat
 from nanochat_tui.model.config import ModelConfig
+from nanochat_tui.text import display_safe
 
 MAX_STATE_BYTES = 1 << 26
 """Size of a `state.json` beyond which it is not one."""
+
+TERNARY = "ternary"
+"""Key of a checkpoint's state.json: whether its last step was computed with ternary weights; earlier ones all were."""
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -33,13 +38,31 @@ def load_checkpoint(folder: Path | str) -> tuple[ModelConfig, Weights]:
     of the wrong shape or dtype, or a weight is not finite.
     """
     place = Path(folder)
+    if place.is_dir() and not (place / STATE_FILE).exists() and (place / "config.json").exists():
+        raise CheckpointError(f"{display_safe(str(place))} is a run; give one of its checkpoints, {_names(place)}")
     config = read_config(place)
+    state = _read_state(place)
+    if state.get(TERNARY) is False:
+        raise CheckpointError(
+            f"the checkpoint {display_safe(str(place))} was trained in full precision so far and is no ternary model; "
+            "use one of its ternary phase (--quantise-with-decay), or eval, which measures it as it is"
+        )
+    verify_sealed(place, state, ("model.safetensors",))
     return config, _read_weights(place / "model.safetensors", config)
 
 
 def read_config(folder: Path) -> ModelConfig:
     """Return the shape in a checkpoint's `state.json`. Raises CheckpointError."""
-    path = folder / "state.json"
+    name = display_safe(str(folder / STATE_FILE))
+    state = _read_state(folder)
+    shape = state.get("model")
+    if not isinstance(shape, dict):
+        raise CheckpointError(f'{name} does not describe a model (no "model" object)')
+    return _config(shape, name)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / STATE_FILE
     name = display_safe(str(path))
     try:
         if path.stat().st_size > MAX_STATE_BYTES:
@@ -47,14 +70,16 @@ def read_config(folder: Path) -> ModelConfig:
         state = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(
-            f"{name} cannot be read ({error.strerror}); give the folder of a checkpoint, such as RUN/final"
+            f"{name} cannot be read ({plain_reason(error)}); give the folder of a checkpoint, such as RUN/final"
         ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name} is not JSON; the checkpoint is damaged, use an earlier one") from error
-    shape = state.get("model") if isinstance(state, dict) else None
-    if not isinstance(shape, dict):
-        raise CheckpointError(f'{name} does not describe a model (no "model" object)')
-    return _config(shape, name)
+    return state if isinstance(state, dict) else {}
+
+
+def _names(run: Path) -> str:
+    found = sorted(path.parent.name for path in run.glob(f"*/{STATE_FILE}"))
+    return f"such as {display_safe(found[0])}" if found else "of which there are none yet"
 
 
 def _config(shape: dict[str, Any], name: str) -> ModelConfig:
@@ -62,7 +87,7 @@ def _config(shape: dict[str, Any], name: str) -> ModelConfig:
     unknown = sorted(set(shape) - set(known))
     if unknown:
         raise CheckpointError(
-            f"{name} describes a model with {display_safe(unknown[0])!r}, which this version does not know; update it"
+            f"{name} describes a model with “{display_safe(unknown[0])}”, which this version does not know; update it"
         )
     for key, field in known.items():
         if key not in shape:
@@ -118,5 +143,5 @@ def _read_weights(path: Path, config: ModelConfig) -> Weights:
     except SafetensorError as error:
         raise CheckpointError(f"{name} is damaged ({display_safe(str(error))}); use an earlier checkpoint") from error
     except OSError as error:
-        raise CheckpointError(f"{name} cannot be read ({error.strerror or error}); check the folder") from error
+        raise CheckpointError(f"{name} cannot be read ({plain_reason(error)}); check the folder") from error
     return weights

@@ -7,22 +7,24 @@ of the query and key matrices are put into that order. What `llama` cannot say, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.export.checkpoint import Weights, load_checkpoint
 from nanochat_tui.export.errors import CheckpointError, ExportError
-from nanochat_tui.export.gguf_export import FILE_TYPES, TableType, TernaryType, tokenizer_metadata
+from nanochat_tui.export.gguf_export import TableType, TernaryType, tokenizer_metadata, without_nextn
+from nanochat_tui.export.staging import staged
 from nanochat_tui.formats.gguf import GGUFValue, TensorData, f32, read_gguf, string, tensor_from_array, u32, write_gguf
-from nanochat_tui.formats.tensor_types import TENSOR_TYPES, encode_ternary_matrix, ternary_matrix
+from nanochat_tui.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, encode_ternary_matrix, ternary_matrix
 from nanochat_tui.model.architectures import nanochat
 from nanochat_tui.model.architectures.description import Part
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.ternary import ternarise
+from nanochat_tui.text import display_safe
 
 ROTATED = ("attn_q", "attn_k")
 
@@ -49,23 +51,28 @@ def export_llama(
     ternary: TernaryType = "Q2_0",
     *,
     name: str | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Write a checkpoint trained without mHC as a stock `llama` file, read it back and compare every trit and scale.
 
-    Parameters as for `export_model`. Returns what was written, as JSON values. Raises CheckpointError if the model
+    Parameters as for `export_model`; `check` may refuse the file by raising. Returns what was written, as JSON values.
+    Raises CheckpointError if the model
     mixes residual streams, UserError if something cannot be read, written or held exactly, and ExportError if the file
     read back is not the model.
     """
     gguf, vocabulary = Path(gguf_path), Path(tokenizer)
-    config, weights = load_checkpoint(checkpoint)
+    config, weights = without_nextn(*load_checkpoint(checkpoint))
     if config.n_streams != 1:
         raise CheckpointError(
             f"the model mixes {config.n_streams} residual streams (mHC), which the architecture llama does not have; "
             "train one with a plain residual, or export it as nanochat"
         )
-    metadata = _metadata(config, name or gguf.stem, ternary) | tokenizer_metadata(config, vocabulary)
-    write_gguf(gguf, metadata, [_tensor(part, weights, config, embedding, ternary) for part in _parts(config)])
-    compared = _verify(gguf, config, weights)
+    metadata = _metadata(config, name or gguf.stem, ternary) | tokenizer_metadata(config, vocabulary, Path(checkpoint))
+    with staged([gguf]) as (place,):
+        write_gguf(place, metadata, [_tensor(part, weights, config, embedding, ternary) for part in _parts(config)])
+        compared = _verify(place, config, weights)
+        if check is not None:
+            check(place)
     return {
         "gguf": str(gguf),
         "gguf_bytes": gguf.stat().st_size,
@@ -112,7 +119,7 @@ def _tensor(part: Part, weights: Weights, config: ModelConfig, table: str, terna
     if part.role != "ternary":
         return tensor_from_array(part.name, values, TENSOR_TYPES[table if part.role == "table" else "F32"])
     kind, heads = TENSOR_TYPES[ternary], _heads(part.name, config)
-    trits, scales = ternarise(values, config.group_size)
+    trits, scales = ternarise(values, config.group_size, least_squares=config.least_squares)
     if heads:
         trits, scales = interleaved(trits, heads), interleaved(scales, heads)
     return TensorData(part.name, part.shape, kind, encode_ternary_matrix(kind, trits, scales))
@@ -128,7 +135,8 @@ def _verify(path: Path, config: ModelConfig, weights: Weights) -> int:
                 trits, scales = ternary_matrix(info.type, file.blocks(part.name), info.shape)
                 if heads := _heads(part.name, config):
                     trits, scales = halved(trits, heads), halved(scales, heads)
-                expected, wanted = ternarise(weights[part.name], config.group_size)
+                source = weights[part.name]
+                expected, wanted = ternarise(source, config.group_size, least_squares=config.least_squares)
                 wide = np.repeat(scales, info.type.block_elements, axis=-1)
                 same = np.array_equal(trits, expected)
                 same = same and np.array_equal(wide, np.repeat(wanted, config.group_size, axis=-1))

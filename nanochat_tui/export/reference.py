@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nanochat_tui.export.checkpoint import Weights
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES
+from nanochat_tui.model.activations import int8_blocks, int8_tokens
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.mhc import record_names, stream_matrices
 from nanochat_tui.model.plain_forward import read_out, stream_states, unchanged
@@ -31,7 +32,7 @@ def exported_weights(config: ModelConfig, weights: Weights, table: str = "Q8_0")
             blocks = np.ascontiguousarray(values).reshape(-1, kind.block_elements)
             rounded[name] = kind.decode(kind.encode(blocks)).reshape(values.shape)
         elif values.ndim == 2:
-            rounded[name] = dequantise(*ternarise(values, config.group_size))
+            rounded[name] = dequantise(*ternarise(values, config.group_size, least_squares=config.least_squares))
         else:
             rounded[name] = values
     return rounded
@@ -43,20 +44,14 @@ def reference_logits(
     """Return the logits of a checkpoint after every token of a text.
 
     Parameters: shape and weights of a checkpoint, token ids [n], the type the tables are exported in, and whether the
-    inputs of linears are rounded to int8 (absmax per token) as the engine does.
+    inputs of linears and head are rounded to int8 as the engine does (see `model.activations`).
     Returns float32 [n, vocab].
     """
     w = exported_weights(config, weights, table)
-    rounded = _int8 if int8 else unchanged
+    rounded, head = (int8_tokens, int8_blocks) if int8 else (unchanged, unchanged)
     matrices = None
     if config.n_streams > 1:
         records = np.stack([w[name] for name in record_names(config.mhc_records)])
         matrices = stream_matrices(records, config.n_streams, config.mhc_version)
     (last,) = deque(stream_states(config, w, ids, matrices, rounded), maxlen=1)
-    return read_out(config, w, last, rounded)
-
-
-def _int8(x: Floats) -> Floats:
-    scale = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-8)) / np.float32(127)
-    rounded: Floats = np.clip(np.rint(x / scale), -127, 127) * scale
-    return rounded
+    return read_out(config, w, last, head)

@@ -16,7 +16,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.export.errors import ExportError
 from nanochat_tui.formats.errors import FormatError
 from nanochat_tui.formats.gguf import (
@@ -31,13 +30,12 @@ from nanochat_tui.formats.gguf import (
     write_gguf,
 )
 from nanochat_tui.formats.i2_s_layouts import Layout, to_x86
-from nanochat_tui.formats.tensor_types import TENSOR_TYPES, TensorType, encode_ternary, ternary_codes
+from nanochat_tui.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, TensorType, encode_ternary, ternary_codes
 from nanochat_tui.formats.ternary_blocks import I2_S_TAIL, join_i2_s, split_i2_s
 from nanochat_tui.model.shards import open_model
+from nanochat_tui.text import display_safe
 
 TARGETS: Final = ("Q2_0", "PQ2_0", "PTQ1_0", "TQ1_0", "TQ2_0", "Q1_0", "I2_S", "STQ1_0")
-FILE_TYPES: Final = {"TQ1_0": 36, "TQ2_0": 37, "Q1_0": 40, "I2_S": 40, "Q2_0": 41, "PQ2_0": 141}
-"""`general.file_type` by the type of most tensors; a hint for other programs, who do not agree on it."""
 STOCK_TYPES: Final = frozenset({"Q2_0", "TQ1_0", "TQ2_0", "Q1_0"})
 STOCK_ARCHITECTURES: Final = frozenset({"llama", "qwen2", "qwen3", "qwen35", "maple", "bitnet", "minicpm"})
 """What llama.cpp as its project publishes it can load, of what occurs in ternary models."""
@@ -78,20 +76,18 @@ def convert(
     Parameters: the paths; the type, one of TARGETS; whether an I2_S tensor's float32 scale may be rounded to the
     float16 that other types have; the order of codes in the source's I2_S tensors. Weights are otherwise equal, which
     is checked after writing.
-    Raises LossError if a tensor does not fit, FormatError if a file is damaged or has nothing to convert, ExportError
+    Raises LossError if a tensor does not fit, FormatError if a file is damaged or has no ternary tensor, ExportError
     if what was written differs.
     """
     wanted = TENSOR_TYPES[kind]
     with open_model(source) as file:
         if target.exists() and source.exists() and target.samefile(source):
             raise FormatError("a model cannot be converted onto itself; give another name")
-        chosen = [info for info in file.tensors.values() if _is_ternary(info.type)]
+        chosen = [info for info in file.tensors.values() if info.type.has_trits]
         if not chosen:
             raise FormatError(f"{display_safe(source.name)} has no ternary tensors, so there is nothing to convert")
-        if i2_s != "x86" and not any(info.type.name == "I2_S" for info in chosen):
+        if i2_s != "x86" and not any(info.type.order_varies for info in chosen):
             raise FormatError(f"{display_safe(source.name)} has no I2_S tensors, so their layout has no place here")
-        if all(_stays(info, wanted, i2_s) for info in chosen):
-            raise FormatError(f"all ternary tensors of {display_safe(source.name)} are {kind} already")
         error = max((_rounding(file, info, wanted, allowed=round_scales) for info in chosen), default=0.0)
         tensors = [_tensor(file, info, wanted, i2_s) for info in file.tensors.values()]
         write_gguf(target, _metadata(file, kind), tensors)
@@ -108,23 +104,19 @@ def convert(
             target_bytes=target.stat().st_size,
             weights=sum(info.elements for info in chosen),
             scale_error=error,
-            notes=tuple(_notes(file, kind, error)),
+            notes=tuple(_notes(file, kind, error, same=all(_stays(info, wanted, i2_s) for info in chosen))),
         )
 
 
 def _stays(info: TensorInfo, wanted: TensorType, i2_s: Layout) -> bool:
     """Whether a tensor's bytes are those that are wanted already."""
-    return info.type == wanted and (info.type.name != "I2_S" or i2_s == "x86")
+    return info.type == wanted and (not info.type.order_varies or i2_s == "x86")
 
 
 def _blocks(file: GGUFFile, info: TensorInfo, i2_s: Layout) -> Bytes:
     """Return a tensor's blocks; of I2_S, in the order that the decoder expects."""
     blocks = file.blocks(info.name)
-    return to_x86(blocks, i2_s, info.shape[-1]) if info.type.name == "I2_S" else blocks
-
-
-def _is_ternary(kind: TensorType) -> bool:
-    return kind.is_ternary or kind.name == "I2_S"
+    return to_x86(blocks, i2_s, info.shape[-1]) if info.type.order_varies else blocks
 
 
 def _metadata(file: GGUFFile, kind: str) -> dict[str, GGUFValue]:
@@ -136,7 +128,7 @@ def _metadata(file: GGUFFile, kind: str) -> dict[str, GGUFValue]:
 
 
 def _tensor(file: GGUFFile, info: TensorInfo, wanted: TensorType, i2_s: Layout) -> TensorData | TensorSource:
-    if not _is_ternary(info.type) or _stays(info, wanted, i2_s):
+    if not info.type.has_trits or _stays(info, wanted, i2_s):
         return TensorData(info.name, info.shape, info.type, file.raw(info.name)[: info.nbytes])
     block = wanted.block_elements
     if info.shape[-1] % block:
@@ -154,7 +146,7 @@ def _chunks(file: GGUFFile, info: TensorInfo, wanted: TensorType, i2_s: Layout) 
         yield _blocks(file, info, i2_s)
         yield file.tail(info.name)
         return
-    if wanted.name == "I2_S":
+    if wanted.has_tensor_scale:
         scale = _one_scale(file, info)
         for codes, _ in _split(file, info, i2_s):
             if codes.size and int(codes.max()) > 2:
@@ -175,7 +167,7 @@ def _split(file: GGUFFile, info: TensorInfo, i2_s: Layout) -> Iterator[tuple[Byt
     step = CHUNK // kind.block_elements
     for start in range(0, len(blocks), step):
         part = blocks[start : start + step]
-        if kind.name == "I2_S":
+        if kind.has_tensor_scale:
             codes, scale = split_i2_s(part, file.tail(info.name))
             yield codes, np.full(len(codes), scale, np.float16)
         else:
@@ -216,9 +208,9 @@ def _one_scale(file: GGUFFile, info: TensorInfo) -> np.float32:
 
 def _rounding(file: GGUFFile, info: TensorInfo, wanted: TensorType, *, allowed: bool) -> float:
     """Return by how much rounding changes an I2_S tensor's scale, relatively. Raises LossError if it may not."""
-    if info.type.name != "I2_S" or info.type == wanted:
+    if not info.type.has_tensor_scale or info.type == wanted:
         return 0.0
-    exact = float(file.tail(info.name)[:4].view("<f4")[0])
+    exact = float(info.type.tensor_scale(file.tail(info.name)))
     with np.errstate(over="ignore"):
         rounded = float(np.float16(exact))
     if rounded == exact:
@@ -254,7 +246,9 @@ def _values(file: GGUFFile, info: TensorInfo, i2_s: Layout) -> Iterator[NDArray[
         yield info.type.decode(blocks[start : start + step], tail).reshape(-1)
 
 
-def _notes(file: GGUFFile, kind: str, error: float) -> Iterator[str]:
+def _notes(file: GGUFFile, kind: str, error: float, *, same: bool) -> Iterator[str]:
+    if same:
+        yield f"all ternary tensors were {kind} already, so the file was copied"
     if error:
         yield f"scales were rounded to float16, which changes weights by up to {error:.3%}"
     name = metadata_string(file.metadata, "general.architecture", "")

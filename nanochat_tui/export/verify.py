@@ -18,7 +18,7 @@ from nanochat_tui.model.architectures import nanochat
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.mhc import check_sidecar, record_names
 from nanochat_tui.model.mhc_verify import MhcReport, verify
-from nanochat_tui.model.support import require_supported
+from nanochat_tui.model.support import require_described
 from nanochat_tui.model.ternary import ternarise
 from nanochat_tui.model.tokenizer import from_gguf_metadata, load_tokenizer
 
@@ -134,7 +134,8 @@ def verify_export(
     shape and the tokenizer identical. Raises ExportError at the first difference.
     """
     with read_gguf(gguf_path) as file:
-        found = require_supported(file)
+        require_described(file)
+        found = nanochat.from_metadata(file.metadata, file.tensors)
         _demand(found == config, f"{gguf_path.name} describes another shape than the checkpoint")
         zeros = ternary_weights = ternary_tensors = 0
         kinds: dict[str, str] = {}
@@ -143,7 +144,7 @@ def verify_export(
             info = file.tensor(part.name)
             kinds[part.role] = info.type.name
             if part.role == "ternary":
-                trits = _same_ternary(file, info, weights[part.name], config.group_size)
+                trits = _same_ternary(file, info, weights[part.name], config)
                 ternary_tensors += 1
                 ternary_weights += trits.size
                 zeros += trits.size - int(np.count_nonzero(trits))
@@ -187,14 +188,16 @@ def _bits(values: NDArray[np.float32]) -> NDArray[np.uint32]:
     return np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
 
 
-def _same_ternary(file: GGUFFile, info: TensorInfo, weight: NDArray[np.float32], group_size: int) -> NDArray[np.int8]:
+def _same_ternary(
+    file: GGUFFile, info: TensorInfo, weight: NDArray[np.float32], config: ModelConfig
+) -> NDArray[np.int8]:
     """Return the trits of a tensor, once they and the scales are known to be the checkpoint's."""
-    expected, scales = ternarise(weight, group_size)
+    expected, scales = ternarise(weight, config.group_size, least_squares=config.least_squares)
     trits, stored = ternary_matrix(info.type, file.blocks(info.name), info.shape)
     _demand(np.array_equal(trits, expected), f"the trits of {info.name} differ from the checkpoint")
     # one scale per weight of a row is the only common ground of all block and group sizes
     wide = np.repeat(stored.view(np.uint16), info.type.block_elements, axis=-1)
-    same = np.array_equal(wide, np.repeat(scales.view(np.uint16), group_size, axis=-1))
+    same = np.array_equal(wide, np.repeat(scales.view(np.uint16), config.group_size, axis=-1))
     _demand(same, f"the scales of {info.name} differ from the checkpoint")
     return trits
 

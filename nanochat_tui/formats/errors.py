@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
+from nanochat_tui.text import display_safe
 
 
 class FormatError(UserError):
     """A file, or what should become one, is not what its format demands. Exit code 2."""
-
-
-class WriteError(UserError):
-    """The system refused to write a file (disk full, no permission, no such folder). Exit code 1."""
-
-    exit_code = 1
 
 
 def unreadable(path: object, error: OSError | ValueError) -> FormatError:

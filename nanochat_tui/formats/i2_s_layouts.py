@@ -1,7 +1,7 @@
 """The three layouts of I2_S, which nothing in a file tells apart.
 
 microsoft/BitNet packs the same codes in another order on every kind of build. All published files are of x86 builds;
-somebody who quantised on an ARM machine has the second, and a build without parallel activations writes the third.
+quantised on an ARM machine it has the second, and a build without parallel activations writes the third.
 Source: microsoft/BitNet, src/ggml-bitnet-mad.cpp.
 """
 

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nanochat_tui.errors import display_safe
-from nanochat_tui.formats.atomic import atomic_write
+from nanochat_tui.files import atomic_write
 from nanochat_tui.formats.errors import FormatError, unreadable
+from nanochat_tui.formats.recognise import HEAD_BYTES, recognise, require_regular
+from nanochat_tui.text import display_safe
 
 MAGIC = b"!CHm"
 HEADER = struct.Struct("<4s3I")
@@ -50,6 +51,7 @@ def read_mhc(source: str | os.PathLike[str] | bytes) -> MhcFile:
     label = display_safe(str(source))
     limit = HEADER.size + MAX_RECORDS * 4 * max(RECORD_FLOATS.values())
     try:
+        require_regular(source)
         with Path(source).open("rb") as handle:
             data = handle.read(limit + 1)
     except (OSError, ValueError) as error:
@@ -67,7 +69,8 @@ def _parse(data: bytes, label: str) -> MhcFile:
         raise refuse(f"its {len(data)} bytes are less than the header of {HEADER.size}")
     magic, version, n_records, n_streams = HEADER.unpack_from(data)
     if magic != MAGIC:
-        raise refuse(f"it begins with {magic.hex(' ')} and not with {MAGIC.hex(' ')}")
+        what = recognise(data[:HEAD_BYTES]) or f"it begins with {magic.hex(' ')} and not with {MAGIC.hex(' ')}"
+        raise refuse(what)
     if version not in (1, 2):
         raise refuse(f"its version is {version} and only 1 and 2 are known")
     if n_streams not in RECORD_FLOATS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,13 @@ from nanochat_tui.formats.plain_blocks import Blocks, Values
 from nanochat_tui.formats.ternary_blocks import Codes, Scales
 
 Element = TypeVar("Element", bound=np.generic)
+_HALF_EXPONENT: Final = np.uint16(0x7C00)
+"""All ones in the exponent of a float16 mean infinity or NaN."""
+
+
+CodeOrder = Literal["", "sequential", "strided", "strided, highest first"]
+"""sequential: four consecutive codes in a byte, the lowest bits first. strided: byte m of 32 has codes m, 32 + m,
+64 + m and 96 + m, the first in the lowest or in the highest bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +48,16 @@ class TensorType:
     join: Callable[[Codes, Scales], Blocks] | None = None
     max_code: int = 3
     """Largest ternary code that the layout can hold."""
+    scales_at: tuple[int, ...] = ()
+    """Where in a block its float16 scales (and minimums) begin, in bytes; NaN or infinity there spoils the block."""
     tail_bytes: int = 0
     tail_decoder: Callable[[Blocks, Blocks], Values] | None = None
+    code_order: CodeOrder = ""
+    """In which order a block packs codes of two bits; "" if it does not give two bits to each."""
+    codes_at: tuple[int, int] = (0, 0)
+    """Begin and end of a block's codes of two bits, in bytes."""
+    order_varies: bool = False
+    """Whether builds for other machines order the codes otherwise under the same id (see `i2_s_layouts`)."""
     remedy: str = "use a file of this model in a type that can be decoded, such as Q2_0, TQ2_0 or Q8_0"
     """For a type that is not decoded: what to do instead, as the end of a sentence."""
 
@@ -55,6 +70,20 @@ class TensorType:
     def is_ternary(self) -> bool:
         """Whether blocks are codes, meaning −1 to 1 (or 2, or never 0), and one float16 scale."""
         return self.split is not None
+
+    @property
+    def has_tensor_scale(self) -> bool:
+        """Whether codes share one float32 scale, which stands in the tensor's tail, instead of one per block."""
+        return self.tail_decoder is not None
+
+    @property
+    def has_trits(self) -> bool:
+        """Whether a tensor is stored as codes and scales, per block (`is_ternary`) or one for all."""
+        return self.is_ternary or self.has_tensor_scale
+
+    def tensor_scale(self, tail: Blocks) -> np.float32:
+        """Return the scale in the tail, uint8 [tail_bytes], of a type with `has_tensor_scale`; it may be NaN."""
+        return np.float32(np.ascontiguousarray(tail[:4]).view("<f4")[0])
 
     @property
     def is_decodable(self) -> bool:
@@ -97,6 +126,20 @@ class TensorType:
             raise FormatError(f"these blocks are of {self.refusal}")
         return self.decoder(blocks)
 
+    def is_finite(self, blocks: Blocks) -> bool:
+        """Whether no number in uint8 [n_blocks, block_bytes] is NaN or infinite: a look at the scales, where there are.
+
+        Raises FormatError as `decode`.
+        """
+        if self.scales_at:
+            return not any(
+                (plain.view(blocks[:, at : at + 2], "<u2") & _HALF_EXPONENT == _HALF_EXPONENT).any()
+                for at in self.scales_at
+            )
+        if self.name == "F16":
+            return not (plain.view(blocks, "<u2") & _HALF_EXPONENT == _HALF_EXPONENT).any()
+        return bool(np.isfinite(self.decode(blocks)).all())
+
     def encode(self, values: Values) -> Blocks:
         """Turn float32 [n_blocks, block_elements] into uint8 [n_blocks, block_bytes].
 
@@ -134,8 +177,8 @@ def _plain(type_id: int, name: str, dtype: str) -> TensorType:
     return TensorType(type_id, name, 1, np.dtype(dtype).itemsize, plain.decode_as(dtype))
 
 
-def _foreign(type_id: int, name: str, elements: int, size: int) -> TensorType:
-    return TensorType(type_id, name, elements, size, _reference(type_id, name))
+def _foreign(type_id: int, name: str, elements: int, size: int, *scales_at: int) -> TensorType:
+    return TensorType(type_id, name, elements, size, _reference(type_id, name), scales_at=scales_at)
 
 
 def _ternary(
@@ -148,6 +191,9 @@ def _ternary(
     join: Callable[[Codes, Scales], Blocks],
     quantise: Callable[[Values], tuple[Codes, Scales]] = ternary.absmax_codes,
     max_code: int = 3,
+    scale_at: int = 0,
+    code_order: CodeOrder = "",
+    codes_at: tuple[int, int] = (0, 0),
 ) -> TensorType:
     return TensorType(
         type_id,
@@ -159,7 +205,18 @@ def _ternary(
         split=split,
         join=join,
         max_code=max_code,
+        scales_at=(scale_at,),
+        code_order=code_order,
+        codes_at=codes_at,
     )
+
+
+def _two_bits(type_id: int, name: str, elements: int) -> TensorType:
+    """Return a type of a scale and codes of two bits one after another."""
+    size = 2 + elements // 4
+    order: CodeOrder = "sequential"
+    split, join = ternary.split_q2, ternary.join_q2
+    return _ternary(type_id, name, elements, size, split=split, join=join, code_order=order, codes_at=(2, size))
 
 
 def _recognised(type_id: int, name: str, elements: int, size: int, remedy: str) -> TensorType:
@@ -171,13 +228,23 @@ _ALL: Final = (
     TensorType(0, "F32", 1, 4, plain.decode_as("<f4"), plain.encode_f32),
     TensorType(1, "F16", 1, 2, plain.decode_as("<f2"), plain.encode_f16),
     TensorType(30, "BF16", 1, 2, plain.decode_bf16, plain.encode_bf16),
-    TensorType(8, "Q8_0", 32, 34, plain.decode_q8_0, plain.encode_q8_0),
-    _ternary(34, "TQ1_0", 256, 54, split=ternary.split_tq1_0, join=ternary.join_tq1_0, max_code=2),
-    _ternary(35, "TQ2_0", 256, 66, split=ternary.split_tq2_0, join=ternary.join_tq2_0),
-    _ternary(42, "Q2_0", 64, 18, split=ternary.split_q2, join=ternary.join_q2),
-    _ternary(42, "Q2_0_g128", 128, 34, split=ternary.split_q2, join=ternary.join_q2),
-    _ternary(142, "PQ2_0", 128, 34, split=ternary.split_q2, join=ternary.join_q2),
-    _ternary(143, "PTQ1_0", 128, 28, split=ternary.split_ptq1_0, join=ternary.join_ptq1_0, max_code=2),
+    TensorType(8, "Q8_0", 32, 34, plain.decode_q8_0, plain.encode_q8_0, scales_at=(0,)),
+    _ternary(34, "TQ1_0", 256, 54, split=ternary.split_tq1_0, join=ternary.join_tq1_0, max_code=2, scale_at=52),
+    _ternary(
+        35,
+        "TQ2_0",
+        256,
+        66,
+        split=ternary.split_tq2_0,
+        join=ternary.join_tq2_0,
+        scale_at=64,
+        code_order="strided",
+        codes_at=(0, 64),
+    ),
+    _two_bits(42, "Q2_0", 64),
+    _two_bits(42, "Q2_0_g128", 128),
+    _two_bits(142, "PQ2_0", 128),
+    _ternary(143, "PTQ1_0", 128, 28, split=ternary.split_ptq1_0, join=ternary.join_ptq1_0, max_code=2, scale_at=26),
     _ternary(
         43,
         "STQ1_0",
@@ -187,6 +254,7 @@ _ALL: Final = (
         join=ternary.join_stq1_0,
         quantise=ternary.sherry_codes,
         max_code=2,
+        scale_at=40,
     ),
     _ternary(
         41, "Q1_0", 128, 18, split=ternary.split_q1, join=ternary.join_q1, quantise=ternary.sign_codes, max_code=2
@@ -199,21 +267,25 @@ _ALL: Final = (
         encoder=ternary.encode_i2_s,
         tail_bytes=ternary.I2_S_TAIL,
         tail_decoder=ternary.decode_i2_s,
+        max_code=2,
+        code_order="strided, highest first",
+        codes_at=(0, 32),
+        order_varies=True,
     ),
     _plain(24, "I8", "i1"),
     _plain(25, "I16", "<i2"),
     _plain(26, "I32", "<i4"),
     _plain(27, "I64", "<i8"),
     _plain(28, "F64", "<f8"),
-    _foreign(2, "Q4_0", 32, 18),
-    _foreign(3, "Q4_1", 32, 20),
-    _foreign(6, "Q5_0", 32, 22),
-    _foreign(7, "Q5_1", 32, 24),
-    _foreign(10, "Q2_K", 256, 84),
-    _foreign(11, "Q3_K", 256, 110),
-    _foreign(12, "Q4_K", 256, 144),
-    _foreign(13, "Q5_K", 256, 176),
-    _foreign(14, "Q6_K", 256, 210),
+    _foreign(2, "Q4_0", 32, 18, 0),
+    _foreign(3, "Q4_1", 32, 20, 0, 2),
+    _foreign(6, "Q5_0", 32, 22, 0),
+    _foreign(7, "Q5_1", 32, 24, 0, 2),
+    _foreign(10, "Q2_K", 256, 84, 80, 82),
+    _foreign(11, "Q3_K", 256, 110, 108),
+    _foreign(12, "Q4_K", 256, 144, 0, 2),
+    _foreign(13, "Q5_K", 256, 176, 0, 2),
+    _foreign(14, "Q6_K", 256, 210, 208),
     _foreign(16, "IQ2_XXS", 256, 66),
     _foreign(17, "IQ2_XS", 256, 74),
     _foreign(18, "IQ3_XXS", 256, 98),
@@ -234,6 +306,33 @@ TENSOR_TYPES: Final = MappingProxyType({kind.name: kind for kind in _ALL})
 """Types that can be decoded, by name. Two names can share an id: 42 is `Q2_0`, mainline's groups of 64, and
 `Q2_0_g128`, an older fork's; 40 is `NVFP4` and the early forks' `Q1_0_g32`. `STQ1_0` has the id that its pull request
 has now; files were also published with 42 and 253."""
+
+FILE_TYPES: Final = MappingProxyType(
+    {
+        "F32": 0,
+        "F16": 1,
+        "Q4_0": 2,
+        "Q8_0": 7,
+        "BF16": 32,
+        "TQ1_0": 36,
+        "TQ2_0": 37,
+        "Q1_0": 40,
+        "I2_S": 40,
+        "Q2_0": 41,
+        "PQ2_0": 141,
+    }
+)
+"""`general.file_type` by the type of most tensors: a hint for other programs, which do not agree on all of them."""
+_DISPUTED: Final = frozenset({40, 41, 42})
+"""Values of `general.file_type` that mean one thing here and another there."""
+
+
+def claimed_type(file_type: int) -> str | None:
+    """Return the name of the type that `general.file_type` says most tensors have, or None if that is not certain."""
+    if file_type in _DISPUTED:
+        return None
+    return next((name for name, number in FILE_TYPES.items() if number == file_type), None)
+
 
 _GIVEN_UP: Final = "llama.cpp has given the type up, so quantise the model again"
 _TILES: Final = "its bytes depend on the program that made it, so use the I2_S file of the same model"

@@ -15,9 +15,10 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nanochat_tui.errors import display_safe
-from nanochat_tui.formats.atomic import atomic_write
+from nanochat_tui.files import atomic_write
 from nanochat_tui.formats.errors import FormatError, unreadable
+from nanochat_tui.formats.recognise import require_regular
+from nanochat_tui.text import display_safe
 
 TokenDtype = Literal["u16", "u32"]
 DTYPES: dict[str, np.dtype[Any]] = {"u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
@@ -42,6 +43,7 @@ def open_tokens(
     kind = _dtype(dtype)
     label = display_safe(str(path))
     try:
+        require_regular(path)
         size = Path(path).stat().st_size
         if size == 0:
             raise FormatError(f"{label} holds no tokens; prepare the data again")

@@ -1,5 +1,6 @@
 """What can be said of a file without running it; the command prints it, the application draws it."""
 
+from nanochat_tui.formats.gguf import GGUFFile, GGUFValue, TensorInfo
 from nanochat_tui.inspection.comparison import Comparison, compare
 from nanochat_tui.inspection.mhc_report import MhcInspection, inspect_mhc
 from nanochat_tui.inspection.rotation import Rotation, rotation
@@ -10,9 +11,12 @@ from nanochat_tui.inspection.trits import TritReader, ternary_tensors
 
 __all__ = [
     "Comparison",
+    "GGUFFile",
+    "GGUFValue",
     "MhcInspection",
     "Rotation",
     "Summary",
+    "TensorInfo",
     "TernaryStatistics",
     "Trap",
     "TritReader",

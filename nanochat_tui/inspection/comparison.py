@@ -19,7 +19,7 @@ from nanochat_tui.inspection.mapped import forget
 from nanochat_tui.inspection.search import layer_of
 from nanochat_tui.inspection.summary import plain_value
 from nanochat_tui.inspection.tensor_stats import decoded
-from nanochat_tui.inspection.trits import Tick, TritReader, is_trits
+from nanochat_tui.inspection.trits import Tick, TritReader
 
 Status = Literal["equal", "changed", "added", "removed", "reshaped", "unknown"]
 """Of a tensor; `unknown` where its bytes differ and a type cannot be decoded."""
@@ -217,7 +217,7 @@ def _tensor(before: GGUFFile, after: GGUFFile, name: str, tick: Tick | None) -> 
         return TensorChange(name, "added" if a is None else "removed", a, b)
     if a.shape != b.shape:
         return TensorChange(name, "reshaped", a, b)
-    if is_trits(a.type) and is_trits(b.type):
+    if a.type.has_trits and b.type.has_trits:
         flips = _flips(TritReader(before, name), TritReader(after, name), tick)
         equal = a.type.name == b.type.name and not flips.flipped and not flips.scale_change
         return TensorChange(name, "equal" if equal else "changed", a, b, flips)

@@ -108,6 +108,7 @@ def inspect_mhc(file: GGUFFile, sidecar: Path | None = None) -> MhcInspection | 
         streams = metadata_int(file.metadata, f"{nanochat.NAME}.mhc.stream_count", 1)
         version = metadata_int(file.metadata, f"{nanochat.NAME}.mhc.version", CURRENT_VERSION)
         blocks = metadata_int(file.metadata, f"{nanochat.NAME}.block_count", 0, maximum=MAX_LAYERS)
+        blocks -= metadata_int(file.metadata, f"{nanochat.NAME}.nextn_predict_layers", 0, maximum=blocks)
     except UserError as error:
         return MhcInspection(0, 0, 0, str(error), None) if is_nanochat or sidecar else None
     if streams == 1 or not is_nanochat:

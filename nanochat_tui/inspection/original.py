@@ -1,6 +1,6 @@
 """Files of the original nanochat-rs-ternary (`GUGF`), described without being converted.
 
-The layout is in `formats.gugf`. Such a file is not valid GGUF and is never run as it is; but what is in it can be
+The layout is in `export.original`. Such a file is not valid GGUF and is never run as it is; but what is in it can be
 said, and also whether its scales were lost: until 16 February 2026 the original's export wrote, in place of every
 trained scale, the share of the group's weights that are not zero.
 """
@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.formats.errors import FormatError
 from nanochat_tui.formats.gguf import GGUFValue
-from nanochat_tui.formats.gguf_header import (
+from nanochat_tui.formats.gguf.header import (
     ORIGINAL_MAGIC,
     Buffer,
     Cursor,
@@ -24,8 +23,9 @@ from nanochat_tui.formats.gguf_header import (
     map_file,
     read_head,
 )
-from nanochat_tui.formats.gguf_layout import LayoutError, Placed, TensorInfo, place
+from nanochat_tui.formats.gguf.layout import LayoutError, Placed, TensorInfo, place
 from nanochat_tui.formats.tensor_types import TensorType, type_by_id, unsized
+from nanochat_tui.text import display_safe
 
 Q1_58 = 100
 _SAMPLE_BYTES = 1 << 20

@@ -1,7 +1,7 @@
 """Hadamard-rotated files: what their `prism.hadamard.*` keys say.
 
-Such a file's weights were multiplied by a signed blockwise Walsh-Hadamard matrix; whoever runs it without rotating the
-activations too gets garbage, and no tensor type tells.
+Such a file's weights were multiplied by a signed blockwise Walsh-Hadamard matrix; a program that does not
+rotate the activations too gets garbage, and no tensor type tells.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile
 from nanochat_tui.model.architectures.rotation import PREFIX, read_rotation
+from nanochat_tui.text import display_safe
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,11 @@ from nanochat_tui.inspection.rotation import Rotation, rotation
 from nanochat_tui.inspection.traps import Trap, find_traps
 from nanochat_tui.model.architectures import describe
 from nanochat_tui.model.architectures.description import Architecture
-from nanochat_tui.model.chat_families import chat_format
-from nanochat_tui.model.config import ModelConfig
+from nanochat_tui.model.chat.families import chat_format
 from nanochat_tui.model.shards import open_model
-from nanochat_tui.model.support import require_described, require_vocabulary
-from nanochat_tui.model.tokenizer import codec_from_gguf, load_tokenizer
+from nanochat_tui.model.support import require_runnable, require_sound
+from nanochat_tui.model.tokenizer import load_tokenizer
+from nanochat_tui.system import memory_size
 
 LONGEST_TEXT = 2000
 """Characters of a metadata text that are reported; chat templates can be longer."""
@@ -96,8 +96,6 @@ class Summary:
     """The file's keys; long texts are cut, and arrays given by type, length and first entries."""
     tokenizer: TokenizerSummary | None
     context_length: int | None
-    config: ModelConfig | None
-    """The model's shape in the project's own terms, for a `nanochat` file that can be run."""
     mhc: MhcInspection | None
     reason: str | None
     """Why the file cannot be run, in one sentence; None if it can."""
@@ -126,8 +124,8 @@ class Summary:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the file or its sidecar, as opposed to not supported; a command exits with 2 for it."""
-        return None if self.mhc is None else self.mhc.error
+        """Why a command that looks at the file ends with exit code 2: it cannot be run, or its sidecar is wrong."""
+        return self.reason if self.reason is not None or self.mhc is None else self.mhc.error
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `inspect --json` prints."""
@@ -230,7 +228,6 @@ def summarise(file: GGUFFile, mhc: Path | None = None, tokenizer: Path | None = 
         metadata={key: plain_value(value) for key, value in file.metadata.items()},
         tokenizer=_tokenizer(file.metadata),
         context_length=_number(file.metadata, f"{architecture}.context_length"),
-        config=shape.config if shape is not None and reason is None else None,
         shape=shape,
         mhc=found,
         reason=reason,
@@ -240,7 +237,7 @@ def summarise(file: GGUFFile, mhc: Path | None = None, tokenizer: Path | None = 
 
 
 def _summarise_original(path: Path) -> Summary:
-    """Say what a file of the original nanochat-rs-ternary is; its mHC records are in a file beside it."""
+    """Say what a file of the original nanochat-rs-ternary is; its mHC records are in a file next to it."""
     found = read_original(path)
     traps = [Trap("gugf", "it begins with GUGF, as the original nanochat-rs-ternary writes it: not valid GGUF")]
     if found.scales_are_counts:
@@ -261,7 +258,6 @@ def _summarise_original(path: Path) -> Summary:
         metadata={key: plain_value(value) for key, value in found.metadata.items()},
         tokenizer=_tokenizer(found.metadata),
         context_length=_number(found.metadata, "nanochat.max_seq_len"),
-        config=None,
         mhc=None,
         reason="files of the original nanochat-rs-ternary (GUGF) are not run as they are; convert it with "
         "nanochat-tui convert",
@@ -296,9 +292,9 @@ def _sizes(infos: tuple[TensorInfo, ...]) -> _Sizes:
 def _runs(file: GGUFFile, tokenizer: Path | None) -> str | None:
     """Return why a file cannot be run, or None if it can."""
     try:
-        found = require_described(file)
-        codec = codec_from_gguf(file.metadata, None if tokenizer is None else load_tokenizer(tokenizer))
-        require_vocabulary(codec.tokenizer.get_vocab_size(with_added_tokens=True), found.vocab_size)
+        found, _ = require_runnable(file, None if tokenizer is None else load_tokenizer(tokenizer))
+        if file.size <= memory_size()[0]:  # a larger one is refused for its size, before it is read
+            require_sound(file, found)
     except UserError as error:
         return str(error)
     return None

@@ -8,10 +8,10 @@ from typing import Any
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFValue
-from nanochat_tui.formats.gguf_values import metadata_string
-from nanochat_tui.model.chat_families import chat_format
-from nanochat_tui.model.chat_template import render
-from nanochat_tui.model.tokenizer_patterns import repaired_names
+from nanochat_tui.formats.gguf.values import metadata_string
+from nanochat_tui.model.chat.families import chat_format
+from nanochat_tui.model.chat.template import render
+from nanochat_tui.model.tokenizer.patterns import repaired_names
 
 SAMPLE: tuple[Mapping[str, str], ...] = (
     {"role": "system", "content": "You are a helpful assistant."},

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.formats.errors import FormatError
 from nanochat_tui.formats.gguf import GGUFFile
 from nanochat_tui.inspection.mapped import forget
 from nanochat_tui.inspection.trits import Tick
+from nanochat_tui.text import display_safe
 
 BINS = 64
 _CHUNK_ELEMENTS = 1 << 20

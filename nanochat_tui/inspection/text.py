@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.inspection.comparison import Comparison, Status, TensorChange
 from nanochat_tui.inspection.mhc_report import MhcInspection
 from nanochat_tui.inspection.summary import Summary
 from nanochat_tui.inspection.ternary_stats import TernaryStatistics, total
 from nanochat_tui.model.architectures.description import Architecture
+from nanochat_tui.text import display_safe
 
 _MIB = 1 << 20
 
@@ -69,6 +69,8 @@ def remarks(summary: Summary) -> list[str]:
     """Return the sentences that a person should read before using a file: its traps, and what was corrected."""
     told = any(trap.kind == "bitnet_activation" for trap in summary.traps)
     notes = () if summary.shape is None or told else summary.shape.notes
+    if any(trap.kind == "mtp" for trap in summary.traps):
+        notes = tuple(note for note in notes if "(nextn)" not in note)  # said by the trap
     return [*(trap.text for trap in summary.traps), *(display_safe(note, 500) for note in notes)]
 
 

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile, metadata_int
+from nanochat_tui.formats.tensor_types import claimed_type
 from nanochat_tui.inspection.rotation import Rotation
 from nanochat_tui.model.architectures.bitnet import is_2b4t
 from nanochat_tui.model.architectures.keys import Keys
-from nanochat_tui.model.chat_families import PLACEHOLDER, chat_format
-from nanochat_tui.model.tokenizer_patterns import repaired_names, word_rules
+from nanochat_tui.model.chat.families import PLACEHOLDER, chat_format, completes_only
+from nanochat_tui.model.tokenizer.patterns import repaired_names, word_rules
+from nanochat_tui.text import display_safe
 
-_FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 7: "Q8_0", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 141: "PQ2_0"}
-"""`general.file_type` where everybody means the same by a number; 40 to 42 mean one thing here and another there."""
 _BITNET = ("bitnet", "bitnet-25", "bitnet-b1.58")
 
 
@@ -77,7 +77,7 @@ def _types(file: GGUFFile) -> Iterator[Trap]:
         yield Trap("q1_0_group_32", "its Q1_0 tensors have groups of 32 under the id 40, which is NVFP4 elsewhere")
     if names & {"Q1_0", "Q1_0_g32"}:
         yield Trap("binary", "its Q1_0 weights are binary, not ternary: only −1 and +1, never 0")
-    if "I2_S" in names:
+    if any(info.type.order_varies for info in file.tensors.values()):
         yield Trap(
             "i2_s_layout",
             "I2_S is read in the layout of x86 builds, that of all published files; one that was quantised on ARM has "
@@ -94,7 +94,7 @@ def _files(file: GGUFFile) -> Iterator[Trap]:
     if shards > 1:
         number = _whole(file, "split.no") + 1
         yield Trap("split", f"this is file {number} of {shards} of one model, and holds only its own share of tensors")
-    claimed = _FILE_TYPES.get(_whole(file, "general.file_type", -1))
+    claimed = claimed_type(_whole(file, "general.file_type", -1))
     weights: Counter[str] = Counter()
     for info in file.tensors.values():
         weights[info.type.name] += info.elements
@@ -128,12 +128,10 @@ def _template(file: GGUFFile) -> Iterator[Trap]:
     except UserError:  # a damaged vocabulary, which is reported elsewhere
         return
     if found is None:
-        fault = {
-            "no_template": "the file has no chat template",
-            "placeholder_template": "the file's chat template is a converter's placeholder",
-            "broken_template": "the file's chat template is not valid Jinja",
-        }[kind]
-        yield Trap(kind, f"{fault} and its family is not known, so text is completed as it is")
+        reason = completes_only(file.metadata)
+        yield Trap(
+            kind, reason or "the file has no chat template and its family is not known, so text is completed as it is"
+        )
     elif found.note is not None:
         yield Trap(kind, found.note)
 

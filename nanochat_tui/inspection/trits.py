@@ -8,11 +8,11 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.formats.errors import FormatError
 from nanochat_tui.formats.gguf import GGUFFile
-from nanochat_tui.formats.tensor_types import TensorType, ternary_codes
-from nanochat_tui.formats.ternary_blocks import split_i2_s
+from nanochat_tui.formats.tensor_types import ternary_codes
+from nanochat_tui.formats.ternary_blocks import BASE3_PARTS, split_i2_s
+from nanochat_tui.text import display_safe
 
 Tick = Callable[[int], None]
 """Called with the number of bytes that were just read. It may raise, and that ends the work."""
@@ -20,29 +20,14 @@ Tick = Callable[[int], None]
 CHUNK_WEIGHTS = 1 << 22
 """Weights looked at together, so that a large tensor needs little memory."""
 
-_TWO_BIT = {
-    "Q2_0": slice(2, None),
-    "Q2_0_g128": slice(2, None),
-    "PQ2_0": slice(2, None),
-    "TQ2_0": slice(0, 64),
-    "I2_S": slice(0, 32),
-}
-"""Where the codes of a block lie, for the types that give two bits to each; in which order does not matter here."""
-_BASE3 = {"TQ1_0": (48, 52), "PTQ1_0": (24, 26)}
-"""End of the bytes of five trits, and of those of four."""
 _LOW = np.uint64(0x5555_5555_5555_5555)
 
 Counts = NDArray[np.int32]
 
 
-def is_trits(kind: TensorType) -> bool:
-    """Whether a type stores codes and scales; I2_S does too, with one scale for the whole tensor."""
-    return kind.is_ternary or kind.name == "I2_S"
-
-
 def ternary_tensors(file: GGUFFile) -> list[str]:
     """Return the names of the tensors stored as trits and scales, in the order of the file."""
-    return [name for name, info in file.tensors.items() if is_trits(info.type)]
+    return [name for name, info in file.tensors.items() if info.type.has_trits]
 
 
 class TritReader:
@@ -53,7 +38,7 @@ class TritReader:
 
     def __init__(self, file: GGUFFile, name: str) -> None:
         info = file.tensor(name)
-        if not is_trits(info.type):
+        if not info.type.has_trits:
             raise FormatError(f"tensor {display_safe(name)} is of type {info.type.name}, which is not ternary")
         self.info = info
         self.kind = info.type
@@ -68,10 +53,8 @@ class TritReader:
 
     @property
     def tensor_scale(self) -> float | None:
-        """The one scale of an I2_S tensor; None where every block has its own."""
-        if self.kind.name != "I2_S":
-            return None
-        return float(self._tail[:4].view("<f4")[0])
+        """The one scale of the tensor; None where every block has its own."""
+        return float(self.kind.tensor_scale(self._tail)) if self.kind.has_tensor_scale else None
 
     def steps(self, weights: int | None = None) -> Iterator[tuple[int, int]]:
         """Yield row ranges of about `weights` weights (by default `CHUNK_WEIGHTS`) that cover the tensor."""
@@ -102,21 +85,19 @@ class TritReader:
 
     def half_scales(self, blocks: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Return the scale of each block as stored, float16 [n], without splitting the codes."""
-        place = slice(0, 2) if self.kind.name in ("Q2_0", "Q2_0_g128", "PQ2_0", "Q1_0", "Q1_0_g32") else slice(-2, None)
-        return np.ascontiguousarray(blocks[:, place]).view("<f2")[:, 0]
+        at = self.kind.scales_at[0]
+        return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")[:, 0]
 
     def split(self, blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float16] | None]:
         """Return the codes of blocks, uint8 [n, group], and their scales unless the tensor has a single one."""
-        if self.kind.name == "I2_S":
+        if self.kind.has_tensor_scale:
             return split_i2_s(blocks, self._tail)[0], None
         return ternary_codes(self.kind, blocks)
 
     @property
     def order(self) -> str | None:
         """In which order the type packs codes of two bits, for `packed`; None if it does not."""
-        if self.kind.name in ("Q2_0", "Q2_0_g128", "PQ2_0"):
-            return "sequential"
-        return "TQ2_0" if self.kind.name == "TQ2_0" else None
+        return None if self.kind.has_tensor_scale else self.kind.code_order or None
 
     def packed(self, start: int, stop: int) -> NDArray[np.uint64] | None:
         """Return codes as they are packed, uint64 [rows * columns / 32], or None where they are not two bits each.
@@ -125,7 +106,7 @@ class TritReader:
         """
         if self.order is None or self.columns % 32:
             return None
-        return np.ascontiguousarray(self.blocks(start, stop)[:, _TWO_BIT[self.kind.name]]).reshape(-1).view("<u8")
+        return np.ascontiguousarray(self.blocks(start, stop)[:, slice(*self.kind.codes_at)]).reshape(-1).view("<u8")
 
     def counts(self, blocks: NDArray[np.uint8]) -> Counts:
         """Return how often each code occurs in each block, int32 [n, 4].
@@ -133,14 +114,15 @@ class TritReader:
         Types of two bits and of base 3 are counted as they are packed, which is many times faster than unpacking.
         """
         name = self.kind.name
-        if name in _TWO_BIT:
-            found = _count_pairs(blocks[:, _TWO_BIT[name]], self.group)
-            if name == "I2_S":  # reads code 3 as 0
+        if self.kind.code_order:
+            found = _count_pairs(blocks[:, slice(*self.kind.codes_at)], self.group)
+            if self.kind.max_code < 3:  # code 3 reads as 0
                 found[:, 1] += found[:, 3]
                 found[:, 3] = 0
             return found
-        if name in _BASE3:
-            return _count_base3(blocks, *_BASE3[name], self.group)
+        if name in BASE3_PARTS:
+            (*_, (fives, fours, _trits)) = BASE3_PARTS[name]
+            return _count_base3(blocks, fives, fours, self.group)
         if name in ("Q1_0", "Q1_0_g32"):
             plus = np.bitwise_count(blocks[:, 2:]).sum(axis=1, dtype=np.int32)
             none = np.zeros_like(plus)

@@ -15,7 +15,7 @@ import numpy as np
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFValue
 from nanochat_tui.model.tokenizer import TextCodec, codec_from_gguf, load_tokenizer
-from nanochat_tui.model.tokenizer_codec import byte_alphabet
+from nanochat_tui.model.tokenizer.codec import byte_alphabet
 
 TYPE_NAMES = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "byte"}
 """llama.cpp's kinds of tokens."""

@@ -1,6 +1,6 @@
 """The forward pass of a nanochat model in plain NumPy: slow, short, and independent of engine and trainer.
 
-For looking into a model and for checking an exported one; nobody generates text with it. Weights go by their names in
+For looking into a model and for checking an exported one; it does not generate text. Weights go by their names in
 GGUF files, matrices are float32 [outputs, inputs], and the residual state of n tokens is N streams x [n, N, dim].
 """
 
@@ -63,7 +63,10 @@ def stream_states(
 
 
 def read_out(config: ModelConfig, w: Weights, x: Floats, rounded: Rounding = unchanged) -> Floats:
-    """Return what last norm and head say of streams [n, N, dim]: logits float32 [n, vocab]."""
+    """Return what last norm and head say of streams [n, N, dim]: logits float32 [n, vocab].
+
+    rounded: how the head's input is rounded.
+    """
     final = rounded(_rms_norm(collapse_streams(x), w["output_norm.weight"], config.norm_eps))
     logits: Floats = final @ w.get("output.weight", w["token_embd.weight"]).T
     return logits

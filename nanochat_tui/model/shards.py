@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import FormatError, GGUFFile, TensorInfo, metadata_int, read_gguf
+from nanochat_tui.text import display_safe
 
 _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 MAX_SHARDS = 1000
@@ -82,7 +83,7 @@ def shard_paths(path: Path) -> list[Path]:
     if missing and path.is_file():
         raise UserError(
             f"the model is split over {int(count)} files, and {display_safe(missing[0].name)} is missing; "
-            "put it beside the others"
+            "put it next to the others"
         )
     return found if not missing else [path]
 

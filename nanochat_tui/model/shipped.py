@@ -1,4 +1,4 @@
-"""Where the model that comes with the project lies: beside the package in a checkout, inside it in a wheel."""
+"""Where the model that comes with the project lies: next to the package in a checkout, inside it in a wheel."""
 
 from __future__ import annotations
 
@@ -19,11 +19,6 @@ def _find(name: str) -> Path | None:
 def shipped_model() -> Path | None:
     """Return the shipped GGUF file, or None if this installation has none."""
     return _find(f"{NAME}.gguf")
-
-
-def shipped_mhc() -> Path | None:
-    """Return the shipped `.mhc` sidecar, or None."""
-    return _find(f"{NAME}.mhc")
 
 
 def shipped_tokenizer() -> Path | None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
+from typing import TYPE_CHECKING
 
-from nanochat_tui.errors import UserError, display_safe
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile, metadata_int, metadata_string
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES, TensorType
 from nanochat_tui.model import architectures
 from nanochat_tui.model.architectures.description import Architecture, Attention, Part, Role
-from nanochat_tui.model.config import ModelConfig
+from nanochat_tui.model.tokenizer import TextCodec, codec_from_gguf
+from nanochat_tui.text import display_safe
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SUPPORTED_ARCHITECTURES = tuple(architectures.BY_NAME)
 """Values of `general.architecture` that can be run."""
@@ -20,7 +28,7 @@ MAX_CONTEXT = 1 << 20
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _OTHERS = frozenset({"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"})
-_TERNARY = frozenset(kind.name for kind in TENSOR_TYPES.values() if kind.is_ternary) - {"Q1_0_g32"} | {"I2_S"}
+_TERNARY = frozenset(kind.name for kind in TENSOR_TYPES.values() if kind.has_trits) - {"Q1_0_g32"}
 TYPES_BY_ROLE: dict[Role, frozenset[str]] = {
     "table": _FLOATS | _OTHERS | _TERNARY,
     "norm": _FLOATS,
@@ -34,10 +42,7 @@ NANOCHAT_TYPES = TYPES_BY_ROLE | {
     "table": _FLOATS | _OTHERS,
     "norm": frozenset({"F32"}),
 }
-"""The same for the project's own files, which nobody writes otherwise."""
-
-UNFINISHED: dict[str, str] = {}
-"""Architectures that can be described but not run, with the reason."""
+"""The same for the project's own files, which no other program writes."""
 
 IGNORED = ("mm.", "v.", "a.")
 """Beginnings of names of tensors that a text model does without."""
@@ -46,10 +51,6 @@ WIDTH_STEP = 32
 MAX_HEAD_DIM = 1024
 LEAST_ROTATION = 16
 """The Walsh-Hadamard kernel works on whole vectors."""
-
-
-ModelShape = ModelConfig | Architecture
-"""What a model's `config` is: a nanochat file's own shape, or the description of another architecture."""
 
 
 class UnsupportedModelError(UserError):
@@ -72,10 +73,6 @@ def require_described(file: GGUFFile) -> Architecture:
         found = architectures.describe(file)
     except architectures.UnknownArchitectureError as error:
         raise UnsupportedModelError(str(error)) from None
-    if found.name in UNFINISHED:
-        raise UnsupportedModelError(
-            f"models of the architecture {found.name} cannot be run by this version: {UNFINISHED[found.name]}"
-        )
     if found.context_length > MAX_CONTEXT:
         raise UnsupportedModelError(
             f"the file claims a context of {found.context_length} tokens, and this version runs at most "
@@ -83,17 +80,11 @@ def require_described(file: GGUFFile) -> Architecture:
         )
     _require_widths(found)
     expected = {part.name: part for part in found.parts()}
-    types = TYPES_BY_ROLE if found.config is None else NANOCHAT_TYPES
+    types = NANOCHAT_TYPES if found.own_format else TYPES_BY_ROLE
     for part in expected.values():
         _require_part(file, part, types)
     _require_nothing_else(file, found, expected.keys())
     return found
-
-
-def require_supported(file: GGUFFile) -> ModelShape:
-    """Return the model's shape: a nanochat file's own, else the description; raises as `require_described`."""
-    found = require_described(file)
-    return found.config or found
 
 
 def require_vocabulary(tokens: int, vocabulary: int) -> None:
@@ -102,6 +93,50 @@ def require_vocabulary(tokens: int, vocabulary: int) -> None:
         raise UserError(
             f"the tokenizer has {tokens} tokens and the model only {vocabulary}; they do not belong together"
         )
+
+
+def require_runnable(file: GGUFFile, tokenizer: Tokenizer | None = None) -> tuple[Architecture, TextCodec]:
+    """Return a file's model and tokenizer, after every check that needs no weights; engine and inspection call this.
+
+    tokenizer: one to use instead of the file's own. Raises UserError with the reason, in one sentence.
+    """
+    found = require_described(file)
+    codec = codec_from_gguf(file.metadata, tokenizer)
+    require_vocabulary(codec.tokenizer.get_vocab_size(with_added_tokens=True), found.vocab_size)
+    return found, codec
+
+
+def require_sound(file: GGUFFile, found: Architecture) -> None:
+    """Raise UserError if a number that the model computes with is NaN or infinite.
+
+    Reads every page of the file that holds a scale. The engine makes the same checks while it packs the weights; this
+    is for those that only ask. mHC records are left out: `mhc_verify` has more to say about them.
+    """
+    for part in found.parts():
+        if part.role != "mhc" and not file.is_finite(part.name):
+            raise not_finite(part.name)
+    if found.rope.has_factors:
+        rope_factors(file)
+
+
+def not_finite(name: str) -> UserError:
+    """Return the refusal of a tensor that holds NaN or infinity."""
+    return UserError(
+        f"the tensor {display_safe(name)} holds a number that is not finite; the file is damaged, fetch it or export "
+        "it again"
+    )
+
+
+def rope_factors(file: GGUFFile) -> NDArray[np.float64]:
+    """Return what rotation frequencies are divided by, float64 [dims / 2]. Raises UserError unless all are above 0."""
+    factors = file.array("rope_freqs.weight").astype(np.float64)
+    if not np.isfinite(factors).all():
+        raise not_finite("rope_freqs.weight")
+    if (factors <= 0).any():
+        raise UserError(
+            "the rotation factors (rope_freqs.weight) are not all above 0; the file is damaged, fetch it again"
+        )
+    return factors
 
 
 def refusal(file: GGUFFile) -> str | None:
@@ -143,18 +178,13 @@ def _require_widths(found: Architecture) -> None:
             widths["one head"] = mixer.width
     for what, width in widths.items():
         step = 16 if what == "all key heads" else WIDTH_STEP
-        if width % step and found.config is None:
+        if width % step and not found.own_format:
             raise UnsupportedModelError(
                 f"the width of {what} is {width}, and this version runs multiples of {step} only"
             )
     if found.rotation is not None and found.rotation.block < LEAST_ROTATION:
         raise UnsupportedModelError(
             f"the weights are rotated in blocks of {found.rotation.block}; this version runs {LEAST_ROTATION} and more"
-        )
-    scales = (found.embedding_scale, found.residual_scale, found.logit_scale)
-    if any(scale != 1.0 for scale in scales):
-        raise UnsupportedModelError(
-            "models that scale their embedding, residual or logits cannot be run by this version; use llama.cpp"
         )
 
 
@@ -179,7 +209,7 @@ def _type_refusal(kind: TensorType, types: frozenset[str]) -> str:
 def _require_nothing_else(file: GGUFFile, found: Architecture, names: Set[str]) -> None:
     """Refuse a tensor that the description does not know: leaving it out would compute another model."""
     for name in file.tensors:
-        if name in names or name.startswith(IGNORED) or ".nextn." in name:
+        if name in names or name in found.ignored or name.startswith(IGNORED) or ".nextn." in name:
             continue
         block = name.split(".")[1] if name.startswith("blk.") and name.count(".") > 1 else ""
         if block.isdigit() and int(block) >= found.n_layers and found.recurrences:

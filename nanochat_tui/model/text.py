@@ -51,3 +51,8 @@ class TabExpander:
 def tabs_to_spaces(text: str, width: int) -> str:
     """Expand the leading tabs of every line of a whole text; the inverse of `spaces_to_tabs`."""
     return TabExpander(width).feed(text)
+
+
+def overlap(text: str, mark: str) -> int:
+    """Return how many characters at the end of `text` may be the beginning of `mark`, fewer than all of it."""
+    return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)

@@ -10,9 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.runs.metrics import Series
+from nanochat_tui.runs.mhc_health import mhc_problems
 from nanochat_tui.runs.state import RunState
+from nanochat_tui.text import display_safe
 
 WINDOW = 40
 """Logged losses a new one is compared with."""
@@ -30,9 +31,19 @@ class Alarm:
     step: int | None = None
 
 
-def find_alarms(state: RunState, series: Series, path: Path | None = None) -> list[Alarm]:
-    """Everything worth saying of a run now, the gravest first."""
-    found = [*_life(state), *_not_finite(series), *_spikes(series), *_validation(series)]
+def guessing_loss(vocabulary: int) -> float:
+    """Loss in nats above which a model of so many token ids does worse than guessing, with room for a bad start."""
+    return math.log(vocabulary) + 0.5
+
+
+def find_alarms(
+    state: RunState, series: Series, path: Path | None = None, vocabulary: int | None = None
+) -> list[Alarm]:
+    """Everything worth saying of a run now, the gravest first. `vocabulary` is the model's number of token ids."""
+    found = [*_life(state), *_not_finite(series), *_streams(series), *_skipped(series)]
+    found += [*_spikes(series), *_validation(series)]
+    if vocabulary is not None:
+        found += _diverged(series, vocabulary)
     if path is not None and state.alive:
         found += _disk(path)
     return sorted(found, key=lambda alarm: alarm.level != "error")
@@ -43,6 +54,10 @@ def _life(state: RunState) -> list[Alarm]:
     if state.life == "crashed":
         how = "its process is gone" if state.local else f"no heartbeat for {age}"
         return [Alarm("error", f"crashed: {how}; resume from the last checkpoint", state.step)]
+    if state.life == "killed":
+        return [
+            Alarm("warning", f"{display_safe(state.error) or 'killed'}; resume from the last checkpoint", state.step)
+        ]
     if state.life == "stalled":
         return [Alarm("error", f"stalled: process {state.pid} lives, but its last heartbeat is {age} old", state.step)]
     if state.life == "failed":
@@ -58,6 +73,33 @@ def _not_finite(series: Series) -> list[Alarm]:
         if bad.size:
             alarms.append(Alarm("error", f"{name} is not a number since step {int(steps[bad[0]])}", int(steps[bad[0]])))
     return alarms
+
+
+def _skipped(series: Series) -> list[Alarm]:
+    """Steps the trainer did not apply; one now and then is no harm."""
+    steps, counts = series.curve("skipped")
+    if not len(counts):
+        return []
+    return [Alarm("warning", f"{counts[-1]:.0f} steps skipped: loss or gradient was not a number", int(steps[0]))]
+
+
+def _streams(series: Series) -> list[Alarm]:
+    """What the newest mHC records say: values that broke are an error, dead mixing is a warning."""
+    if not series.mhc:
+        return []
+    step = max(series.mhc)
+    found = mhc_problems(series.mhc[step])
+    return [Alarm("error" if "not a number" in text else "warning", text, step) for text in found]
+
+
+def _diverged(series: Series, vocabulary: int) -> list[Alarm]:
+    steps, losses = series.curve("loss")
+    limit = guessing_loss(vocabulary)
+    if len(losses) < 3 or not np.isfinite(losses[-3:]).all() or losses[-3:].min() <= limit:
+        return []
+    step = int(steps[-1])
+    text = f"diverged: the loss is {losses[-1]:.2f}, and guessing gives {math.log(vocabulary):.2f}; lower the rate"
+    return [Alarm("error", text, step)]
 
 
 def spike_steps(series: Series) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_tui.errors import UserError
+from nanochat_tui.model.config import PRESETS
+from nanochat_tui.runs.config import SHAPE_FIELDS, TrainConfig
 from nanochat_tui.runs.directory import RunDirectory
 from nanochat_tui.runs.metrics import Series
 
@@ -36,13 +38,40 @@ class RunFigures:
         return int(steps[best]), float(losses[best])
 
 
+RESOLVED = {
+    **{name: ("model", name) for name in SHAPE_FIELDS},
+    "seq_len": ("model", "context_length"),
+    "device": ("environment", "device"),
+    "dtype": ("environment", "dtype"),
+    "threads": ("environment", "threads"),
+    "compile": ("environment", "compiled"),
+}
+"""Settings that may be left to the trainer, and where config.json records what it took."""
+
+
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a run directory; empty when it recorded none."""
+    """The settings of a run directory as they took effect; empty when it recorded none.
+
+    What was left open is what the trainer chose, and a setting an earlier version did not know has its default: a
+    vocabulary of 50,257 is no other setting than that of a preset which has 50,257.
+    """
     try:
-        config = RunDirectory(path).config().get("config")
+        recorded = RunDirectory(path).config()
     except UserError:
         return {}
-    return config if isinstance(config, dict) else {}
+    config = recorded.get("config")
+    if not isinstance(config, dict):
+        return {}
+    settings = {**{name: field.default for name, field in TrainConfig.model_fields.items()}, **config}
+    named = PRESETS.get(str(settings["config"]))
+    chosen: dict[str, dict[str, Any]] = {"model": asdict(named) if named else {}, "environment": {}}
+    for part in chosen:
+        if isinstance(recorded.get(part), dict):
+            chosen[part] = recorded[part]
+    for name, (part, key) in RESOLVED.items():
+        if settings.get(name) in (None, "auto") or part == "environment":
+            settings[name] = chosen[part].get(key, settings.get(name))
+    return settings
 
 
 def differing_settings(runs: Sequence[RunFigures]) -> dict[str, list[Any]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError, plain_reason
 from nanochat_tui.formats.tokens import DTYPES
 from nanochat_tui.runs.config import TrainConfig
 from nanochat_tui.runs.directory import read_json
+from nanochat_tui.runs.identity import choose_tokenizer, fitted
+from nanochat_tui.text import display_safe
 
 
 @dataclass(slots=True)
@@ -31,8 +32,8 @@ class DatasetReport:
 def check_dataset(config: TrainConfig, tokenizer: Path | None = None) -> DatasetReport:
     """Compare the data's own description, the sizes of its files and its tokenizer with the configuration.
 
-    `tokenizer` is what samples would be written with when the configuration names none. The token files themselves are
-    not read: the trainer does that when it starts.
+    `tokenizer` is tried, too, where the configuration names none and the data has no copy. The token files themselves
+    are not read: the trainer does that when it starts.
     """
     if config.dataset == "synthetic":
         return DatasetReport(2000 * (config.sequence_length + 1), 40 * (config.sequence_length + 1), notes=["made up"])
@@ -42,21 +43,30 @@ def check_dataset(config: TrainConfig, tokenizer: Path | None = None) -> Dataset
         shown = display_safe(str(path))
         report.problems.append(f"there is no data at {shown}; make it with: nanochat-train prepare-data")
         return report
+    for folder, _ in config.mixed_data():
+        if not (folder / "dataset.json").is_file():
+            report.problems.append(f"there is no prepared data at {display_safe(str(folder))} (data_mix)")
     try:
         if path.is_dir():
-            _check_folder(path, config, config.tokenizer or tokenizer, report)
+            _check_folder(path, config, report)
         else:
             _check_bare(path, config, report)
+        config = fitted(config)
+        choice = choose_tokenizer(config, tokenizer)
+        report.problems += choice.problems
+        report.notes += choice.notes
+        if choice.path is not None and choice.identity.sha256 is not None and not choice.problems:
+            report.notes.append(f"tokenizer: {display_safe(choice.path.name)}")
     except UserError as error:
         report.problems.append(str(error))
     except OSError as error:
-        report.problems.append(f"{display_safe(str(path))} cannot be read: {error.strerror}")
+        report.problems.append(f"{display_safe(str(path))} cannot be read: {plain_reason(error)}")
     if report.train_tokens is not None and report.train_tokens <= config.sequence_length:
         report.problems.append(f"{report.train_tokens} tokens are fewer than one sequence of {config.sequence_length}")
     return report
 
 
-def _check_folder(path: Path, config: TrainConfig, tokenizer: Path | None, report: DatasetReport) -> None:
+def _check_folder(path: Path, config: TrainConfig, report: DatasetReport) -> None:
     info = read_json(path / "dataset.json")
     dtype = info.get("dtype")
     if dtype not in DTYPES:
@@ -65,14 +75,14 @@ def _check_folder(path: Path, config: TrainConfig, tokenizer: Path | None, repor
     if config.token_dtype is not None and config.token_dtype != dtype:
         report.notes.append(f"token_dtype is ignored: the data says {dtype}")
     vocabulary = info.get("vocab_size")
-    model = config.model_shape().vocab_size
-    if isinstance(vocabulary, int) and vocabulary > model:
-        report.problems.append(f"the data has {vocabulary} token ids, the model only {model}")
+    if isinstance(vocabulary, int) and config.vocab_size is None and vocabulary != config.model_shape().vocab_size:
+        report.notes.append(f"the vocabulary follows the data: {vocabulary:,} ids")
+    if not isinstance(info.get("tokenizer_sha256"), str):
+        report.notes.append("the data does not say which tokenizer made it")
     report.train_tokens = _split(path, "train", info, DTYPES[dtype].itemsize, report)
     report.val_tokens = _split(path, "val", info, DTYPES[dtype].itemsize, report)
     if not report.val_tokens:
         report.notes.append("there is no validation part: no validation loss")
-    _check_tokenizer(info.get("tokenizer_sha256"), tokenizer, report)
 
 
 def _split(path: Path, name: str, info: dict[str, Any], size: int, report: DatasetReport) -> int | None:
@@ -93,21 +103,6 @@ def _split(path: Path, name: str, info: dict[str, Any], size: int, report: Datas
         report.problems.append(f"{name}.bin has {found:,} bytes where dataset.json promises {promised * size:,}")
         return found // size
     return promised
-
-
-def _check_tokenizer(expected: object, tokenizer: Path | None, report: DatasetReport) -> None:
-    if not isinstance(expected, str):
-        report.notes.append("the data does not say which tokenizer made it")
-        return
-    if tokenizer is None or not tokenizer.is_file():
-        report.notes.append("there is no tokenizer to compare; samples will not be written")
-        return
-    if hashlib.sha256(tokenizer.read_bytes()).hexdigest() == expected:
-        report.notes.append("tokenizer is the one the data was made with")
-    else:
-        report.problems.append(
-            f"{display_safe(tokenizer.name)} is not the tokenizer the data was made with (its hash differs)"
-        )
 
 
 def _check_bare(path: Path, config: TrainConfig, report: DatasetReport) -> None:

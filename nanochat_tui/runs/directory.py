@@ -5,27 +5,47 @@ metrics.jsonl  one object per logged step, appended; a partial last line is not 
 samples.jsonl  text the model wrote on the way
 log.txt        what the trainer printed
 status.json    state, process, heartbeat, progress; replaced atomically
-control        {"id", "command"}: checkpoint or stop; answered by control_done in status.json
+control        checkpoint or stop, as a bare word or as {"id", "command"}; answered by control_done in status.json
+tokenizer.json the tokenizer of the run's data
 step_N/ final/ checkpoints
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from nanochat_tui.errors import UserError
-from nanochat_tui.formats.atomic import atomic_write
+from nanochat_tui.errors import UserError, plain_reason
+from nanochat_tui.files import atomic_write
 
 Json = dict[str, Any]
+RESUMED = "resumed_from"
+"""Key of a line in metrics.jsonl and samples.jsonl that says: the run went back to this step, and what stands above
+of later steps belongs to the part that was given up."""
+COMMANDS = ("checkpoint", "stop")
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the control file holds."""
+
+    request: int
+    """Its id, or for a bare word the file's time of change: never the same for two commands."""
+    command: str | None
+    """`checkpoint` or `stop`; None for anything else."""
+    text: str
+    """The file's content, cut."""
 
 
 def write_json(path: Path, value: Json) -> None:
@@ -39,8 +59,8 @@ def read_json(path: Path) -> Json:
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
+        raise UserError(f"cannot read {path}: {plain_reason(error)}") from None
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is not valid JSON; the run may have been damaged") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object")
@@ -57,7 +77,7 @@ def read_jsonl(path: Path) -> Iterator[Json]:
                 return
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 yield row
@@ -84,48 +104,25 @@ class RunDirectory:
 
     def metrics(self) -> list[Json]:
         """Logged steps in order; the last row of a step wins, and steps a resume went back over are dropped."""
-        rows: dict[int, Json] = {}
-        for row in read_jsonl(self.path / "metrics.jsonl"):
-            step = row.get("step")
-            if not isinstance(step, int):
-                continue
-            if rows and step < next(reversed(rows)):
-                rows = {s: r for s, r in rows.items() if s < step}
-            rows.pop(step, None)
-            rows[step] = row
-        return list(rows.values())
+        return _in_order(read_jsonl(self.path / "metrics.jsonl"))
 
     def samples(self) -> list[Json]:
-        """Text samples in the order written."""
-        return list(read_jsonl(self.path / "samples.jsonl"))
+        """Text samples in order of steps, the last one written at each."""
+        return _in_order(read_jsonl(self.path / "samples.jsonl"))
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first; `final` last."""
+        """Complete checkpoints, oldest first; `final` last. A folder that cannot be read holds none."""
+        entries: list[Path] = []
+        with contextlib.suppress(OSError):
+            entries = list(self.path.iterdir())
         found = [
             (int(match.group(1)), entry)
-            for entry in (self.path.iterdir() if self.path.is_dir() else ())
+            for entry in entries
             if (match := re.fullmatch(r"step_(\d+)", entry.name)) and (entry / "state.json").exists()
         ]
         ordered = [entry for _, entry in sorted(found)]
         final = self.path / "final"
         return [*ordered, final] if (final / "state.json").exists() else ordered
-
-    def is_alive(self, *, stale_after: float = 120.0) -> bool:
-        """Whether the recorded process runs: by pid and start time on this host, else by heartbeat."""
-        try:
-            status = self.status()
-        except UserError:
-            return False
-        if status.get("state") in ("finished", "stopped", "failed"):
-            return False
-        if status.get("host") == socket.gethostname():
-            try:
-                process = psutil.Process(int(status["pid"]))
-                same = abs(process.create_time() - float(status["process_started"])) < 2
-                return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-            except (psutil.Error, KeyError, TypeError, ValueError):
-                return False
-        return time.time() - float(status.get("heartbeat", 0)) < stale_after
 
     # -- writing
 
@@ -135,33 +132,43 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / "config.json", config)
         except OSError as error:
-            raise UserError(f"cannot write the run directory {self.path}: {error.strerror}") from None
+            raise UserError(f"cannot write the run directory {self.path}: {plain_reason(error)}") from None
 
     def append(self, name: str, row: Json) -> None:
-        """Append one object to metrics.jsonl or samples.jsonl in a single write."""
+        """Append one object to metrics.jsonl or samples.jsonl in a single write, or raise OSError and leave no part."""
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
                 line = b"\n" + line  # a killed trainer left half a line behind
-            os.write(descriptor, line)
+            if os.write(descriptor, line) < len(line):
+                os.ftruncate(descriptor, size)  # the disk took a part only
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
 
     def write_status(self, **fields: Any) -> None:
-        """Replace status.json; process identity and heartbeat are added."""
+        """Replace status.json; process identity and heartbeat are added. Raises OSError.
+
+        Not synced to the disk: it is written at each logged step, and worth nothing after a power failure.
+        """
         process = psutil.Process()
-        write_json(
-            self.path / "status.json",
-            {
-                "pid": process.pid,
-                "process_started": process.create_time(),
-                "host": socket.gethostname(),
-                "heartbeat": time.time(),
-                **fields,
-            },
-        )
+        value = {
+            "pid": process.pid,
+            "process_started": process.create_time(),
+            "host": socket.gethostname(),
+            "heartbeat": time.time(),
+            **fields,
+        }
+        temporary = self.path / f".status.{process.pid}.tmp"
+        try:
+            temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+            temporary.replace(self.path / "status.json")
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
     def send(self, command: str) -> int:
         """Ask the trainer for `checkpoint` or `stop`; returns the id its status will answer with."""
@@ -169,21 +176,49 @@ class RunDirectory:
         write_json(self.path / "control", {"id": request, "command": command})
         return request
 
+    def read_control(self) -> Control | None:
+        """The last command given, answered or not; None without one. Never raises for what the file holds."""
+        path = self.path / "control"
+        try:
+            with path.open("rb") as file:
+                text = file.read(4096).decode("utf-8", "replace").strip()
+                changed = os.fstat(file.fileno()).st_mtime_ns
+        except OSError:
+            return None
+        if not text:
+            return None  # a shell has opened it and not written yet
+        request, word = changed, text
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(text)
+            if isinstance(value, dict):
+                word = str(value.get("command", ""))
+                given = value.get("id")
+                request = given if isinstance(given, int) and not isinstance(given, bool) else changed
+            elif isinstance(value, str):
+                word = value
+        word = word.strip().lower()
+        return Control(request, word if word in COMMANDS else None, text[:200])
+
     def last_control(self) -> int | None:
         """Id of the last command sent, answered or not; None without one."""
-        try:
-            request = read_json(self.path / "control").get("id")
-        except UserError:
-            return None
-        return request if isinstance(request, int) else None
+        control = self.read_control()
+        return None if control is None else control.request
 
-    def pending_control(self, done: int | None) -> tuple[int, str] | None:
-        """The command not answered yet, as (id, word)."""
-        try:
-            control = read_json(self.path / "control")
-        except UserError:
-            return None
-        request, command = control.get("id"), control.get("command")
-        if isinstance(request, int) and request != done and command in ("checkpoint", "stop"):
-            return request, str(command)
-        return None
+    def pending_control(self, done: int | None) -> Control | None:
+        """What was sent and is not answered yet, understood or not."""
+        control = self.read_control()
+        return None if control is None or control.request == done else control
+
+
+def _in_order(rows: Iterator[Json]) -> list[Json]:
+    kept: dict[int, Json] = {}
+    for row in rows:
+        back, step = row.get(RESUMED), row.get("step")
+        if isinstance(back, int):
+            kept = {s: r for s, r in kept.items() if s <= back}
+        elif isinstance(step, int):
+            if kept and step < next(reversed(kept)):
+                kept = {s: r for s, r in kept.items() if s < step}
+            kept.pop(step, None)
+            kept[step] = row
+    return list(kept.values())

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.runs.original_log import looks_like_original_log
 from nanochat_tui.runs.state import LAUNCH_FILE, RunState, read_state
+from nanochat_tui.text import display_safe
 
 MARKS = ("status.json", "metrics.jsonl", LAUNCH_FILE)
 """Any of these makes a folder a run directory."""
 LOG_ENDINGS = (".log", ".txt", ".out")
+LAST_ROWS = 64 << 10
+"""Bytes at the end of metrics.jsonl that hold its last row; one with all mHC records has a few kilobytes."""
 MOST_LOGS = 200
 """Text files looked into in one search."""
 MOST_ENTRIES = 5000
@@ -114,8 +118,35 @@ def _is_log(path: Path) -> bool:
     return path.suffix in LOG_ENDINGS and path.is_file() and looks_like_original_log(path)
 
 
+def look_again(run: FoundRun) -> FoundRun:
+    """Describe a run found before; the same object when its files have not changed and no process may have gone."""
+    changed = _changed(run.path)
+    if run.is_log or (changed == run.changed and not run.state.alive):
+        return run if changed == run.changed else replace(run, changed=changed)
+    return _describe(run.path, run.name)
+
+
 def _describe(path: Path, name: str) -> FoundRun:
-    return FoundRun(path, name, read_state(path), _changed(path))
+    state = read_state(path)
+    if state.life not in ("starting", "failed"):  # rows are written at each logged step, the status less often
+        state = replace(state, step=max(state.step, latest_step(path, state.step)))
+    return FoundRun(path, name, state, _changed(path))
+
+
+def latest_step(path: Path, otherwise: int = 0) -> int:
+    """Step of the last whole row of metrics.jsonl where that file is newer than status.json; else `otherwise`."""
+    metrics = path / "metrics.jsonl"
+    try:
+        status = path / "status.json"
+        if status.exists() and metrics.stat().st_mtime < status.stat().st_mtime:
+            return otherwise
+        with metrics.open("rb") as file:
+            file.seek(max(0, metrics.stat().st_size - LAST_ROWS))
+            lines = file.read().split(b"\n")[:-1]
+        step = json.loads(lines[-1]).get("step") if lines else None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return otherwise
+    return step if isinstance(step, int) and not isinstance(step, bool) else otherwise
 
 
 def _changed(path: Path) -> float:

@@ -1,4 +1,4 @@
-"""Starting a trainer that outlives whoever started it: its own session, output to a file, never two in one directory.
+"""Starting a trainer that outlives its parent: its own session, output to a file, never two in one directory.
 
 The process may run behind a prefix. `torchrun …` gets the module to run; behind `ssh host` the command becomes one
 quoted line for the remote shell, which redirects its output there, so that a lost connection does not end the run;
@@ -8,32 +8,35 @@ anything else (`nice -n 10`, `srun`, `env NAME=VALUE`) is simply put in front.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
 import shlex
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 import psutil
+from filelock import Timeout
 
-from nanochat_tui.errors import UserError, display_safe
-from nanochat_tui.folders import place_of
-from nanochat_tui.runs.config import TrainConfig
-from nanochat_tui.runs.directory import RunDirectory, write_json
-from nanochat_tui.runs.state import LAUNCH_FILE, read_state
+from nanochat_tui.browser import check_command
+from nanochat_tui.errors import UserError, plain_reason
+from nanochat_tui.paths import place_of
+from nanochat_tui.runs.config import LENGTHS, TrainConfig
+from nanochat_tui.runs.directory import RunDirectory, read_json, write_json
+from nanochat_tui.runs.ending import record_end
+from nanochat_tui.runs.lock import lock_refusal, take
+from nanochat_tui.runs.presets import PRESETS
+from nanochat_tui.runs.state import CONSOLE_FILE, LAUNCH_FILE, last_words, read_state
+from nanochat_tui.text import display_safe
 
 MODULE = "nanochat_tui.cli.train_entry"
-CONSOLE_FILE = "console.txt"
-"""What the process printed, errors before its first step included; the trainer's own log.txt lies beside it."""
 _LOCK = ".launch.lock"
-_LOCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,27 @@ class Launched:
     command: list[str]
     console: Path
     process: subprocess.Popen[bytes]
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set once the process is gone and was waited for."""
+
+    def failure(self) -> str | None:
+        """What the process said when it ended badly, as one sentence; None while it runs or when it ended well."""
+        if not self.ended.is_set() or not self.process.returncode:
+            return None
+        clients = [word for word in self.command if is_remote([word])]
+        code, name = self.process.returncode, PurePath((clients or self.command)[0]).name
+        how = f"with code {code}" if code > 0 else f"by signal {-code}"
+        words = last_words(self.console)
+        return f"{display_safe(name)} ended {how}" + (f": {words}" if words else "")
+
+    def when_ended(self, call: Callable[[Launched], object]) -> None:
+        """Call `call(self)` in a thread of its own once the process is gone; at once when it is."""
+
+        def wait() -> None:
+            self.ended.wait()
+            call(self)
+
+        threading.Thread(target=wait, name=f"watch-{self.pid}", daemon=True).start()
 
     @property
     def text(self) -> str:
@@ -62,17 +86,34 @@ def split_prefix(text: str) -> list[str]:
         ) from None
 
 
+def place_text(prefix: Sequence[str]) -> str:
+    """Where a command with this prefix runs, in words that end a sentence."""
+    if is_remote(prefix):
+        at = next(i for i, word in enumerate(prefix) if PurePath(word).name in ("ssh", "ssh.exe"))
+        try:
+            host = prefix[_end_of_ssh(prefix, at) - 1]
+        except UserError:
+            host = ""
+        return f"on the other machine, behind {display_safe(f'ssh {host}'.strip(), 60)}"
+    if prefix:
+        return f"on this machine, behind {display_safe(shlex.join(prefix), 60)}"
+    return "on this machine"
+
+
 def is_remote(prefix: Sequence[str]) -> bool:
     """Whether the command will run on another machine, where this one's paths and programs mean nothing."""
     return any(PurePath(word).name in ("ssh", "ssh.exe") for word in prefix)
 
 
 def config_arguments(config: TrainConfig) -> list[str]:
-    """Options of `nanochat-train train` for every field that is not at its default."""
-    words: list[str] = []
-    for name, field in type(config).model_fields.items():
+    """Options of `nanochat-train train` for every field that differs from the named configuration."""
+    words = [] if config.config == TrainConfig.model_fields["config"].default else ["--config", config.config]
+    base = {name: info.default for name, info in type(config).model_fields.items()} | PRESETS[config.config].values
+    # one length on the command line replaces all those of the named configuration
+    lengths = any(getattr(config, name) != base[name] for name in LENGTHS)
+    for name in type(config).model_fields:
         value = getattr(config, name)
-        if value == field.default:
+        if name == "config" or (value == base[name] and not (lengths and name in LENGTHS)):
             continue
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
@@ -85,7 +126,11 @@ def config_arguments(config: TrainConfig) -> list[str]:
 
 
 def train_command(arguments: Sequence[str], directory: Path | PurePath, prefix: Sequence[str] = ()) -> list[str]:
-    """The exact command: the prefix, the program, `train`, the run directory and the given options."""
+    """The exact command: the prefix, the program, `train`, the run directory and the given options.
+
+    Raises UserError for a prefix that is off in the browser or names no host.
+    """
+    check_command(prefix)
     words = ["train", "--checkpoint-dir", str(directory), *arguments]
     torchrun = any(PurePath(word).name == "torchrun" for word in prefix)
     if not is_remote(prefix):
@@ -135,15 +180,54 @@ def launch(
     Raises UserError when a run lives or lies there already, or the command cannot be started.
     """
     folder = directory if directory is not None else Path("runs") / default_name(config)
+    remote = is_remote(prefix)
+    if not remote:
+        config = config.with_absolute_paths()
     command = train_command(config_arguments(config), folder, prefix)
-    return start(command, folder, remote=is_remote(prefix), environment=environment)
+    return start(command, folder, remote=remote, environment=environment, prefix=prefix)
 
 
 def resume(checkpoint: Path, prefix: Sequence[str] = (), *, environment: Any = None, **changes: object) -> Launched:
     """Continue a run from one of its checkpoints, detached. Raises UserError as `launch` does."""
     folder = checkpoint.parent
     command = train_command(resume_arguments(checkpoint, **changes), folder, prefix)
-    return start(command, folder, remote=is_remote(prefix), continues=True, environment=environment)
+    return start(command, folder, remote=is_remote(prefix), continues=True, environment=environment, prefix=prefix)
+
+
+def launch_prefix(directory: Path) -> str:
+    """The prefix a run was last started behind, as one would type it; empty when there was none or it is not known."""
+    try:
+        words = read_json(directory / LAUNCH_FILE).get("prefix")
+    except UserError:
+        return ""
+    return shlex.join(map(str, words)) if isinstance(words, list) else ""
+
+
+def parse_length(text: str) -> dict[str, object]:
+    """Read the length of a run as a person types it: 9000 (steps), 90 min, 1.5 h, 2 epochs, 50M tokens; empty: none.
+
+    Returns one of the fields steps, minutes, epochs and tokens. Raises UserError.
+    """
+    text = text.strip().lower().replace("_", "").replace(",", "")
+    if not text:
+        return {}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)\s*([a-z]*)", text)
+    unit = found[3] if found else ""
+    count = float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2]] if found else 0.0
+    if (found and found[2] == "m" and not unit) or (found and found[2] == "m" and unit in ("in", "inute", "inutes")):
+        unit, count = "min", float(found[1])
+    if count > 0:
+        if unit in ("", "step", "steps") and count.is_integer():
+            return {"steps": int(count)}
+        if unit in ("token", "tokens") and count.is_integer():
+            return {"tokens": int(count)}
+        if unit in ("min", "minute", "minutes"):
+            return {"minutes": count}
+        if unit in ("h", "hour", "hours"):
+            return {"minutes": 60 * count}
+        if unit in ("epoch", "epochs"):
+            return {"epochs": count}
+    raise UserError("the length must be steps (9000), or a time or amount such as 90 min, 1.5 h, 2 epochs, 50M tokens")
 
 
 def default_name(config: TrainConfig) -> str:
@@ -155,6 +239,9 @@ def check_free(directory: Path, *, continues: bool = False) -> None:
     """Raise UserError unless a trainer may be started in `directory` now."""
     state = read_state(directory)
     shown = display_safe(str(directory))
+    refusal = lock_refusal(directory) if directory.is_dir() else None
+    if refusal is not None:
+        raise UserError(refusal)
     if state.alive:
         where = f"process {state.pid}" + ("" if state.local else f" on {display_safe(state.host)}")
         raise UserError(f"a trainer is at work in {shown} already ({where}); stop it first or name another directory")
@@ -174,6 +261,7 @@ def start(
     remote: bool = False,
     continues: bool = False,
     environment: dict[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Launched:
     """Start `command` for a run directory, detached. Raises UserError; see `launch`."""
     if remote and not directory.is_dir():
@@ -181,15 +269,26 @@ def start(
         state = place_of("state") / "launches"
         state.mkdir(parents=True, exist_ok=True)
         console = state / f"{directory.name}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        return _spawn(command, directory, console, environment)
+        return _reap(_spawn(command, directory, console, environment))
+    fresh = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make {display_safe(str(directory))}: {error.strerror}; name another place") from None
+        raise UserError(
+            f"cannot make {display_safe(str(directory))}: {plain_reason(error)}; name another place"
+        ) from None
     with _locked(directory):
         check_free(directory, continues=continues)
         console = directory / (CONSOLE_FILE if not remote else "ssh.txt")
-        launched = _spawn(command, directory, console, environment)
+        try:
+            launched = _spawn(command, directory, console, environment)
+        except UserError:
+            if fresh:  # nothing was started, so nothing stays
+                console.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    (directory / _LOCK).unlink(missing_ok=True)
+                    directory.rmdir()
+            raise
         try:
             born = psutil.Process(launched.pid).create_time()
         except psutil.Error:
@@ -198,13 +297,15 @@ def start(
             directory / LAUNCH_FILE,
             {
                 "command": list(command),
+                "prefix": list(prefix),
+                "console": console.name,
                 "pid": launched.pid,
                 "process_started": born,
                 "host": socket.gethostname(),
                 "started": time.time(),
             },
         )
-    return launched
+    return _reap(launched)  # not before, for how it ended is noted in the file just written
 
 
 def _spawn(command: Sequence[str], directory: Path, console: Path, environment: dict[str, str] | None) -> Launched:
@@ -216,7 +317,9 @@ def _spawn(command: Sequence[str], directory: Path, console: Path, environment: 
             file.write(f"$ {shlex.join(command)}\n".encode())
         output = os.open(console, os.O_WRONLY | os.O_APPEND)
     except OSError as error:
-        raise UserError(f"cannot write {display_safe(str(console))}: {error.strerror}; free space or move") from None
+        raise UserError(
+            f"cannot write {display_safe(str(console))}: {plain_reason(error)}; free space or move"
+        ) from None
     try:
         process = subprocess.Popen(
             list(command),
@@ -228,36 +331,41 @@ def _spawn(command: Sequence[str], directory: Path, console: Path, environment: 
             **detached,
         )
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot start {display_safe(command[0])}: {reason}; check the command prefix") from None
+        raise UserError(
+            f"cannot start {display_safe(command[0])}: {plain_reason(error)}; check the command prefix"
+        ) from None
     finally:
         os.close(output)
-    # as long as this program lives it is the parent, and an unreaped child would look alive
-    threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
     return Launched(process.pid, directory, list(command), console, process)
+
+
+def _reap(launched: Launched) -> Launched:
+    """Wait for the process in a thread: this program is its parent, and an unreaped child would look alive."""
+
+    def wait() -> None:
+        code = launched.process.wait()
+        if code:
+            with contextlib.suppress(UserError):
+                if read_json(launched.directory / LAUNCH_FILE).get("pid") == launched.pid:
+                    record_end(launched.directory, code)
+        launched.ended.set()
+
+    threading.Thread(target=wait, name=f"reap-{launched.pid}", daemon=True).start()
+    return launched
 
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Keep a second launcher out between the look at the directory and the note that it is taken."""
-    lock = directory / _LOCK
-    for attempt in (0, 1):
-        try:
-            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            break
-        except FileExistsError:
-            with contextlib.suppress(OSError):
-                if attempt == 0 and time.time() - lock.stat().st_mtime > _LOCK_SECONDS:
-                    lock.unlink()
-                    continue
-            shown = display_safe(str(directory))
-            raise UserError(f"somebody else is starting a trainer in {shown} at this moment; look again") from None
-        except OSError as error:
-            shown = display_safe(str(directory))
-            raise UserError(f"cannot write in {shown}: {error.strerror}; name another directory") from None
+    shown = display_safe(str(directory))
     try:
-        os.write(descriptor, json.dumps({"pid": os.getpid()}).encode())
-        os.close(descriptor)
+        lock = take(directory / _LOCK)
+    except Timeout:
+        raise UserError(f"another program is starting a trainer in {shown} at this moment; look again") from None
+    except OSError as error:
+        raise UserError(f"cannot write in {shown}: {plain_reason(error)}; name another directory") from None
+    try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        if lock is not None:
+            lock.release()

@@ -2,7 +2,7 @@
 
 A trainer may be in the middle of a line, may have been killed there, may have gone back to a checkpoint, or the file
 may have been replaced. None of these is an error for a reader: a partial line waits until it is whole, a damaged one is
-passed over, the last row of a step wins, and a file that shrank or is another one is read anew.
+passed over, the last row of a step wins, and a file that shrank or is another one is read again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-Json = dict[str, Any]
+from nanochat_tui.runs.directory import RESUMED, Json
 
 READ_AT_ONCE = 4 << 20
 """Bytes of one look at a file; a long run's file is taken in several looks, so that a watcher can stop between them."""
@@ -32,7 +32,7 @@ class LineTail:
     def __init__(self, path: Path, *, start_at_end: int | None = None) -> None:
         self.path = path
         self.restarted = False
-        """Whether the last `poll` found another or a shortened file and began anew."""
+        """Whether the last `poll` found another or a shortened file and began again."""
         self._start_at_end = start_at_end
         self._reset()
 
@@ -90,7 +90,7 @@ class JsonlTail:
 
     @property
     def restarted(self) -> bool:
-        """Whether the last `poll` began anew on another or a shortened file."""
+        """Whether the last `poll` began again on another or a shortened file."""
         return self._tail.restarted
 
     def poll(self) -> list[Json]:
@@ -122,7 +122,12 @@ class Series:
         return len(self.steps)
 
     def add(self, row: Json) -> bool:
-        """Take in one row; returns whether it had a step and so was taken."""
+        """Take in one row; returns whether it had a step, or said that the run went back to one, and so was taken."""
+        back = row.get(RESUMED)
+        if isinstance(back, int) and not isinstance(back, bool):
+            before = len(self.steps)
+            self._cut(back + 1)
+            return len(self.steps) < before
         step = row.get("step")
         if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 1 << 62:
             return False

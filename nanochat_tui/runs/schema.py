@@ -16,8 +16,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from nanochat_tui.errors import UserError
-from nanochat_tui.runs.config import FIELD_GROUPS, TrainConfig
-from nanochat_tui.runs.directory import read_json, write_json
+from nanochat_tui.files import atomic_write_text
+from nanochat_tui.runs.config import FIELD_GROUPS, TrainConfig, problem_of
+from nanochat_tui.runs.config_file import read_settings, settings_text
+from nanochat_tui.text import display_safe
 
 _ESCAPE = re.compile(r"\\(.)")
 Kind = Literal["text", "whole", "number", "switch", "choice", "path"]
@@ -153,17 +155,10 @@ def check(texts: Mapping[str, str]) -> Checked:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:
         for one in error.errors():
-            message = one["msg"].removeprefix("Value error, ")
-            name = str(one["loc"][0]) if one["loc"] else _named_in(message)
+            name, message = problem_of(one)
             problems.setdefault(name, _plain(message))
         return Checked(None, problems)
     return Checked(None if problems else config, problems)
-
-
-def _named_in(message: str) -> str:
-    """The field a rule over several fields speaks of first, so that its message stands beside that field."""
-    first = message.split(" ", 1)[0]
-    return first if first in TrainConfig.model_fields else ""
 
 
 def _plain(message: str) -> str:
@@ -179,57 +174,18 @@ def texts_of(values: Mapping[str, object]) -> dict[str, str]:
     return shown
 
 
-PRESETS: dict[str, tuple[str, dict[str, object]]] = {
-    "try-out": (
-        "tiny model, made-up data, 200 steps: a minute on any machine",
-        {
-            "config": "tiny",
-            "vocab_size": 256,
-            "dataset": "synthetic",
-            "seq_len": 64,
-            "batch_size": 8,
-            "steps": 200,
-            "compile": False,
-            "eval_interval": 50,
-            "checkpoint_interval": 50,
-            "warmup_steps": 20,
-        },
-    ),
-    "d20 on a CPU": (
-        "as the shipped model was trained: short sequences first, estimated softmax",
-        {
-            "config": "d20",
-            "batch_size": 8,
-            "short_seq_len": 256,
-            "short_fraction": 0.75,
-            "ns_steps": 4,
-            "head_frequent": 6144,
-            "minutes": 90.0,
-            "eval_tokens": 49152,
-            "checkpoint_interval": 250,
-        },
-    ),
-    "d20 on a GPU": (
-        "one pass over the data, large batches, exact softmax",
-        {"config": "d20", "device": "cuda", "batch_size": 64, "epochs": 1.0, "warmup_steps": 200},
-    ),
-}
-"""Named settings to begin from: what each is for, and the fields it sets."""
-
-
 def load_preset(path: Path) -> dict[str, str]:
-    """Texts of the form from a JSON file of `init-config`, or from a run's config.json. Raises UserError."""
-    values = read_json(path / "config.json" if path.is_dir() else path)
-    inner = values.get("config")
-    if isinstance(inner, dict):
-        values = inner
-    unknown = [key for key in values if key not in TrainConfig.model_fields]
+    """Texts of the form from a file of `init-config`, or from a run's config.json. Raises UserError."""
+    found = read_settings(path)
+    unknown = [key for key in found.values if key not in TrainConfig.model_fields]
     if unknown:
-        raise UserError(f"{path} holds settings this trainer does not know: {', '.join(map(str, unknown[:5]))}")
-    return texts_of(values)
+        raise UserError(
+            f"{found.place(unknown[0])} is a setting this trainer does not know: {display_safe(unknown[0])}"
+        )
+    return texts_of(found.values)
 
 
 def save_settings(path: Path, config: TrainConfig) -> None:
-    """Write settings as `train --config-file` and `load_preset` read them. Raises UserError or OSError."""
+    """Write settings as `train --config` and `load_preset` read them. Raises UserError or OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, config.model_dump(mode="json"))
+    atomic_write_text(path, settings_text(config.model_dump(mode="json"), "Settings of a run of nanochat-train."))

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import psutil
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.processes import process_runs
 from nanochat_tui.runs.directory import RunDirectory, read_json
+from nanochat_tui.runs.ending import record_kill
 from nanochat_tui.runs.state import LAUNCH_FILE, read_state
+from nanochat_tui.text import display_safe
 
 
 def request_checkpoint(path: Path) -> int:
@@ -35,11 +37,6 @@ def _send(path: Path, command: str) -> int:
     if state.life == "starting":
         raise UserError("the trainer is still starting and would not see a command; wait for its first step")
     return RunDirectory(path).send(command)
-
-
-def is_answered(path: Path, request: int) -> bool:
-    """Whether the trainer has done what was asked under this id."""
-    return read_state(path).control_done == request
 
 
 def find_process(path: Path) -> psutil.Process:
@@ -74,4 +71,5 @@ def kill(path: Path, seconds: float = 5.0) -> int:
     except psutil.AccessDenied:
         raise UserError(f"the system does not allow killing process {process.pid}; it is another user's") from None
     psutil.wait_procs(family, timeout=seconds)
+    record_kill(path, int(process.pid))
     return int(process.pid)

@@ -1,6 +1,6 @@
 """One run, looked at again and again: everything a dashboard shows, as plain data.
 
-Knows nothing of widgets and starts no thread; whoever calls `look` decides where and how often, because a directory on
+Knows nothing of widgets and starts no thread; the caller of `look` decides where and how often, because a directory on
 another machine may let a read wait for long.
 """
 
@@ -17,13 +17,12 @@ from pydantic import ValidationError
 from nanochat_tui.errors import UserError
 from nanochat_tui.runs.alarms import Alarm, find_alarms
 from nanochat_tui.runs.config import TrainConfig
-from nanochat_tui.runs.directory import Json, RunDirectory, read_json
+from nanochat_tui.runs.directory import RESUMED, Json, RunDirectory, read_json
 from nanochat_tui.runs.estimate import utilisation
 from nanochat_tui.runs.hardware import Gpu, GpuMonitor, process_memory
-from nanochat_tui.runs.launcher import CONSOLE_FILE
 from nanochat_tui.runs.metrics import JsonlTail, LogTail, MetricsTail, Series
 from nanochat_tui.runs.original_log import OriginalLog
-from nanochat_tui.runs.state import Heartbeat, RunState, read_state
+from nanochat_tui.runs.state import CONSOLE_FILE, Heartbeat, RunState, read_state
 
 KEPT_SAMPLES = 50
 
@@ -63,7 +62,7 @@ class Snapshot:
     memory: int | None = None
     is_log: bool = False
     revision: int = 0
-    """Grows whenever a curve changed, so that nothing need be drawn anew otherwise."""
+    """Grows whenever a curve changed, so that nothing need be drawn again otherwise."""
 
 
 class RunWatch:
@@ -100,7 +99,8 @@ class RunWatch:
         self._read_config()
         series = self._metrics.series
         state = read_state(self.path, self._heartbeat)
-        if state.life == "unknown" and len(series):
+        if len(series) and (state.life == "unknown" or (state.life != "starting" and state.step < series.steps[-1])):
+            # the rows are written step by step, the status may be older
             state = replace(state, step=series.steps[-1])
         speed = _recent_speed(series)
         environment = self._config.get("environment")
@@ -113,7 +113,7 @@ class RunWatch:
             list(self._samples),
             self._log.lines,
             self._console.lines,
-            find_alarms(state, series, self.path),
+            find_alarms(state, series, self.path, _vocabulary(self._config)),
             self._checkpoints(series),
             self._config,
             speed,
@@ -149,8 +149,10 @@ class RunWatch:
         if self._samples_tail.restarted:
             self._samples = []
         for row in rows:
-            step = row.get("step")
-            if isinstance(step, int) and isinstance(row.get("text"), str):
+            back, step = row.get(RESUMED), row.get("step")
+            if isinstance(back, int):
+                self._samples = [s for s in self._samples if s["step"] <= back]
+            elif isinstance(step, int) and isinstance(row.get("text"), str):
                 self._samples = [s for s in self._samples if s["step"] < step] + [row]
         self._samples = self._samples[-KEPT_SAMPLES:]
 
@@ -170,7 +172,7 @@ class RunWatch:
         try:
             given = {k: v for k, v in settings.items() if v is not None} if isinstance(settings, dict) else None
             self._train_config = None if given is None else TrainConfig.model_validate(given)
-        except ValidationError:  # of another version: shown, but nothing is reckoned from it
+        except ValidationError:  # of another version: shown, but nothing is estimated from it
             self._train_config = None
 
     def _checkpoints(self, series: Series) -> list[Checkpoint]:
@@ -219,6 +221,12 @@ def _near(curve: tuple[Any, Any], step: int, tolerance: int = 20) -> float | Non
     if at < 0 or step - steps[at] > tolerance:
         return None
     return float(values[at])
+
+
+def _vocabulary(config: Json) -> int | None:
+    model = config.get("model")
+    size = model.get("vocab_size") if isinstance(model, dict) else None
+    return size if isinstance(size, int) and size > 1 else None
 
 
 def _on_gpu(environment: object) -> bool:

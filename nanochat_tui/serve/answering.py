@@ -14,10 +14,10 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nanochat_tui.engine.replies import Stats, Token
+from nanochat_tui.request import GenerationRequest, Stats, Token
 from nanochat_tui.serve.errors import ApiError
 from nanochat_tui.serve.generation import Ended, Item, Replies, watch
-from nanochat_tui.serve.replies import ChatCompletion, Completion, FinishReason, PromptDetails, Timings, Usage
+from nanochat_tui.serve.replies import ChatCompletion, Completion, EndReason, PromptDetails, Timings, Usage
 from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.writers import Writer
 from nanochat_tui.version import __version__
@@ -31,17 +31,32 @@ STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """No proxy may keep a stream back (the second is nginx's name for that)."""
 
 
+PROGRESS_SECONDS = 0.5
+"""Between two words on how much of a prompt has been read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a stream has apart from its text: token counts (at the end, always), timings, progress of the prompt."""
+
+    usage: bool = False
+    usage_always: bool = False
+    timings_always: bool = False
+    progress: bool = False
+
+
 @dataclass
 class Answer:
-    """One request on its way: its prompts (one per reply), settings, writers, and what stays the same in all chunks."""
+    """One request on its way: prompt, settings and writer of each reply, and what stays the same in all chunks."""
 
     kind: Kind
     prompts: Sequence[Sequence[int]]
-    settings: Sequence[dict[str, Any]]
+    requests: Sequence[GenerationRequest]
+    salt: str | None
     writers: Sequence[Writer]
     model: str
     fingerprint: str
-    usage_wanted: bool = False
+    extras: Extras = Extras()
     distinct_prompts: int = 1
     id: str = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -72,10 +87,10 @@ class Answer:
             cache_n=stats.reused_tokens,
             prompt_n=stats.prompt_tokens,
             prompt_ms=stats.prompt_seconds * 1e3,
-            prompt_per_second=stats.prompt_tokens / stats.prompt_seconds if stats.prompt_seconds > 0 else 0.0,
+            prompt_per_second=stats.prompt_tps or 0.0,
             predicted_n=self.writers[0].tokens,  # the rate leaves out the first, whose time is the prompt's
             predicted_ms=stats.decode_seconds * 1e3,
-            predicted_per_second=stats.generated_tokens / stats.decode_seconds if stats.decode_seconds > 0 else 0.0,
+            predicted_per_second=stats.decode_tps or 0.0,
             draft_n=stats.drafted_tokens,
             draft_n_accepted=stats.accepted_tokens,
         )
@@ -90,9 +105,28 @@ class Answer:
             "system_fingerprint": self.fingerprint,
             "choices": choices,
         }
-        if self.usage_wanted:
-            row["usage"] = None
+        if self.extras.usage:
+            row["usage"] = self.usage().model_dump() if self.extras.usage_always else None
         return event({**row, **more})
+
+    def piece(self, choice: dict[str, Any], *, last: bool = False) -> bytes:
+        """Return the event of a part of a reply, with timings if it is the last or they are always wanted."""
+        timings = self.timings() if last or self.extras.timings_always else None
+        return self.chunk([choice], **({"timings": timings.model_dump()} if timings else {}))
+
+    def progress(self, replies: Replies) -> bytes:
+        """Return the event that says how much of the prompts has been read, in llama-server's words."""
+        read = replies.stats()
+        cached = sum(stats.reused_tokens for stats in read)
+        progress = {
+            "total": sum(len(ids) for ids in self.prompts),
+            "cache": cached,
+            "processed": cached + sum(stats.prompt_tokens for stats in read),
+            "time_ms": round(1e3 * sum(stats.prompt_seconds for stats in read)),
+        }
+        empty: dict[str, Any] = {"delta": {}} if self.kind == "chat.completion" else {"text": ""}
+        choice = {"index": 0, **empty, "logprobs": None, "finish_reason": None}
+        return self.chunk([choice], prompt_progress=progress)
 
 
 def fingerprint(kernel: str) -> str:
@@ -108,7 +142,7 @@ def event(row: dict[str, Any]) -> bytes:
 
 async def respond(request: Request, service: Service, answer: Answer, *, stream: bool, arrived: float) -> Response:
     """Submit and answer. Raises ApiError or UserError before anything is sent."""
-    streams = service.submit_all(list(zip(answer.prompts, answer.settings, strict=True)))
+    streams = service.submit_all(list(zip(answer.prompts, answer.requests, strict=True)), answer.salt)
     replies = Replies(service, streams, arrived)
     if stream:
         events = _events(answer, replies, service.settings.limits.ping_seconds)
@@ -130,13 +164,13 @@ def _lots(items: Sequence[Item]) -> list[tuple[int, list[Token] | Ended]]:
     return lots
 
 
-def _reason(ended: Ended) -> FinishReason:
+def _reason(ended: Ended) -> EndReason:
     return "length" if ended.reason == "length" else "stop"
 
 
 async def _whole(request: Request, answer: Answer, replies: Replies) -> Response:
     watcher = asyncio.create_task(watch(request.receive, replies.cancel))
-    reasons: dict[int, FinishReason] = {}
+    reasons: dict[int, EndReason] = {}
     try:
         while replies.open:
             for index, item in _lots(await replies.next()):
@@ -170,30 +204,33 @@ async def _events(answer: Answer, replies: Replies, ping: float) -> AsyncIterato
         opening = writer.opening()
         if opening is not None:
             yield answer.chunk([opening])
+    reading = answer.extras.progress
     while replies.open and not replies.gone:
-        items = await replies.next(ping)
+        items = await replies.next(min(PROGRESS_SECONDS, ping) if reading else ping)
         if not items:
-            yield PING
+            yield answer.progress(replies) if reading else PING
+        elif reading:
+            reading = False
+            yield answer.progress(replies)
         for index, item in _lots(items):
             writer = answer.writers[index]
             if isinstance(item, list):
+                answer.stats[index] = replies.stats()[index]
                 for choice in writer.add(item):
-                    yield answer.chunk([choice])
+                    yield answer.piece(choice)
                 continue
             failure = replies.failure(item)
             if failure is not None:
                 break
             answer.stats[index] = item.stats
             choices = writer.closing(_reason(item))
-            for choice in choices[:-1]:
-                yield answer.chunk([choice])
-            timings = answer.timings()
-            yield answer.chunk([choices[-1]], **({"timings": timings.model_dump()} if timings else {}))
+            for place, choice in enumerate(choices, 1):
+                yield answer.piece(choice, last=place == len(choices))
         if failure is not None:
             replies.cancel()
             yield event(failure.body())
             break
-    if answer.usage_wanted and failure is None:
+    if answer.extras.usage and failure is None:
         yield answer.chunk([], usage=answer.usage().model_dump())
     yield DONE
 

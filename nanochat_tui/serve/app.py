@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from nanochat_tui.serve.errors import ErrorBody, install_handlers
-from nanochat_tui.serve.middleware import Answers, Bodies, Gate
+from nanochat_tui.serve.middleware import Answers, Bodies, Cors, Gate
 from nanochat_tui.serve.page import load_page
 from nanochat_tui.serve.routes_completion import completion_router
 from nanochat_tui.serve.routes_other import other_router
@@ -47,24 +46,24 @@ def create_app(service: Service) -> FastAPI:
     routers = (completion_router(service), other_router(service, load_page()))
     for router in routers:
         app.include_router(router)
-    install_handlers(app)
+    paths = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    install_handlers(app, [route for route in paths if route.include_in_schema])
     # the last one added is the outermost
     app.add_middleware(Bodies, settings=settings)
-    app.add_middleware(Gate, keys=settings.api_keys, origins=settings.cors_origins, loopback=settings.loopback)
+    app.add_middleware(Gate, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # clients send headers of their own, OpenAI's more than ten of them
             expose_headers=["retry-after"],
         )
-    paths = [route.path for router in routers for route in router.routes if isinstance(route, Route)]
     app.add_middleware(
         Answers,
         metrics=service.metrics,
         log=settings.log,
         each=settings.log_requests,
-        routes=[*paths, "/openapi.json"],
+        routes=[*(route.path for route in paths), "/openapi.json"],
     )
     return app

@@ -1,29 +1,33 @@
 """What clients send: OpenAI's fields, and the few of llama-server and vLLM that everybody uses.
 
-Unknown fields are ignored. Known ones that change the reply and that we do not do are refused by name: a client
-that asks for JSON must not get prose.
+Which fields are done, refused and harmless is in `fields`; those that are done are declared here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    create_model,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from nanochat_tui.request import SAMPLING, SamplingParams, Setting
+from nanochat_tui.serve.fields import NO_VALUE, Route, refusals
+
 MAX_INT = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 16
+"""Stop strings, and stop tokens."""
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024
 """Parts of one message."""
@@ -33,50 +37,6 @@ MAX_TOKENIZED = 1 << 20
 MAX_IDS = 1 << 20
 """Token ids in a list: more than any context holds. The lists stop at their first mistake, because a body of a few
 megabytes has room for a million of them, and describing each takes kilobytes."""
-
-Neutral = Callable[[Any], bool]
-
-
-def _empty(value: Any) -> bool:
-    return value is None or value in ("", [], {}) or value is False
-
-
-def _text_format(value: Any) -> bool:
-    return _empty(value) or (isinstance(value, dict) and value.get("type") == "text")
-
-
-def _text_only(value: Any) -> bool:
-    return _empty(value) or value == ["text"]
-
-
-def _none_or(*words: str) -> Neutral:
-    return lambda value: _empty(value) or value in words
-
-
-COMMON_UNSUPPORTED: dict[str, Neutral] = {
-    "logit_bias": _empty,
-    "response_format": _text_format,
-    "grammar": _empty,
-    "json_schema": _empty,
-    "guided_json": _empty,
-    "guided_regex": _empty,
-    "guided_choice": _empty,
-    "guided_grammar": _empty,
-    "structured_outputs": _empty,
-}
-"""Fields that are refused, with the values that mean "not used"."""
-
-CHAT_UNSUPPORTED: dict[str, Neutral] = {
-    "tools": _empty,
-    "tool_choice": _none_or("none", "auto"),
-    "functions": _empty,
-    "function_call": _none_or("none", "auto"),
-    "modalities": _text_only,
-    "audio": _empty,
-    "prediction": _empty,
-    "web_search_options": lambda value: value is None,
-}
-COMPLETION_UNSUPPORTED: dict[str, Neutral] = {"suffix": _empty}
 
 
 def _said_as(text: str) -> WrapValidator:
@@ -100,14 +60,23 @@ def _said_as(text: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-def _refuse(raw: Any, table: dict[str, Neutral]) -> None:
-    if not isinstance(raw, dict):
-        return
-    for name, neutral in table.items():
-        if name in raw and not neutral(raw[name]):
-            raise PydanticCustomError(
-                "unsupported_parameter", "{name} is not supported by this server; leave it out", {"name": name}
-            )
+def _whole(value: Any) -> Any:
+    """Take 1.0 for 1: some clients have one kind of number only."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+def refuse(route: Route, raw: Any) -> None:
+    """Raise for the first field of a body that would change the reply and is not done; see `fields`."""
+    for field in refusals(route, raw) if isinstance(raw, dict) else ():
+        unused = f" or give {field.note}" if field.note and field.note != NO_VALUE else ""
+        raise PydanticCustomError(
+            "unsupported_parameter",
+            "{name} is not supported by this server; leave it out{unused}",
+            {"name": field.name, "unused": unused.replace("`", "")},
+        )
 
 
 class Body(BaseModel):
@@ -120,39 +89,65 @@ class StreamOptions(Body):
     """Options of a streamed reply."""
 
     include_usage: bool | None = Field(None, description="Send a last chunk with the token counts.")
+    continuous_usage_stats: bool | None = Field(None, description="Every chunk has the token counts so far.")
 
 
-StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+SEEDS = 2**63
+LEAST_TOP_P = 1e-6
+"""Stands for a top_p of 0, which OpenAI's interface allows: nothing but the likeliest token."""
+StopString = Annotated[str, Field(max_length=1000)]
 
 
-class Sampled(Body):
-    """Fields that both kinds of completion share."""
+FOREIGN: dict[str, dict[str, Any]] = {
+    "top_k": {"ge": -1, "description": "0 or -1: all."},
+    "top_p": {"ge": 0},
+    "repeat_penalty": {"validation_alias": AliasChoices("repeat_penalty", "repetition_penalty")},
+    "typical_p": {"validation_alias": AliasChoices("typical_p", "typ_p")},
+    "seed": {"ge": -MAX_INT - 1, "description": "-1: drawn."},
+}
+"""What the protocols say of a setting of `SamplingParams` in other words, or allow beyond its bounds."""
+
+
+def _sampling_field(setting: Setting) -> tuple[Any, Any]:
+    words = f"{setting.help[:1].upper()}{setting.help[1:]}."
+    most = {"le": MAX_INT} if setting.is_whole else {}
+    options: dict[str, Any] = {"description": words, **most, **setting.bounds, **FOREIGN.get(setting.name, {})}
+    if "ge" in options:
+        options.pop("gt", None)
+    return (Whole if setting.is_whole else float) | None, Field(setting.default, **options)
+
+
+if TYPE_CHECKING:
+    _SamplingBody = Body
+else:
+    _SamplingBody = create_model(
+        "_SamplingBody", __base__=Body, **{name: _sampling_field(one) for name, one in SAMPLING.items()}
+    )
+
+
+class Sampled(_SamplingBody):
+    """Fields that both kinds of completion share: those of `SamplingParams`, and these."""
 
     model: str | None = Field(None, max_length=500, description="Id of the model; left out, the one that is served.")
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=-1, le=MAX_INT, description="-1: as many as the context holds.")
-    temperature: float | None = Field(0.8, ge=0, le=100, description="0 always takes the likeliest token.")
-    top_k: int | None = Field(40, ge=-1, le=MAX_INT, description="0 or -1: all.")
-    top_p: float | None = Field(0.95, ge=0, le=1)
-    min_p: float | None = Field(0.0, ge=0, le=1)
-    repeat_penalty: float | None = Field(
-        1.0, gt=1e-6, le=100, validation_alias=AliasChoices("repeat_penalty", "repetition_penalty")
-    )
-    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
-    seed: int | None = Field(None, ge=-MAX_INT - 1, le=MAX_INT)
+    max_tokens: Whole | None = Field(None, ge=-1, le=MAX_INT, description="-1: as many as the context holds.")
+    n_predict: Whole | None = Field(None, ge=-2, le=MAX_INT, description="Another name of max_tokens.")
+    min_tokens: Whole | None = Field(0, ge=0, le=MAX_INT, description="So many tokens come before anything ends them.")
+    ignore_eos: bool | None = Field(False, description="Continue behind the model's own end tokens.")
+    stop_token_ids: Annotated[
+        list[Annotated[int, Field(ge=0, le=MAX_INT)]] | None, Field(max_length=MAX_STOPS, fail_fast=True)
+    ] = None
     stop: Annotated[
         StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)] | None,
-        _said_as(f"give a text, or a list of up to {MAX_STOPS} texts, each of 1 to 1000 characters"),
+        _said_as(f"give a text, or a list of up to {MAX_STOPS} texts, each of up to 1000 characters"),
     ] = None
-    n: int | None = Field(1, ge=1, le=128, description="How many replies; the seed of the i-th one is `seed` + i.")
+    n: Whole | None = Field(1, ge=1, le=128, description="How many replies; the seed of the i-th one is `seed` + i.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _common(cls, raw: Any) -> Any:
-        _refuse(raw, COMMON_UNSUPPORTED)
-        return raw
+    cache_prompt: bool | None = Field(True, description="false: the prompt is not looked up in the cache.")
+    cache_salt: str | None = Field(None, max_length=1000, description="Who shares the cache of prompts.")
+    timings_per_token: bool | None = Field(False, description="Every chunk of a stream has the timings so far.")
+    return_progress: bool | None = Field(False, description="A stream says how much of the prompt has been read.")
 
     @model_validator(mode="after")
     def _options(self) -> Sampled:
@@ -160,17 +155,45 @@ class Sampled(Body):
             raise PydanticCustomError(
                 "invalid_parameter", "stream_options is only allowed with stream=true", {"name": "stream_options"}
             )
+        if self.limit is not None and 0 <= self.limit < (self.min_tokens or 0):
+            raise PydanticCustomError(
+                "invalid_parameter", "min_tokens is more than the reply may have at most", {"name": "min_tokens"}
+            )
         return self
 
     @property
     def stops(self) -> list[str]:
         """The stop strings as a list."""
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or ()
+        return [stop for stop in given if stop]
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of the reply, by whichever name it was given; negative or None: as many as the context holds."""
+        return self.n_predict if self.max_tokens is None else self.max_tokens
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The sampler's settings; null means the default, as everywhere in OpenAI's interface."""
+        told = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+        if "top_k" in told:
+            told["top_k"] = max(0, told["top_k"])
+        if "top_p" in told:
+            told["top_p"] = max(LEAST_TOP_P, told["top_p"])
+        if "seed" in told:
+            told["seed"] = None if told["seed"] == -1 else told["seed"] % SEEDS
+        return SamplingParams(**told)
 
     @property
     def usage_wanted(self) -> bool:
         """Whether a stream ends with the token counts."""
-        return bool(self.stream_options and self.stream_options.include_usage)
+        options = self.stream_options
+        return bool(options and (options.include_usage or options.continuous_usage_stats))
+
+    @property
+    def usage_always(self) -> bool:
+        """Whether every chunk of a stream has the token counts so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
 class TextPart(Body):
@@ -188,6 +211,7 @@ class ChatMessage(Body):
         str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None,
         _said_as('give a text, or a list of parts like {"type": "text", "text": "…"}'),
     ] = None
+    name: str | None = Field(None, max_length=1000, description="For templates that want it.")
     reasoning_content: str | None = Field(None, description="What the assistant thought; for templates that want it.")
 
     @model_validator(mode="before")
@@ -218,25 +242,44 @@ class ChatMessage(Body):
 
 
 class TemplateOptions(Body):
-    """What is handed to the model's chat template."""
+    """What is handed to the model's chat template. Names that it would not get are refused."""
 
     enable_thinking: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, raw: Any) -> Any:
+        for name in raw if isinstance(raw, dict) else ():
+            if name not in cls.model_fields:
+                raise PydanticCustomError(
+                    "unsupported_parameter",
+                    "chat_template_kwargs takes enable_thinking and nothing else on this server",
+                    {"name": "chat_template_kwargs"},
+                )
+        return raw
 
 
 class ChatBody(Sampled):
     """`POST /v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    max_completion_tokens: int | None = Field(None, ge=-1, le=MAX_INT, description="The newer name of max_tokens.")
+    max_completion_tokens: Whole | None = Field(None, ge=-1, le=MAX_INT, description="The newer name of max_tokens.")
     logprobs: bool | None = False
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    top_logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     chat_template_kwargs: TemplateOptions | None = None
-    continue_final_message: bool | None = Field(False, description="Go on with the last (assistant) message.")
+    reasoning_effort: Annotated[
+        Literal["none", "medium"] | None,
+        _said_as("none (no thinking) and medium (the model's own) are done; leave it out otherwise"),
+    ] = None
+    continue_final_message: bool | None = Field(
+        None, description="Continue the last (assistant) message; left out, it is continued if it is the assistant's."
+    )
+    add_generation_prompt: bool | None = Field(None, description="Whether a turn of the assistant is opened.")
 
     @model_validator(mode="before")
     @classmethod
     def _chat(cls, raw: Any) -> Any:
-        _refuse(raw, CHAT_UNSUPPORTED)
+        refuse("chat", raw)
         return raw
 
     @model_validator(mode="after")
@@ -251,7 +294,33 @@ class ChatBody(Sampled):
                 "continue_final_message needs a last message of the assistant",
                 {"name": "continue_final_message"},
             )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise PydanticCustomError(
+                "invalid_parameter",
+                "continue_final_message and add_generation_prompt exclude each other",
+                {"name": "add_generation_prompt"},
+            )
         return self
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of the reply, see `Sampled.limit`."""
+        return super().limit if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def continues(self) -> bool:
+        """Whether the reply is the rest of the last message."""
+        if self.continue_final_message is not None or self.add_generation_prompt:
+            return bool(self.continue_final_message)
+        return self.messages[-1].role == "assistant"
+
+    @property
+    def thinking(self) -> bool | None:
+        """Whether the model is to think, None if the request does not say."""
+        options = self.chat_template_kwargs
+        if options is not None and options.enable_thinking is not None:
+            return options.enable_thinking
+        return False if self.reasoning_effort == "none" else None
 
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
@@ -268,15 +337,17 @@ class CompletionBody(Sampled):
             "give a text, a list of texts, a list of token ids (0 or more), or a list of those; no list may be empty"
         ),
     ]
-    max_tokens: int | None = Field(16, ge=-1, le=MAX_INT, description="-1: as many as the context holds.")
-    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description="Alternatives per token.")
+    suffix: str | None = Field(None, description="The text that follows, for models that can fill in the middle.")
+    max_tokens: Whole | None = Field(16, ge=-1, le=MAX_INT, description="-1: as many as the context holds.")
+    logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description="Alternatives per token.")
     echo: bool | None = Field(False, description="Begin the reply with the prompt.")
-    best_of: int | None = Field(None, ge=1, le=128)
+    add_special_tokens: bool | None = Field(True, description="Whether a text begins with the model's own token.")
+    best_of: Whole | None = Field(None, ge=1, le=128)
 
     @model_validator(mode="before")
     @classmethod
     def _completion(cls, raw: Any) -> Any:
-        _refuse(raw, COMPLETION_UNSUPPORTED)
+        refuse("completions", raw)
         return raw
 
     @model_validator(mode="after")
@@ -294,6 +365,13 @@ class CompletionBody(Sampled):
         return self
 
     @property
+    def limit(self) -> int | None:
+        """Most tokens of the reply, see `Sampled.limit`; 16 if none of its names was given, as OpenAI has it."""
+        if self.max_tokens is None or "max_tokens" not in self.model_fields_set:
+            return 16 if self.n_predict is None else self.n_predict
+        return self.max_tokens
+
+    @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or token ids."""
         if isinstance(self.prompt, str):
@@ -307,6 +385,7 @@ class TokenizeBody(Body):
 
     content: str = Field(max_length=MAX_TOKENIZED)
     add_special: bool | None = Field(False, description="Begin with the model's begin-of-text token.")
+    parse_special: bool | None = Field(True, description="Whether marks such as <|im_end|> are read as tokens.")
     with_pieces: bool | None = False
 
 

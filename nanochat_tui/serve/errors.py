@@ -13,9 +13,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
-from nanochat_tui.engine.batching import QueueFull
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.engine.generate.scheduler import QueueFull
+from nanochat_tui.errors import UserError
+from nanochat_tui.text import display_safe
 
 RETRY_SECONDS = 2
 """Said to clients who come while every place is taken or the model is loading."""
@@ -65,11 +67,6 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, {**(headers or {}), **extra})
 
 
-def unsupported(name: str, what: str) -> ApiError:
-    """The failure for something of OpenAI's interface that this server does not do."""
-    return ApiError(400, f"{what} is not supported by this server", param=name, code="unsupported_parameter")
-
-
 def unavailable(message: str, code: str) -> ApiError:
     """The failure while no reply can be given to anybody."""
     return ApiError(503, message, kind="unavailable_error", code=code, retry_after=RETRY_SECONDS)
@@ -81,7 +78,7 @@ def internal_error() -> ApiError:
 
 
 def from_user_error(error: UserError) -> ApiError:
-    """Translate an error of the engine or the tokenizer that the client can mend."""
+    """Translate an error of the engine or the tokenizer that the client can fix."""
     if isinstance(error, QueueFull):
         return ApiError(429, str(error), kind="rate_limit_error", code="queue_full", retry_after=RETRY_SECONDS)
     return ApiError(400, str(error))
@@ -112,8 +109,10 @@ def from_validation(problems: Sequence[Any]) -> ApiError:
     return ApiError(400, f"{display_safe(param)}: {text}" if param else text, param=display_safe(param) or None)
 
 
-def install_handlers(app: FastAPI) -> None:
-    """Let the application answer every exception with an error object."""
+def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
+    """Let the application answer every exception with an error object; those of `routes` are named in a 404."""
+    named = ", ".join(f"{method} {route.path_format}" for route in routes for method in sorted(route.methods or ()))
+    unknown = f"there is no such route; this server has {named}; GET /openapi.json describes them"
 
     @app.exception_handler(ApiError)
     async def _api(_: Request, error: ApiError) -> JSONResponse:
@@ -128,11 +127,12 @@ def install_handlers(app: FastAPI) -> None:
         return from_validation(error.errors()).response()
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        allowed = (error.headers or {}).get("Allow", "another")
         known = {
             400: ("the body is not valid JSON in UTF-8", "invalid_json"),
-            404: ("there is no such route", "not_found"),
-            405: ("the route does not take this method", "method_not_allowed"),
+            404: (unknown, "not_found"),
+            405: (f"this route takes {allowed}, not {display_safe(request.method)}", "method_not_allowed"),
         }
         message, code = known.get(error.status_code, ("the request cannot be read", None))
         headers = dict(error.headers) if error.headers else None

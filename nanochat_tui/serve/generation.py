@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from starlette.types import Receive
 
-from nanochat_tui.engine.batching import Stream
-from nanochat_tui.engine.replies import Stats, Token
+from nanochat_tui.engine.generate.scheduler import Stream
 from nanochat_tui.errors import UserError
+from nanochat_tui.request import Stats, Token
 from nanochat_tui.serve.errors import ApiError, from_user_error, internal_error, unavailable
 from nanochat_tui.serve.service import Service
 
@@ -35,7 +35,7 @@ Item = tuple[int, Token | Ended]
 
 
 class Replies:
-    """The streams of one request. Made on the event loop; `next` until `open` is 0; `cancel` when nobody listens."""
+    """The streams of one request. Made on the event loop; `next` until `open` is 0; `cancel` if the client leaves."""
 
     def __init__(self, service: Service, streams: Sequence[Stream], arrived: float) -> None:
         self.open = len(streams)
@@ -95,7 +95,7 @@ class Replies:
         if first:
             try:
                 self._loop.call_soon_threadsafe(self._woken.set)
-            except RuntimeError:  # the loop is closed: nobody waits any more
+            except RuntimeError:  # the loop is closed: no client waits any more
                 for stream in self._streams:
                     stream.cancel()
 
@@ -123,6 +123,10 @@ class Replies:
         self.open -= sum(isinstance(item, Ended) for _, item in lot)
         return lot
 
+    def stats(self) -> list[Stats]:
+        """Return the figures of all replies as they are now."""
+        return [stream.stats for stream in self._streams]
+
     @property
     def gone(self) -> bool:
         """Whether the client has left."""
@@ -140,7 +144,7 @@ class Replies:
             return from_user_error(ended.error)
         if ended.error is not None:
             return internal_error()
-        if ended.reason == "cancelled" and self._gone:  # read by nobody, but counted: it is not a failure of ours
+        if ended.reason == "cancelled" and self._gone:  # not read, but counted: it is not a failure of ours
             return ApiError(499, "the client has left", code="client_closed_request")
         if ended.reason == "cancelled":
             return unavailable("the server is being stopped; the reply is not complete", "stopping")

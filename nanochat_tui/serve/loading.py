@@ -6,15 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nanochat_tui.engine.batching import Batcher
-from nanochat_tui.engine.paging import CacheType
-from nanochat_tui.engine.processors import usable_cpus
-from nanochat_tui.engine.speculation import Mode
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.engine.generate.scheduler import Batcher
+from nanochat_tui.engine.generate.speculation import Mode
+from nanochat_tui.engine.run.paging import CacheType
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.i2_s_layouts import Layout
+from nanochat_tui.model.chat.families import thinking_tags
 from nanochat_tui.serve.numa import SYSTEM, Node, find_nodes, run_on
 from nanochat_tui.serve.settings import Log
+from nanochat_tui.system import usable_cpus
+from nanochat_tui.text import display_safe
+
+if TYPE_CHECKING:
+    from nanochat_tui.engine.generate.model import Activations
 
 Loader = Callable[[Log], list[Batcher]]
 """Makes the batchers a server works with; called once, in a thread of its own. Raises UserError."""
@@ -22,7 +28,7 @@ Loader = Callable[[Log], list[Batcher]]
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What to load and how: see `engine.model.load` and `engine.batching.Batcher`."""
+    """What to load and how: see `engine.generate.model.load` and `engine.generate.scheduler.Batcher`."""
 
     path: Path
     mhc: Path | None = None
@@ -34,11 +40,14 @@ class ModelFiles:
     kv: CacheType = "f16"
     i2s_layout: Layout = "x86"
     speculation: Mode = "auto"
+    activations: Activations = "int8"
+    chat_template: str | None = None
+    """A Jinja chat template in place of the file's own, or of none."""
 
 
 def load_one(files: ModelFiles, log: Log, threads: int | None = None) -> Batcher:
     """Load the model once. Raises UserError."""
-    from nanochat_tui.engine.model import load
+    from nanochat_tui.engine.generate.model import load
 
     try:
         model = load(
@@ -46,13 +55,17 @@ def load_one(files: ModelFiles, log: Log, threads: int | None = None) -> Batcher
             mhc=files.mhc,
             tokenizer=files.tokenizer,
             threads=threads or files.threads,
+            adapts=files.threads is None,
             speculation=files.speculation,
             kv=files.kv,
             kv_tokens=files.kv_tokens,
             sequences=files.max_sequences,
             i2s_layout=files.i2s_layout,
+            activations=files.activations,
             progress=log,
         )
+        if files.chat_template is not None:
+            model.chat_template, model.thinking = files.chat_template, thinking_tags(files.chat_template)
         return Batcher(
             model, max_sequences=files.max_sequences, max_waiting=files.max_waiting, kv_tokens=files.kv_tokens
         )

@@ -20,17 +20,19 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from nanochat_tui.engine.batching import BatcherStats
+from nanochat_tui.engine.generate.scheduler import BatcherStats
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter, which nobody plots
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter, which is never plotted
 
 PREFIX = "nanochat"
 RATE_WINDOW = 10.0
 """Seconds over which `tokens_per_second` is a mean."""
+RATE_STEP = 0.1
+"""Tokens that come within so many seconds are noted together: one by one they would take megabytes."""
 
 _FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _BETWEEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
@@ -48,7 +50,7 @@ class Metrics:
 
     def __init__(self, model_name: str, snapshot: Snapshot = lambda: None) -> None:
         self.registry = CollectorRegistry()
-        self._recent: deque[tuple[float, int]] = deque()
+        self._recent: deque[list[float]] = deque()
         self._lock = threading.Lock()
         model, names = {"model_name": model_name}, ("model_name",)
 
@@ -68,8 +70,8 @@ class Metrics:
         self.generation_tokens = counter("generation_tokens", "Tokens generated.").labels(**model)
         self.cache_queries = counter("prefix_cache_queries", "Prompt tokens looked up.").labels(**model)
         self.cache_hits = counter("prefix_cache_hits", "Prompt tokens found in the cache.").labels(**model)
-        self.drafted = counter("spec_decode_num_draft_tokens", "Tokens guessed ahead.").labels(**model)
-        self.accepted = counter("spec_decode_num_accepted_tokens", "Guesses that were right.").labels(**model)
+        self.drafted = counter("spec_decode_num_draft_tokens", "Draft tokens.").labels(**model)
+        self.accepted = counter("spec_decode_num_accepted_tokens", "Accepted draft tokens.").labels(**model)
         self.first = histogram("time_to_first_token_seconds", "From a request's arrival to its first token.", _FIRST)
         self.between = histogram("inter_token_latency_seconds", "Between two tokens of a reply.", _BETWEEN)
         self.whole = histogram("e2e_request_latency_seconds", "From a request's arrival to its end.", _WHOLE)
@@ -95,7 +97,10 @@ class Metrics:
         self.generation_tokens.inc(count)
         with self._lock:  # each reply is counted by a thread of its own
             now = time.monotonic()
-            self._recent.append((now, count))
+            if self._recent and now - self._recent[-1][0] < RATE_STEP:
+                self._recent[-1][1] += count
+            else:
+                self._recent.append([now, count])
             while self._recent[0][0] < now - RATE_WINDOW:
                 self._recent.popleft()
 
@@ -111,12 +116,12 @@ class Metrics:
 
 
 class _Engine(Collector):
-    """Gauges that are looked up when somebody asks."""
+    """Gauges that are computed on request."""
 
     def __init__(self, model_name: str, snapshot: Snapshot, rate: Callable[[], float]) -> None:
         self._name, self._snapshot, self._rate = model_name, snapshot, rate
 
-    def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | InfoMetricFamily]:
         """Yield the families."""
         now = self._snapshot()
         share = now.kv_used_tokens / max(1, now.kv_total_tokens) if now else 0.0
@@ -125,9 +130,18 @@ class _Engine(Collector):
             ("num_requests_waiting", "Requests waiting for a place.", now.waiting if now else 0),
             ("kv_cache_usage_perc", "Share of the key-value cache in use, 0 to 1.", share),
             ("kv_cache_tokens", "Positions of the key-value cache in use.", now.kv_used_tokens if now else 0),
+            ("engine_threads", "Threads that the latest pass ran with.", now.threads if now else 0),
             ("tokens_per_second", f"Mean over the last {RATE_WINDOW:g} seconds.", self._rate()),
         )
         for name, text, value in rows:
             family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["model_name"])
             family.add_metric([self._name], value)
             yield family
+        counts = (
+            ("engine_stolen_pieces", "Pieces of work done for a late thread.", now.stolen_pieces if now else 0),
+            ("engine_thread_naps", "Waits within a pass that became sleep.", now.thread_naps if now else 0),
+        )
+        for name, text, count in counts:
+            total = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["model_name"])
+            total.add_metric([self._name], count)
+            yield total

@@ -8,18 +8,20 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Sequence
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanochat_tui.errors import display_safe
+from nanochat_tui.hosts import ip_address, is_loopback
 from nanochat_tui.serve.errors import RETRY_SECONDS, ApiError, internal_error
 from nanochat_tui.serve.metrics import Metrics
 from nanochat_tui.serve.page import SAFE_HEADERS
 from nanochat_tui.serve.settings import Log, Settings
+from nanochat_tui.text import display_safe
 
 OPEN_PATHS = ("/", "/health", "/openapi.json")
 """Routes that need no key: they give nothing away and start no work."""
@@ -28,19 +30,23 @@ DRAIN_FACTOR = 16
 MAX_BRACKETS = 1 << 18
 """Lists and objects of a body, counted by their brackets, in texts as well: making a million of them takes Python half
 a second in which nothing else runs, and no context holds so many tokens."""
+KEY = "nanochat.key"
+"""Name in a request's scope of the API key it came with, "" if none is asked for."""
 QUIET_PATHS = ("/health", "/metrics")
 """Routes that machines ask for all the time; only refusals are worth a line."""
 
 
 def unambiguous(host: str) -> bool:
-    """Return whether no name server decides where a host is: an address (without brackets), or localhost."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+    """Return whether no name server decides where a host is: an address, or localhost and what ends in it."""
+    return is_loopback(host) or ip_address(host) is not None
+
+
+def host_of(address: str) -> str | None:
+    """Return the host of an address ("//host:port" if it has no scheme) in small letters; None if it has none."""
     try:
-        ip_address(host)
+        return urlsplit(address).hostname
     except ValueError:
-        return False
-    return True
+        return None
 
 
 class Answers:
@@ -100,34 +106,52 @@ class Answers:
 class Gate:
     """Keeps out requests without a key, and pages of other sites that use a visitor's browser to reach this server."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], origins: Sequence[str], loopback: bool) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
-        self._origins = frozenset(origins)
-        # whoever has a key is known; and a server of the network has names that only its owner knows
-        self._own_names_only = loopback and not keys
+        self._keys = settings.api_keys
+        self._origins = frozenset(settings.cors_origins)
+        self._names = {host_of(origin) for origin in settings.cors_origins} | set(settings.allowed_hosts)
+        # a server of the network has names that only its owner knows
+        self._own_names_only = bool(settings.allowed_hosts) or settings.loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            refusal = self._foreign(headers) or self._keyless(scope["path"], headers)
+            key = self._key(headers)
+            refusal = self._misnamed(headers) or self._foreign(headers) or self._keyless(scope["path"], key)
             if refusal is not None:
                 extra = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
                 await refusal.response(extra)(scope, receive, send)
                 return
+            scope[KEY] = key or ""  # in place: the router notes its route in the same scope
         await self._app(scope, receive, send)
+
+    def _known_name(self, name: str | None) -> bool:
+        return not self._own_names_only or (name is not None and (unambiguous(name) or name in self._names))
+
+    def _misnamed(self, headers: Headers) -> ApiError | None:
+        """Refuse a host name that is not ours.
+
+        A stranger's name can be made to lead to this machine (DNS rebinding); to a browser his page and this server
+        are then one site, and what it reads here it may show to the page.
+        """
+        host = headers.get("host")
+        if host is None or self._known_name(host_of(f"//{host}")):  # every browser says where it thinks it is
+            return None
+        return ApiError(
+            403,
+            "this server is not known by that host name; --allowed-host names a further one",
+            kind="permission_error",
+            code="foreign_host",
+        )
 
     def _foreign(self, headers: Headers) -> ApiError | None:
         origin = headers.get("origin")
         if origin is None or origin in self._origins or "*" in self._origins:
             return None
-        try:
-            page, own = urlsplit(origin).hostname, urlsplit(f"//{headers.get('host', '')}").hostname
-        except ValueError:
-            page, own = None, None
-        # a stranger's name can be made to lead to this machine (DNS rebinding), and its page would seem to be ours
-        if page is not None and page == own and (unambiguous(page) or not self._own_names_only):
+        page = host_of(origin)
+        if page is not None and page == host_of(f"//{headers.get('host', '')}") and self._known_name(page):
             return None
         return ApiError(
             403,
@@ -136,13 +160,16 @@ class Gate:
             code="foreign_origin",
         )
 
-    def _keyless(self, path: str, headers: Headers) -> ApiError | None:
-        if not self._keys or path in OPEN_PATHS:
-            return None
+    def _key(self, headers: Headers) -> str | None:
+        """Return the key that a request came with, None if it is none of ours."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = (token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")).encode()
         # every key is compared, each in constant time: neither the count nor the beginning of a key can be timed
-        if sum([hmac.compare_digest(given, key) for key in self._keys]):
+        found = [key for key in self._keys if hmac.compare_digest(given, key.encode())]
+        return found[0] if found else None
+
+    def _keyless(self, path: str, key: str | None) -> ApiError | None:
+        if not self._keys or path in OPEN_PATHS or key is not None:
             return None
         return ApiError(
             401,
@@ -150,6 +177,25 @@ class Gate:
             kind="authentication_error",
             code="invalid_api_key",
         )
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, with refusals that are error objects like all others."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a browser's question whether a page may ask."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code < 400:
+            return answer
+        reason = bytes(answer.body).decode().removeprefix("Disallowed CORS ")
+        error = ApiError(
+            403,
+            f"pages of this web site may not send such a request ({reason}); --cors-origin allows an origin",
+            kind="permission_error",
+            code="foreign_origin",
+        )
+        kept = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+        return error.response(kept)
 
 
 class Bodies:
@@ -192,7 +238,7 @@ class Bodies:
     async def _whole(self, receive: Receive) -> bytes | None:
         """Return a body once all of it is there; None if the client leaves before. Raises ApiError.
 
-        Until then it counts by its bytes alone: a thousand clients that send one byte each keep nobody out.
+        Until then it counts by its bytes alone: a thousand clients that send one byte each do not block others.
         """
         parts: list[bytes] = []
         size = held = 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from nanochat_tui.engine.processors import DEVICES, core_of, parse_cpulist
+from nanochat_tui.system import DEVICES, core_of, parse_cpulist
 
 SYSTEM = DEVICES / "system"
 T = TypeVar("T")

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nanochat_tui.chat.thinking import ThinkingSplitter
-from nanochat_tui.model.chat_families import thinking_tags
-from nanochat_tui.model.chat_prompt import encode_chat
+from nanochat_tui.model.chat.prompt import SystemMessageError
+from nanochat_tui.model.tokenizer.errors import TokenizerError
 from nanochat_tui.serve.bodies import ChatBody, ChatMessage
 from nanochat_tui.serve.errors import ApiError
 
 if TYPE_CHECKING:
-    from nanochat_tui.engine.model import Model
+    from nanochat_tui.engine.generate.model import Model
 
-_END = 16
-"""Tokens at the end of a prompt among which an opened thought would be."""
 _SAMPLED = 16
 """Characters per token of the context in the beginning of a long text that is tokenised first: text has 4 or so."""
 
@@ -31,55 +28,59 @@ def chat_ids(model: Model, body: ChatBody, context: int) -> list[int]:
     for message in body.messages:
         if message.role != "assistant":  # of whose turns templates leave the thoughts out
             check_text(model, message.text, context, "messages")
-    if model.chat_template is None:
-        if any(message.role in ("system", "developer") for message in body.messages):
-            raise ApiError(
-                400,
-                "this model has no chat template and only continues text, so it cannot take a system message; "
-                "leave it out",
-                param="messages",
-            )
-        return model.encode("".join(message.text for message in body.messages))
-    return encode_chat(
-        model.codec,
-        model.chat_template,
-        [_plain(message) for message in body.messages],
-        add_generation_prompt=not body.continue_final_message,
-        continue_last=bool(body.continue_final_message),
-        enable_thinking=body.chat_template_kwargs.enable_thinking if body.chat_template_kwargs else None,
-    )
+    try:
+        return model.prompts.messages_ids(
+            [_plain(message) for message in body.messages],
+            add_generation_prompt=not body.continues and body.add_generation_prompt is not False,
+            continue_last=body.continues,
+            enable_thinking=body.thinking,
+        )
+    except SystemMessageError as error:
+        raise ApiError(
+            400,
+            "this model has no chat template and only continues text, so it cannot take a system message; "
+            "leave it out, or start the server with --chat-template",
+            param="messages",
+        ) from error
 
 
 def _plain(message: ChatMessage) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
     plain = {"role": role, "content": message.text}
+    if message.name is not None:
+        plain["name"] = message.name
     if message.reasoning_content is not None:
         plain["reasoning_content"] = message.reasoning_content
     return plain
 
 
-def splitter(model: Model, ids: Sequence[int]) -> ThinkingSplitter:
-    """Return what tells thought from answer in the reply to a prompt."""
-    tags = (model.thinking or thinking_tags(model.chat_template)) if model.chat_template else None
-    if tags is None:
-        return ThinkingSplitter(None)
-    # some templates open the thought themselves
-    end = model.codec.decode(ids[-_END:], special=True).rstrip()
-    return ThinkingSplitter(tags, inside=end.endswith(tags[0]))
-
-
-def prompt_ids(model: Model, prompt: str | Sequence[int], context: int) -> list[int]:
-    """Return the ids of a text to continue; ids are taken as they are.
+def prompt_ids(model: Model, prompt: str | Sequence[int], context: int, bos: bool = True) -> list[int]:
+    """Return the ids of a text to continue, behind the model's begin-of-text token if `bos`; ids are taken as they are.
 
     Raises ApiError for ids that do not exist and for a text that is far too long.
     """
     if isinstance(prompt, str):
         check_text(model, prompt, context, "prompt")
-        return model.encode(prompt)
+        return model.codec.encode(prompt, bos)
     size = model.config.vocab_size
     if any(token >= size for token in prompt):
         raise ApiError(400, f"a token id of the prompt is outside the vocabulary of {size} tokens", param="prompt")
     return list(prompt)
+
+
+def infill_ids(model: Model, prompt: str | Sequence[int], suffix: str, context: int) -> list[int]:
+    """Return the ids after which the model writes what stands between a text and `suffix`.
+
+    Raises ApiError for a prompt of ids, a text that is far too long, and a model that cannot fill in.
+    """
+    if not isinstance(prompt, str):
+        raise ApiError(400, "with a suffix the prompt must be text", param="prompt")
+    check_text(model, prompt, context, "prompt")
+    check_text(model, suffix, context, "suffix")
+    try:
+        return model.codec.encode_infill(prompt, suffix)[0]
+    except TokenizerError as error:
+        raise ApiError(400, str(error), param="suffix") from None
 
 
 def check_text(model: Model, text: str, context: int, param: str) -> None:

@@ -16,6 +16,26 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nanochat_tui.serve.errors import ApiError, unavailable
 from nanochat_tui.serve.settings import Limits
 
+MOST_HEADER_BYTES = 1 << 16
+"""Of a request line with its headers."""
+
+
+class _Connection(h11.Connection):
+    """h11's, which also refuses a request that says twice, and differently, where its body ends.
+
+    A proxy that believes the other of the two would take what follows for the next visitor's request (request
+    smuggling; RFC 9112, 6.1 and 6.3).
+    """
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Return the next event. Raises RemoteProtocolError."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
+                raise h11.RemoteProtocolError("Content-Length and Transfer-Encoding exclude each other")
+        return event
+
 
 class DeadlineProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with two clocks per connection: one while a request is coming in, one while a reader stalls.
@@ -27,6 +47,7 @@ class DeadlineProtocol(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = _Connection(h11.SERVER, self.config.h11_max_incomplete_event_size or MOST_HEADER_BYTES)
         self._receiving: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -110,7 +131,7 @@ class DeadlineProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP with an error object."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
-            error = ApiError(400, "this is not a request in HTTP/1.1", code="invalid_http")
+            error = ApiError(400, "this is not one request in HTTP/1.1", code="invalid_http")
             self.transport.write(_raw("400 Bad Request", error))
         self.transport.close()
 

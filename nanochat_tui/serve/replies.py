@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-FinishReason = Literal["stop", "length"]
+EndReason = Literal["stop", "length"]
+"""OpenAI's words for the end of a reply; one that was cancelled has none."""
 
 
 class TopLogprob(BaseModel):
@@ -56,7 +57,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: EndReason
 
 
 class CompletionChoice(BaseModel):
@@ -65,7 +66,7 @@ class CompletionChoice(BaseModel):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: EndReason
 
 
 class PromptDetails(BaseModel):

@@ -5,60 +5,68 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from nanochat_tui.serve.answering import Answer, fingerprint, respond
-from nanochat_tui.serve.bodies import ChatBody, CompletionBody, Sampled
+from nanochat_tui.request import GenerationRequest, with_settings
+from nanochat_tui.serve.answering import Answer, Extras, fingerprint, respond
+from nanochat_tui.serve.bodies import SEEDS, ChatBody, CompletionBody, Sampled
 from nanochat_tui.serve.errors import ApiError
-from nanochat_tui.serve.prompts import chat_ids, check_length, prompt_ids, splitter
+from nanochat_tui.serve.middleware import KEY
+from nanochat_tui.serve.prompts import chat_ids, check_length, infill_ids, prompt_ids
 from nanochat_tui.serve.replies import ChatCompletion, Completion
 from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.spelling import Spelling
 from nanochat_tui.serve.writers import ChatWriter, TextWriter
 
 if TYPE_CHECKING:
-    from nanochat_tui.engine.model import Model
+    from nanochat_tui.engine.generate.model import Model
 
-SEEDS = 2**63
-LEAST_TOP_P = 1e-6
-"""Stands for a top_p of 0, which OpenAI's interface allows: nothing but the likeliest token."""
 SSE = {"text/event-stream": {"schema": {"description": "Events with a chunk each, when stream is true."}}}
 """Without a type: some readers take the schema for that of the text, others for that of each event."""
 
 
-def settings(body: Sampled, max_tokens: int | None, context: int, top_logprobs: int | None) -> dict[str, Any]:
-    """Return the engine's settings for a request; null means the default, as everywhere in OpenAI's interface.
+def generation_request(body: Sampled, top_logprobs: int | None) -> GenerationRequest:
+    """Return what a body asks for. top_logprobs: alternatives per token, None without log-probabilities."""
+    limit = body.limit
+    return GenerationRequest(
+        sampling=body.sampling,
+        max_tokens=None if limit is None or limit < 0 else limit,
+        stop=tuple(body.stops),
+        stop_token_ids=frozenset(body.stop_token_ids or ()),
+        min_tokens=body.min_tokens or 0,
+        ignore_eos=bool(body.ignore_eos),
+        top_logprobs=top_logprobs or 0,
+        logprobs=top_logprobs is not None,
+    )
 
-    top_logprobs: alternatives per token, None without log-probabilities.
+
+def salt_of(request: Request, body: Sampled) -> str | None:
+    """Return with whom a request shares the cache of prompts: those with its API key and its salt; None is no one.
+
+    Otherwise the time of a first token, and the count of cached ones, would tell one client what others have asked.
     """
-
-    def given(name: str) -> Any:
-        value = getattr(body, name)
-        return type(body).model_fields[name].default if value is None else value
-
-    return {
-        "max_tokens": context if max_tokens is None or max_tokens < 0 else max_tokens,
-        "temperature": given("temperature"),
-        "top_k": max(0, given("top_k")),
-        "top_p": max(LEAST_TOP_P, given("top_p")),
-        "min_p": given("min_p"),
-        "repeat_penalty": given("repeat_penalty"),
-        "presence_penalty": given("presence_penalty"),
-        "frequency_penalty": given("frequency_penalty"),
-        "seed": None if body.seed is None else body.seed % SEEDS,
-        "stop": body.stops,
-        "top_logprobs": top_logprobs or 0,
-        "logprobs": top_logprobs is not None,
-    }
+    if body.cache_prompt is False:
+        return None
+    key = request.scope.get(KEY, "")
+    return f"{key}\0{body.cache_salt}" if body.cache_salt else key
 
 
-def _replicate(base: dict[str, Any], n: int) -> list[dict[str, Any]]:
-    """Return the settings of n replies: the same, but for their seeds."""
-    seed = base["seed"]
-    return [{**base, "seed": None if seed is None else (seed + i) % SEEDS} for i in range(n)]
+def _extras(body: Sampled) -> Extras:
+    return Extras(
+        usage=body.usage_wanted,
+        usage_always=body.usage_always,
+        timings_always=bool(body.timings_per_token),
+        progress=bool(body.return_progress),
+    )
+
+
+def _replicate(request: GenerationRequest, n: int) -> list[GenerationRequest]:
+    """Return n requests: the same, but for their seeds."""
+    seed = request.sampling.seed
+    return [request if seed is None else with_settings(request, seed=(seed + i) % SEEDS) for i in range(n)]
 
 
 def _check_choices(service: Service, n: int, prompts: int = 1) -> None:
@@ -70,14 +78,19 @@ def _check_choices(service: Service, n: int, prompts: int = 1) -> None:
 
 
 def check_model(service: Service, name: str | None) -> str:
-    """Return the id to answer under. Raises ApiError (404) for a model that is not served."""
+    """Return the id to answer under: that of the one model there is, whatever other model was asked for.
+
+    Raises ApiError (404) for an unknown name if the server is strict about it.
+    """
     known = (service.settings.name, *service.settings.aliases)
     if not name:
         return known[0]
     if name not in known:
+        if not service.settings.strict_model:
+            return known[0]
         raise ApiError(
             404,
-            f"there is no such model here; this server has {known[0]} (--alias gives it further names)",
+            f"there is no such model here; this server has {', '.join(known)}",
             param="model",
             code="model_not_found",
         )
@@ -92,6 +105,7 @@ def completion_router(service: Service) -> APIRouter:
     """Return the two routes."""
     router = APIRouter(tags=["completions"])
 
+    @router.post("/chat/completions", include_in_schema=False)
     @router.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
@@ -105,21 +119,24 @@ def completion_router(service: Service) -> APIRouter:
         _check_choices(service, n)
         ids = await asyncio.to_thread(chat_ids, model, body, context)
         check_length(ids, context, "messages")
-        most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        if most == 0:
+        if body.limit == 0:
             raise ApiError(400, "max_tokens must be 1 or more", param="max_tokens")
-        base = settings(body, most, context, (body.top_logprobs or 0) if body.logprobs else None)
+        asked = generation_request(body, (body.top_logprobs or 0) if body.logprobs else None)
         answer = Answer(
             "chat.completion",
             prompts=[ids] * n,
-            settings=_replicate(base, n),
-            writers=[ChatWriter(i, splitter(model, ids), _spelling(model, bool(body.logprobs), ids)) for i in range(n)],
+            requests=_replicate(asked, n),
+            salt=salt_of(request, body),
+            writers=[
+                ChatWriter(i, model.prompts.splitter(ids), _spelling(model, bool(body.logprobs), ids)) for i in range(n)
+            ],
             model=name,
             fingerprint=fingerprint(model.kernel),
-            usage_wanted=body.usage_wanted,
+            extras=_extras(body),
         )
         return await respond(request, service, answer, stream=bool(body.stream), arrived=arrived)
 
+    @router.post("/completions", include_in_schema=False)
     @router.post(
         "/v1/completions",
         response_model=Completion,
@@ -131,11 +148,15 @@ def completion_router(service: Service) -> APIRouter:
         model, name, context = service.model, check_model(service, body.model), service.context
         n = body.n or 1
         _check_choices(service, n, len(body.prompts))
-        prompts = [await asyncio.to_thread(prompt_ids, model, prompt, context) for prompt in body.prompts]
+        bos = body.add_special_tokens is not False
+        if body.suffix:
+            suffix = body.suffix
+            prompts = [await asyncio.to_thread(infill_ids, model, p, suffix, context) for p in body.prompts]
+        else:
+            prompts = [await asyncio.to_thread(prompt_ids, model, p, context, bos) for p in body.prompts]
         for ids in prompts:
             check_length(ids, context, "prompt")
-        most = body.max_tokens if "max_tokens" not in body.model_fields_set or body.max_tokens is not None else 16
-        base = settings(body, most, context, body.logprobs)
+        asked = generation_request(body, body.logprobs)
         writers = [
             TextWriter(
                 place * n + i,
@@ -148,11 +169,12 @@ def completion_router(service: Service) -> APIRouter:
         answer = Answer(
             "text_completion",
             prompts=[ids for ids in prompts for _ in range(n)],
-            settings=[each for _ in prompts for each in _replicate(base, n)],
+            requests=[each for _ in prompts for each in _replicate(asked, n)],
+            salt=salt_of(request, body),
             writers=writers,
             model=name,
             fingerprint=fingerprint(model.kernel),
-            usage_wanted=body.usage_wanted,
+            extras=_extras(body),
             distinct_prompts=len(prompts),
         )
         return await respond(request, service, answer, stream=bool(body.stream), arrived=arrived)

@@ -16,8 +16,8 @@ from nanochat_tui.serve.service import Service
 from nanochat_tui.version import __version__
 
 if TYPE_CHECKING:
-    from nanochat_tui.engine.model import Model
-    from nanochat_tui.model.tokenizer_codec import TextCodec
+    from nanochat_tui.engine.generate.model import Model
+    from nanochat_tui.model.tokenizer.codec import TextCodec
 
 
 def other_router(service: Service, page: Page) -> APIRouter:
@@ -59,10 +59,12 @@ def other_router(service: Service, page: Page) -> APIRouter:
         names = (service.settings.name, *service.settings.aliases)
         return [ModelCard(id=name, created=service.created, meta=meta) for name in names]
 
+    @router.get("/models", include_in_schema=False)
     @router.get("/v1/models", summary="The model that is served")
     async def models() -> ModelList:
         return ModelList(data=cards())
 
+    @router.get("/models/{name:path}", include_in_schema=False)
     @router.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str) -> ModelCard:
         for card in cards():
@@ -81,11 +83,11 @@ def other_router(service: Service, page: Page) -> APIRouter:
     return router
 
 
-# on a thread of their own, to the last byte of the answer: streams go on beside megabytes of tokens
+# on a thread of their own, to the last byte of the answer: streams continue next to megabytes of tokens
 
 
 def _tokenized(codec: TextCodec, body: TokenizeBody) -> Response:
-    ids = codec.encode(body.content, bool(body.add_special))
+    ids = codec.encode(body.content, bool(body.add_special), body.parse_special is not False)
     if not body.with_pieces:
         return JSONResponse({"tokens": ids})
     pieces: list[dict[str, object]] = []

@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 import uvicorn
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.serve.app import create_app
 from nanochat_tui.serve.loading import Loader
 from nanochat_tui.serve.protocol import DeadlineProtocol, protocol
 from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.settings import Log, Settings
+from nanochat_tui.text import display_safe
 
 BACKLOG = 2048
 SEND_BUFFER = 1 << 17
@@ -117,7 +118,7 @@ class Server(uvicorn.Server):
             cut.cancel()
 
     def _cut(self) -> None:
-        """End all replies; whoever has not read what was sent so far will not read that either."""
+        """End all replies; a client that has not read what was sent so far will not read that either."""
         self._service.cut()
         for connection in list(self.server_state.connections):
             if isinstance(connection, DeadlineProtocol):

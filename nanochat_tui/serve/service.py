@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Literal
 
-from nanochat_tui.engine.batching import Batcher, BatcherStats, QueueFull, Stream
+from nanochat_tui.engine.generate.scheduler import Batcher, BatcherStats, QueueFull, Stream
 from nanochat_tui.errors import UserError
+from nanochat_tui.request import GenerationRequest
 from nanochat_tui.serve.errors import ApiError, unavailable
 from nanochat_tui.serve.loading import Loader
 from nanochat_tui.serve.metrics import Metrics
 from nanochat_tui.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from nanochat_tui.engine.model import Model
+    from nanochat_tui.engine.generate.model import Model
 
 State = Literal["loading", "ok", "failed", "stopping"]
 STICKY_TOKENS = 64
@@ -80,7 +82,7 @@ class Service:
                 late = self._state == "stopping"
                 if not late:
                     self._state = "ok"
-            if late:  # nobody waits for it any more
+            if late:  # the client has left
                 self._close_batchers()
                 return
             seconds = time.monotonic() - began
@@ -116,25 +118,27 @@ class Service:
         parts = [batcher.snapshot() for batcher in self._batchers]
         if not parts:
             return None
-        fields = ("running", "waiting", "kv_used_tokens", "kv_total_tokens", "prompt_tokens", "generated_tokens")
-        sums = {name: sum(getattr(part, name) for part in parts) for name in (*fields, "reused_tokens")}
-        return BatcherStats(**sums)
+        return BatcherStats(**{f.name: sum(getattr(part, f.name) for part in parts) for f in fields(BatcherStats)})
 
-    def submit(self, ids: Sequence[int], **settings: Any) -> Stream:
+    def submit(self, ids: Sequence[int], request: GenerationRequest, salt: str | None, owner: Hashable) -> Stream:
         """Queue a prompt with the least busy replica. Raises ApiError, UserError or QueueFull."""
         self._demand_ready()
         batcher = self._batchers[0] if len(self._batchers) == 1 else self._choose(ids)
-        stream = batcher.submit(ids, **settings)
+        stream = batcher.submit(ids, request, cache_salt=salt, owner=owner)
         with self._lock:
             self._streams.add(stream)
         return stream
 
-    def submit_all(self, requests: Sequence[tuple[Sequence[int], dict[str, Any]]]) -> list[Stream]:
-        """Queue several prompts or none: if one is refused, those before it are cancelled. Raises as `submit`."""
+    def submit_all(self, requests: Sequence[tuple[Sequence[int], GenerationRequest]], salt: str | None) -> list[Stream]:
+        """Queue several prompts or none: if one is refused, those before it are cancelled. Raises as `submit`.
+
+        salt: with whom they share the cache, see `Batcher.submit`.
+        """
         streams: list[Stream] = []
+        owner = object()
         try:
-            for ids, settings in requests:
-                streams.append(self.submit(ids, **settings))
+            for ids, request in requests:
+                streams.append(self.submit(ids, request, salt, owner))
         except BaseException as error:
             for stream in streams:
                 stream.cancel()
@@ -156,7 +160,7 @@ class Service:
         return free[hash(tuple(ids[:STICKY_TOKENS])) % len(free)]
 
     def ended(self, stream: Stream) -> None:
-        """Forget a stream that nobody reads any more."""
+        """Forget a stream that is not read any more."""
         with self._lock:
             self._streams.discard(stream)
 

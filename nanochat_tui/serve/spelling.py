@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanochat_tui.engine.replies import Token
 from nanochat_tui.model.text import TabExpander
 from nanochat_tui.model.tokenizer import TextCodec
+from nanochat_tui.request import Token
 from nanochat_tui.serve.replies import TokenLogprob, TopLogprob
 
 LEAST = -9999.0
@@ -58,16 +58,18 @@ class Spelling:
             tabs = TabExpander(self._tabs.width)
             tabs.at_line_start = self._tabs.at_line_start
             others.append(_entry(self._bytes(index, tabs), logprob))
-        chosen = _entry(self._bytes(token.id, self._tabs), token.logprob)
+        identity, logprob = _told(token)
+        chosen = _entry(self._bytes(identity, self._tabs), logprob)
         return TokenLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=others)
 
     def take(self, tokens: Sequence[Token]) -> list[tuple[TokenLogprob, int]]:
         """Take the next tokens; return the entries whose text is certain by now, and the characters before each."""
         for token in tokens:
             self._certain += len(token.text)
-            if token.id in self._codec.end_ids:
+            identity, _ = _told(token)
+            if identity in self._codec.end_ids:
                 continue
-            text = self._decoder.feed(token.id)
+            text = self._decoder.feed(identity)
             self._held.append(_Held(self.spell(token), self._decoded, text, self._decoder.open_bytes))
             self._decoded += len(text)
         ready = []
@@ -88,6 +90,12 @@ class Spelling:
             last.append((held.entry.model_copy(update={"token": cut.token, "bytes": cut.bytes}), held.begin))
         self._held.clear()
         return last
+
+
+def _told(token: Token) -> tuple[int, float]:
+    if token.id is None or token.logprob is None:
+        raise ValueError("a token of the engine has an id and a log-probability")
+    return token.id, token.logprob
 
 
 def _entry(raw: bytes, logprob: float) -> TopLogprob:

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from nanochat_tui.chat.backend import Token as ChatToken
-from nanochat_tui.chat.thinking import ThinkingSplitter
-from nanochat_tui.engine.replies import Token
+from nanochat_tui.model.chat.thinking import ThinkingSplitter
+from nanochat_tui.request import Token
 from nanochat_tui.serve.replies import (
     AssistantMessage,
     ChatChoice,
     ChatLogprobs,
     CompletionChoice,
     CompletionLogprobs,
-    FinishReason,
+    EndReason,
     TokenLogprob,
 )
 from nanochat_tui.serve.spelling import Spelling, legacy_name
@@ -35,10 +34,10 @@ class Writer(Protocol):
     def add(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
         """Take tokens; return the choices of a stream for them, none when nothing can be said yet."""
 
-    def closing(self, reason: FinishReason) -> list[dict[str, Any]]:
+    def closing(self, reason: EndReason) -> list[dict[str, Any]]:
         """Return the choices that end a stream."""
 
-    def whole(self, reason: FinishReason) -> ChatChoice | CompletionChoice:
+    def whole(self, reason: EndReason) -> ChatChoice | CompletionChoice:
         """Return the whole reply."""
 
 
@@ -67,14 +66,14 @@ class ChatWriter:
         self.tokens += len(tokens)
         entries = [entry for entry, _ in self._spelling.take(tokens)] if self._spelling else []
         self._logprobs += entries
-        return self._deltas(self._splitter.token(ChatToken("".join(token.text for token in tokens))), entries)
+        return self._deltas(self._splitter.token(Token("".join(token.text for token in tokens))), entries)
 
     def _rest(self) -> list[dict[str, Any]]:
         entries = [entry for entry, _ in self._spelling.rest()] if self._spelling else []
         self._logprobs += entries
         return self._deltas(self._splitter.rest(), entries)
 
-    def _deltas(self, pieces: Iterable[ChatToken], entries: list[TokenLogprob]) -> list[dict[str, Any]]:
+    def _deltas(self, pieces: Iterable[Token], entries: list[TokenLogprob]) -> list[dict[str, Any]]:
         deltas = []
         for piece in pieces:
             if piece.text:
@@ -84,11 +83,11 @@ class ChatWriter:
             deltas = [{"content": ""}]
         return [self._choice(delta, None if place else entries) for place, delta in enumerate(deltas)]
 
-    def closing(self, reason: FinishReason) -> list[dict[str, Any]]:
+    def closing(self, reason: EndReason) -> list[dict[str, Any]]:
         """Return the last text, if any was held back, and the reason."""
         return [*self._rest(), {**self._choice({}), "finish_reason": reason}]
 
-    def whole(self, reason: FinishReason) -> ChatChoice:
+    def whole(self, reason: EndReason) -> ChatChoice:
         """Return the whole reply."""
         self._rest()
         message = AssistantMessage(content="".join(self._said), reasoning_content="".join(self._thought) or None)
@@ -140,12 +139,12 @@ class TextWriter:
         whole.top_logprobs += new.top_logprobs
         return new
 
-    def closing(self, reason: FinishReason) -> list[dict[str, Any]]:
+    def closing(self, reason: EndReason) -> list[dict[str, Any]]:
         """Return the reason, with the last probabilities if some were held back."""
         logprobs = self._listed(self._spelling.rest()) if self._spelling else None
         return [{**self._choice("", logprobs), "finish_reason": reason}]
 
-    def whole(self, reason: FinishReason) -> CompletionChoice:
+    def whole(self, reason: EndReason) -> CompletionChoice:
         """Return the whole continuation."""
         if self._spelling:
             self._listed(self._spelling.rest())

@@ -1,4 +1,4 @@
-"""What a run's figures depend on besides its configuration: device, types, threads, versions."""
+"""What a run's figures depend on in addition to its configuration: device, types, threads, versions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.runs.config import TrainConfig
+from nanochat_tui.system import usable_cpu_count
 from nanochat_tui.version import __version__
 
 
@@ -68,21 +69,16 @@ def resolve_environment(config: TrainConfig) -> Environment:
     else:
         # on a CPU without bfloat16 matrix instructions the type is emulated, several times slower than float32
         dtype = torch.bfloat16 if device.type == "cuda" or _cpu_has_bf16() else torch.float32
-    threads = config.threads or _cpus_allowed()
+    threads = config.threads or usable_cpu_count()
     torch.set_num_threads(threads)
     compiled = config.compile and (device.type == "cuda" or any(map(shutil.which, ("g++", "clang++", "c++"))))
     return Environment(device, dtype, bool(compiled), threads)
 
 
-def _cpus_allowed() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _cpu_has_bf16() -> bool:
-    check = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(check and check())
+    """Whether the processor multiplies bfloat16 itself: AMX tiles or AVX-512's dot product."""
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(check() for name in checks if (check := getattr(torch.cpu, name, None)) is not None)
 
 
 MALLOC_SETTINGS = {

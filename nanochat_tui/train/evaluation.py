@@ -54,11 +54,14 @@ def evaluate(
     whitespace: Tensor,
     chunk: int = 1024,
     tick: Callable[[], None] = lambda: None,
+    enough: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
     """Evaluate non-overlapping windows of `length` tokens, spread over the split when `max_tokens` limits them.
 
     `hidden` maps tokens to the normed final state (the compiled trunk); `whitespace` bool [vocab] marks ids
-    left out of `accuracy_no_indent`; `tick` is called once per batch. Returns None without validation data.
+    left out of `accuracy_no_indent`; `tick` is called once per batch. With `enough` the windows come in a shuffled
+    order, the same each time, and the evaluation ends when it returns true, after one batch at least: what was seen is
+    then a fair sample. Returns None without validation data.
     """
     val = data.val
     if val is None or val.size < 2:
@@ -67,6 +70,8 @@ def evaluate(
     length = min(length, val.size - 1)
     wanted = windows if max_tokens is None else min(windows, max(1, max_tokens // length))
     starts = (np.arange(wanted) * windows // wanted) * length
+    if enough is not None:
+        starts = np.random.default_rng(0).permutation(starts)
     device = model.token_embd.weight.device
     table = q8_0_table(model.head_weight) if model.quantise else model.head_weight
     table = table.to(model.compute_dtype)
@@ -74,6 +79,8 @@ def evaluate(
     count = 0
     for first in range(0, wanted, batch):
         tick()
+        if first and enough is not None and enough():
+            break
         group = starts[first : first + batch]
         # a full batch always: another shape would make the compiled trunk compile again
         padded = np.resize(group, batch)

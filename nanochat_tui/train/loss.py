@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat_tui.train.quantise import q8_0_table
-
 
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None, chunk: int, z_loss: float
+    ) -> Tensor:
         tokens = x.shape[0]
         needs = x.requires_grad or table.requires_grad
         rows = table.detach()
@@ -39,10 +39,15 @@ class _FusedCrossEntropy(torch.autograd.Function):
                 torch.mm(part, rows.t(), out=z)
             else:
                 torch.addmm(bias, part, rows.t(), out=z)
+            norm = z.logsumexp(-1).float() if z_loss else None
             torch.softmax(z, -1, out=z)
             index = torch.arange(part.shape[0], device=x.device)
             total -= z[index, target].float().clamp_(min=1e-37).log_().sum()
+            if norm is not None:
+                total += z_loss * norm.square().sum()
             if d_states is not None:
+                if norm is not None:  # the gradient of z_loss · norm² is 2 z_loss · norm · softmax
+                    z *= (1 + 2 * z_loss * norm).to(z.dtype).unsqueeze(-1)
                 z[index, target] -= 1
                 torch.mm(z, rows, out=d_states[start : start + chunk])
                 if d_table is None:
@@ -55,34 +60,53 @@ class _FusedCrossEntropy(torch.autograd.Function):
         return total / tokens
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None, None, None]:
         d_states, d_table = ctx.saved_tensors
         scale = (gradients[0] / ctx.tokens).to(d_states.dtype)
-        return (d_states * scale).to(ctx.dtypes[0]), (d_table * scale).to(ctx.dtypes[1]), None, None, None
+        return (d_states * scale).to(ctx.dtypes[0]), (d_table * scale).to(ctx.dtypes[1]), None, None, None, None
 
 
 def fused_cross_entropy(
-    x: Tensor, table: Tensor, targets: Tensor, *, bias: Tensor | None = None, chunk: int = 2048
+    x: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    chunk: int = 2048,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """Mean cross-entropy in nats of softmax(x · tableᵀ + bias) against int64 targets.
+
+    With `z_loss` the mean of z_loss · (log of the sum of exponentials)² is added (PaLM, Chowdhery et al. 2022).
 
     Shapes: x [tokens, dim], table [vocab, dim], targets [tokens], bias [vocab] (no gradient).
     The matrix products run in `table.dtype`. Gradients reach x and table once: no double backward.
     """
-    return _FusedCrossEntropy.apply(x, table, targets, bias, chunk)  # type: ignore[no-any-return, no-untyped-call]
+    return _FusedCrossEntropy.apply(x, table, targets, bias, chunk, z_loss)  # type: ignore[no-any-return, no-untyped-call]
+
+
+COLUMN_STEP = 512
+"""Columns of a step's head come in multiples of it, filled up with drawn ones: oneDNN makes, and keeps, code for every
+shape of bfloat16 product that it meets, 14 MB a step of d20 when each step has another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class VocabularySample:
-    """Columns used by one step's head: ids int64 [n], additive bias float32 [n], remapped targets int64 [tokens]."""
+    """Columns used by one step's head: ids int64 [n], each once, additive bias float32 [n], and the places of the
+    batch's targets (int64 [tokens]) and inputs (int64, any shape) among them."""
 
     ids: Tensor
     bias: Tensor
     targets: Tensor
+    inputs: Tensor
 
 
 class VocabularySampler:
-    """Choose the head's columns for a batch: all frequent ids, the batch's rare targets, a sample of the rest."""
+    """Choose the head's columns for a batch: all frequent ids, the batch's rare tokens, a sample of the rest.
+
+    Of the batch all tokens are taken, not its targets alone, so that a tied table is read at these rows only. sampled:
+    the fewest that are drawn of the rest; some more make the number of columns a multiple of `COLUMN_STEP`.
+    """
 
     def __init__(self, counts: Tensor, frequent: int, sampled: int, seed: int) -> None:
         self.vocab = counts.numel()
@@ -93,14 +117,16 @@ class VocabularySampler:
         self.sampled = sampled
         self.seed = seed
 
-    def sample(self, targets: Tensor, step: int) -> VocabularySample:
-        """Return the columns of optimiser step `step`; a function of (seed, step, targets) only, so resume is exact."""
-        rare = torch.unique(targets[self.is_tail[targets]])
+    def sample(self, inputs: Tensor, targets: Tensor, step: int) -> VocabularySample:
+        """Return the columns of optimiser step `step`; a function of (seed, step, tokens) only, so resume is exact."""
+        tokens = torch.cat([inputs.reshape(-1), targets])
+        rare = torch.unique(tokens[self.is_tail[tokens]])
         rest = self.is_tail.clone()
         rest[rare] = False
         candidates = rest.nonzero().squeeze(1)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        n = min(self.sampled, candidates.numel())
+        missing = -(self.frequent.numel() + rare.numel() + self.sampled) % COLUMN_STEP
+        n = min(self.sampled + missing, candidates.numel())
         drawn = candidates[torch.randperm(candidates.numel(), generator=generator)[:n]]
         ids = torch.cat([self.frequent, rare, drawn])
         bias = torch.zeros(ids.numel())
@@ -108,24 +134,19 @@ class VocabularySampler:
             bias[-n:] = torch.log(torch.tensor(candidates.numel() / n))
         position = torch.empty(self.vocab, dtype=torch.int64)
         position[ids] = torch.arange(ids.numel())
-        return VocabularySample(ids, bias, position[targets])
+        return VocabularySample(ids, bias, position[targets], position[inputs])
 
 
 def head_loss(
-    x: Tensor,
-    table: Tensor,
-    targets: Tensor,
-    *,
-    quantise: bool,
-    dtype: torch.dtype,
-    sample: VocabularySample | None = None,
-    chunk: int = 2048,
+    x: Tensor, table: Tensor, targets: Tensor, *, dtype: torch.dtype, chunk: int = 2048, z_loss: float = 0.0
 ) -> Tensor:
-    """Cross-entropy of states x [tokens, dim] with a float32 table [vocab, dim], over all of it or a sample."""
-    if sample is None:
-        rows = q8_0_table(table) if quantise else table
-        return fused_cross_entropy(x, rows.to(dtype), targets, chunk=chunk)
-    rows = table.index_select(0, sample.ids.to(table.device))
-    rows = q8_0_table(rows) if quantise else rows
-    bias, remapped = sample.bias.to(table.device, dtype), sample.targets.to(table.device)
-    return fused_cross_entropy(x, rows.to(dtype), remapped, bias=bias, chunk=chunk)
+    """Cross-entropy of states x [tokens, dim] with an effective float32 table [vocab, dim], over all of it."""
+    return fused_cross_entropy(x, table.to(dtype), targets, chunk=chunk, z_loss=z_loss)
+
+
+def sampled_loss(
+    x: Tensor, rows: Tensor, sample: VocabularySample, *, dtype: torch.dtype, chunk: int = 2048, z_loss: float = 0.0
+) -> Tensor:
+    """The same estimated from the effective rows [n, dim] of the table that `sample` names."""
+    bias, targets = sample.bias.to(x.device, dtype), sample.targets.to(x.device)
+    return fused_cross_entropy(x, rows.to(dtype), targets, bias=bias, chunk=chunk, z_loss=z_loss)

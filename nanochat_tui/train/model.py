@@ -10,14 +10,16 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat_tui.formats.mhc import write_mhc
 from nanochat_tui.model.config import MHC_RECORD_FLOATS, ModelConfig
-from nanochat_tui.train.quantise import int8_activation, q8_0_table, ternary_weight
+from nanochat_tui.train.quantise import int8_activation, int8_head_input, q8_0_table, ternary_weight
 
 
 class BlockWeights(NamedTuple):
@@ -46,7 +48,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int, std: float) -> None:
         super().__init__()
-        self.group_size = config.group_size
+        self.group_size, self.least_squares = config.group_size, config.least_squares
         dim, kv, hidden = config.dim, config.kv_dim, config.hidden_dim
         self.attn_norm = _Norm(dim)
         self.attn_q = _Matrix(dim, dim, std)
@@ -66,7 +68,9 @@ class Block(nn.Module):
 
         def value(*matrices: _Matrix) -> Tensor:
             stacked = torch.cat([m.weight for m in matrices]) if len(matrices) > 1 else matrices[0].weight
-            return (ternary_weight(stacked, self.group_size) if quantise else stacked).to(dtype)
+            if quantise:
+                stacked = ternary_weight(stacked, self.group_size, least_squares=self.least_squares)
+            return stacked.to(dtype)
 
         return BlockWeights(
             value(self.attn_q, self.attn_k, self.attn_v),
@@ -74,6 +78,32 @@ class Block(nn.Module):
             value(self.ffn_gate, self.ffn_up),
             value(self.ffn_down),
         )
+
+
+class _Joining(nn.Module):
+    """What turns a trunk's block into one that predicts a further token; names as llama.cpp's `nextn` tensors."""
+
+    def __init__(self, dim: int, std: float) -> None:
+        super().__init__()
+        self.eh_proj = _Matrix(dim, 2 * dim, std)
+        self.enorm = _Norm(dim)
+        self.hnorm = _Norm(dim)
+        self.shared_head_norm = _Norm(dim)
+
+
+class NextBlock(Block):
+    """A block behind the trunk that predicts a further token (see `train.mtp`); its residual is plain."""
+
+    def __init__(self, config: ModelConfig, index: int, std: float) -> None:
+        super().__init__(config.with_(n_streams=1), index, std)
+        self.nextn = _Joining(config.dim, std)
+
+    def joining(self, dtype: torch.dtype, quantise: bool) -> Tensor:
+        """Return the matrix that joins embedding and state, as the forward pass uses it."""
+        weight: Tensor = self.nextn.eh_proj.weight
+        if quantise:
+            weight = ternary_weight(weight, self.group_size, least_squares=self.least_squares)
+        return weight.to(dtype)
 
 
 def initial_record(n_streams: int, index: int) -> Tensor:
@@ -109,7 +139,7 @@ def mix_coefficients(records: Tensor, n_streams: int, version: int) -> tuple[Ten
         move = 1 - stay
         matrices = torch.cat([stay, move, move, stay], dim=-1).view(-1, 2, 2)
     else:
-        table = permutation_matrices(n).to(records.device).view(-1, n * n)
+        table = permutation_matrices(n).to(records).view(-1, n * n)
         matrices = (residual.softmax(dim=-1) @ table).view(-1, n, n)
     gain = 4.0 if n == 4 and version == 2 else 2.0
     return torch.sigmoid(pre + pre_bias), matrices, gain * torch.sigmoid(post + post_bias)
@@ -129,7 +159,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 SubLayer = Callable[[Tensor], Tensor]
 
 
-def _weighted(weights: Tensor, streams: list[Tensor]) -> Tensor:
+def weighted(weights: Tensor, streams: list[Tensor]) -> Tensor:
+    """Sum of streams of one shape, each times its weight [n]."""
     total = weights[0] * streams[0]
     for i in range(1, len(streams)):
         total = total + weights[i] * streams[i]
@@ -156,6 +187,8 @@ class NanochatModel(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        if config.n_experts:
+            raise ValueError(f"a mixture of {config.n_experts} experts is not a dense decoder")
         self.config = config
         self.quantise = quantise
         self.round_activations = activations == "int8"
@@ -165,16 +198,27 @@ class NanochatModel(nn.Module):
         self.output_norm = _Norm(config.dim)
         if not config.tied:
             self.output = _Matrix(config.vocab_size, config.dim, 0.02)
+        # last, so that the rest begins as it does without them
+        self.blk.extend(NextBlock(config, config.n_layers + i, init_std) for i in range(config.nextn))
         half = config.head_dim // 2
         frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
         angle = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequency)
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 
+    def use_ternary(self, ternary: bool) -> None:
+        """Compute with ternary weights and rounded activations, as the exported file does, or with none rounded."""
+        self.quantise = self.round_activations = ternary
+
     @property
     def blocks(self) -> list[Block]:
         """The decoder blocks, first to last."""
-        return cast("list[Block]", list(self.blk))
+        return cast("list[Block]", list(self.blk))[: self.config.n_layers]
+
+    @property
+    def next_blocks(self) -> list[NextBlock]:
+        """The blocks for further tokens, behind the trunk; none without multi-token prediction."""
+        return cast("list[NextBlock]", list(self.blk)[self.config.n_layers :])
 
     @property
     def head_weight(self) -> nn.Parameter:
@@ -193,6 +237,11 @@ class NanochatModel(nn.Module):
     def records(self) -> Tensor:
         """The mHC records in file order, float32 [records, 9 or 40]."""
         return torch.stack([record for block in self.blocks for record in (block.attn_mhc, block.ffn_mhc)])
+
+    def write_records(self, folder: Path) -> None:
+        """Write the mHC records as model.mhc into a folder; nothing for a plain residual."""
+        if self.config.n_streams > 1:
+            write_mhc(folder / "model.mhc", self.config.n_streams, self.records().detach().cpu().numpy())
 
     def mixing(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """All records' (read, matrix, write) coefficients, or None for a plain residual."""
@@ -229,21 +278,25 @@ class NanochatModel(nn.Module):
 
     def _hyper_connect(self, streams: list[Tensor], run: SubLayer, mix: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
         read, matrix, write = mix
+        return self.write_streams(streams, run(weighted(read, streams)), matrix, write)
+
+    def write_streams(self, streams: list[Tensor], y: Tensor, matrix: Tensor, write: Tensor) -> list[Tensor]:
+        """The streams after a sub-layer with output `y`: coefficients matrix [n, n] and write [n] of its record."""
         n = range(len(streams))
-        y = run(_weighted(read, streams))
         before = self.config.n_streams == 4 and self.config.mhc_version == 1
         source = streams if before else [streams[i] + write[i] * y for i in n]
-        mixed = [_weighted(matrix[i], source) for i in n]
+        mixed = [weighted(matrix[i], source) for i in n]
         return [mixed[i] + write[i] * y for i in n] if before else mixed
 
-    def _round(self, x: Tensor) -> Tensor:
+    def round_input(self, x: Tensor) -> Tensor:
+        """What a linear reads of `x`: rounded to int8 with one scale per token, or as it is."""
         return int8_activation(x) if self.round_activations else x
 
     def _attention(self, block: Block, w: BlockWeights, x: Tensor) -> Tensor:
         c = self.config
         batch, tokens, _ = x.shape
         residual = x.dtype
-        x = self._round(rms_norm(x, block.attn_norm.weight, c.norm_eps)).to(self.compute_dtype)
+        x = self.round_input(rms_norm(x, block.attn_norm.weight, c.norm_eps)).to(self.compute_dtype)
         q, k, v = torch.split(F.linear(x, w.qkv), [c.dim, c.kv_dim, c.kv_dim], dim=-1)
         cos, sin = self.cos[:tokens].to(q.dtype), self.sin[:tokens].to(q.dtype)
         q = rope(q.view(batch, tokens, c.n_heads, -1).transpose(1, 2), cos, sin)
@@ -251,21 +304,30 @@ class NanochatModel(nn.Module):
         v = v.view(batch, tokens, c.n_kv_heads, -1).transpose(1, 2)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=c.n_heads != c.n_kv_heads)
         y = y.transpose(1, 2).reshape(batch, tokens, c.dim)
-        return F.linear(self._round(y), w.output).to(residual)
+        return F.linear(self.round_input(y), w.output).to(residual)
 
     def _feed_forward(self, block: Block, w: BlockWeights, x: Tensor) -> Tensor:
         residual = x.dtype
-        x = self._round(rms_norm(x, block.ffn_norm.weight, self.config.norm_eps)).to(self.compute_dtype)
+        x = self.round_input(rms_norm(x, block.ffn_norm.weight, self.config.norm_eps)).to(self.compute_dtype)
         gate, up = F.linear(x, w.gate_up).chunk(2, dim=-1)
-        return F.linear(self._round(F.silu(gate) * up), w.down).to(residual)
+        return F.linear(self.round_input(F.silu(gate) * up), w.down).to(residual)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """A linear with a rounded input: x [..., inputs], weight [outputs, inputs] as `compute_dtype`."""
+        return F.linear(self.round_input(x).to(self.compute_dtype), weight).to(x.dtype)
+
+    def plain_block(self, block: Block, w: BlockWeights, x: Tensor) -> Tensor:
+        """One block with a plain residual on x [batch, tokens, dim]."""
+        x = x + self._attention(block, w, x)
+        return x + self._feed_forward(block, w, x)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Final normed state of int64 tokens [batch, tokens], float32 [batch, tokens, dim]."""
         return self.trunk(self.embed(tokens), self.effective(), self.mixing())
 
     def head_input(self, hidden: Tensor) -> Tensor:
-        """The state as the head reads it: rounded to int8 like every linear's input."""
-        return self._round(hidden)
+        """The state as the head reads it: rounded to int8 with one scale per 32 values."""
+        return int8_head_input(hidden) if self.round_activations else hidden
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Float32 logits [batch, tokens, vocab] with the tables and roundings of the exported file."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat_tui.model.activations import BLOCK, MIN_ABSMAX
 from nanochat_tui.model.ternary import MIN_SCALE
 
 Q8_0_BLOCK = 32
@@ -29,18 +30,24 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0], None
 
 
-def ternary_scales(weight: Tensor, group_size: int) -> Tensor:
+def ternary_scales(weight: Tensor, group_size: int, *, least_squares: bool = False) -> Tensor:
     """Return the group scales of `model.ternary.ternarise` as float16 [rows, columns / group_size]."""
     rows, columns = weight.shape
     groups = weight.detach().view(rows, columns // group_size, group_size)
-    mean = groups.abs().mean(dim=-1, dtype=torch.float64)
+    if least_squares:
+        sums = groups.abs().double().sort(dim=-1, descending=True).values.cumsum(dim=-1)
+        counts = torch.arange(1, group_size + 1, dtype=torch.float64, device=weight.device)
+        best = (sums * sums / counts).argmax(dim=-1, keepdim=True)
+        mean = (sums.gather(-1, best) / (best + 1)).squeeze(-1)
+    else:
+        mean = groups.abs().mean(dim=-1, dtype=torch.float64)
     return mean.clamp_(min=MIN_SCALE).float().half()
 
 
 @torch.no_grad()
-def _ternary_value(weight: Tensor, group_size: int) -> Tensor:
+def _ternary_value(weight: Tensor, group_size: int, least_squares: bool) -> Tensor:
     rows, columns = weight.shape
-    scales = ternary_scales(weight, group_size).float().unsqueeze(-1)
+    scales = ternary_scales(weight, group_size, least_squares=least_squares).float().unsqueeze(-1)
     groups = weight.view(rows, columns // group_size, group_size)
     return (groups / scales).round_().clamp_(-1, 1).mul_(scales).view(rows, columns)
 
@@ -53,9 +60,10 @@ def _q8_0_value(table: Tensor) -> Tensor:
     return (blocks / safe).round_().clamp_(-127, 127).mul_(scale).view(table.shape)
 
 
-def ternary_weight(weight: Tensor, group_size: int) -> Tensor:
+def ternary_weight(weight: Tensor, group_size: int, *, least_squares: bool = False) -> Tensor:
     """Ternary value of a float32 matrix [rows, columns], with straight-through gradient."""
-    return _StraightThrough.apply(weight, _ternary_value(weight, group_size))  # type: ignore[no-any-return, no-untyped-call]
+    value = _ternary_value(weight, group_size, least_squares)
+    return _StraightThrough.apply(weight, value)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def q8_0_table(table: Tensor) -> Tensor:
@@ -69,7 +77,7 @@ class _Int8Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        scale = x.abs().amax(dim=-1, keepdim=True).to(wide).clamp(min=1e-8) / 127
+        scale = x.abs().amax(dim=-1, keepdim=True).to(wide).clamp(min=MIN_ABSMAX) / 127
         return ((x / scale).round() * scale).to(x.dtype)
 
     @staticmethod
@@ -80,3 +88,8 @@ class _Int8Activation(torch.autograd.Function):
 def int8_activation(x: Tensor) -> Tensor:
     """Int8 absmax value of each row of `x` [..., features], with straight-through gradient."""
     return _Int8Activation.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def int8_head_input(x: Tensor) -> Tensor:
+    """The same with one scale per 32 features, as output tables read their input."""
+    return int8_activation(x.reshape(*x.shape[:-1], -1, BLOCK)).view(x.shape)

@@ -19,14 +19,21 @@ def write_sample(
     tokens: int,
     seed: int,
     indentation: int,
-    end: int = 50_256,
+    end: int | None,
     temperature: float = 0.8,
     top_k: int = 40,
 ) -> str:
-    """Continue `prompt` by up to `tokens` tokens and return the continuation in original text conventions."""
+    """Continue `prompt` by up to `tokens` tokens and return the continuation in original text conventions.
+
+    `end` is the id of the token that separates documents in the training data: a sample begins after it and ends with
+    it; None where the data's is not known. Without it an empty prompt gives an empty text.
+    """
     generator = torch.Generator().manual_seed(seed)
     prompt_ids = tokenizer.encode(spaces_to_tabs(prompt, indentation)).ids
-    ids = [end, *prompt_ids]
+    before = [] if end is None else [end]
+    ids = [*before, *prompt_ids]
+    if not ids:
+        return ""
     device = model.token_embd.weight.device
     for _ in range(tokens):
         window = torch.tensor([ids[-model.config.context_length :]], device=device)
@@ -37,5 +44,14 @@ def write_sample(
         if token == end:
             break
         ids.append(token)
-    text = tabs_to_spaces(tokenizer.decode(ids[1:], skip_special_tokens=False), indentation)
+    text = tabs_to_spaces(tokenizer.decode(ids[len(before) :], skip_special_tokens=False), indentation)
     return text[len(prompt) :]
+
+
+def whitespace_flags(tokenizer: Tokenizer | None, vocabulary: int) -> Tensor:
+    """Which ids stand for white space only, bool [vocabulary]; none without a tokenizer."""
+    flags = torch.zeros(vocabulary, dtype=torch.bool)
+    if tokenizer is not None:
+        texts = tokenizer.decode_batch([[i] for i in range(min(vocabulary, tokenizer.get_vocab_size()))])
+        flags[: len(texts)] = torch.tensor([bool(t) and t.isspace() for t in texts])
+    return flags

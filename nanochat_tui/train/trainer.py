@@ -3,38 +3,57 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from nanochat_tui.errors import UserError
-from nanochat_tui.formats.mhc import write_mhc
+from nanochat_tui.export.checkpoint import TERNARY
+from nanochat_tui.model.tokenizer import load_tokenizer
+from nanochat_tui.model.tokenizer.identity import INFILL, TokenizerIdentity
 from nanochat_tui.runs.config import TrainConfig
 from nanochat_tui.runs.directory import RunDirectory
-from nanochat_tui.train.checkpoint import load_checkpoint, prune, save_checkpoint
-from nanochat_tui.train.data import BatchLoader, Dataset, open_dataset, token_counts
-from nanochat_tui.train.environment import EXACT_KEYS, resolve_environment
+from nanochat_tui.runs.identity import fitted
+from nanochat_tui.runs.lock import RunLock
+from nanochat_tui.text import display_safe
+from nanochat_tui.train.beginning import chosen_tokenizer, copy_tokenizer, go_back
+from nanochat_tui.train.budget import TimeBudget
+from nanochat_tui.train.checkpoint import KEPT, clean_up, prune, save_checkpoint
+from nanochat_tui.train.control import ControlFile
+from nanochat_tui.train.data import Dataset, open_dataset, open_sampler
+from nanochat_tui.train.divergence import DivergedError, Divergence
+from nanochat_tui.train.environment import resolve_environment
 from nanochat_tui.train.evaluation import Evaluation, evaluate
-from nanochat_tui.train.loss import VocabularySampler, head_loss
-from nanochat_tui.train.model import NanochatModel, mix_coefficients
+from nanochat_tui.train.failures import Interrupted, OutOfMemoryError, is_memory, on_stop_signals, reason_of
+from nanochat_tui.train.loading import open_loader
+from nanochat_tui.train.methods import Methods
+from nanochat_tui.train.model import NanochatModel
 from nanochat_tui.train.optim import Optimizer
-from nanochat_tui.train.sampling import write_sample
-from nanochat_tui.train.schedule import Schedule, total_steps
+from nanochat_tui.train.recovery import RECOVERY, BestCheckpoint, DataLostError, Recovery
+from nanochat_tui.train.reporter import Reporter
+from nanochat_tui.train.resuming import METHODS, Resumed, continued_schedule, later_checkpoints, read_resumed
+from nanochat_tui.train.rows import Progress, evaluation_row, metrics_row
+from nanochat_tui.train.sampling import whitespace_flags, write_sample
+from nanochat_tui.train.schedule import Schedule, sequence_length, total_steps
+from nanochat_tui.train.step import Batch, backward
 
-HEARTBEAT_SECONDS = 10.0
-SETTLING_STEPS = 5
-"""Steps of a process that compile or fill caches, left out of the estimate of a step's time."""
+Result = TypeVar("Result")
 
 
 class Trainer:
-    """One training run, new or resumed. `run()` returns when the run ends or is asked to stop."""
+    """One training run, new or resumed. `run()` returns when the run ends or is asked to stop.
+
+    `force` lets a resume go back behind later checkpoints of the same directory, which are set aside. Holds the run
+    directory's lock from its making to the end of `run()`. Raises UserError when the run cannot be started.
+    """
 
     def __init__(
         self,
@@ -43,215 +62,335 @@ class Trainer:
         *,
         resume: Path | None = None,
         tokenizer: Path | None = None,
+        force: bool = False,
     ) -> None:
-        self.config = config
+        self._lock = RunLock(directory)
+        self._lock.acquire()
+        try:
+            self._prepare(fitted(config.with_absolute_paths()), directory, resume, tokenizer, force)
+        except BaseException:
+            self._lock.abandon()
+            raise
+
+    def _prepare(
+        self, config: TrainConfig, directory: Path, resume: Path | None, tokenizer: Path | None, force: bool
+    ) -> None:
+        self.budget = TimeBudget(config.minutes * 60 if config.minutes else None)
         self.run_directory = RunDirectory(directory)
+        self.report = Reporter(self.run_directory)
+        clean_up(directory)
         self.environment = resolve_environment(config)
+        frequent = config.head_columns(cuda=self.environment.device.type == "cuda")
+        # what the run did, for its readers: not that it was left to the trainer
+        self.config = config = config.model_copy(update={"head_frequent": frequent})
         shape = config.model_shape()
         self.data: Dataset = open_dataset(config, shape.vocab_size)
         shape = shape.with_(indentation=self.data.indentation)
+        choice = chosen_tokenizer(config, tokenizer, self.report.log)
+        self.identity: TokenizerIdentity = choice.identity
+        self.tokenizer: Tokenizer | None = load_tokenizer(choice.path) if choice.path else None
+        self.tokenizer_path = choice.path
         torch.manual_seed(config.seed)
-        self.model = NanochatModel(shape, init_std=config.init_std, dtype=self.environment.dtype).to(
-            self.environment.device
-        )
-        self.optimizer = Optimizer(self.model, config)
-        self.loader = BatchLoader(self.data.train, config)
-        self.tokenizer = Tokenizer.from_file(str(tokenizer)) if tokenizer else None
-        self.whitespace = self._whitespace()
-        self.sampler = (
-            VocabularySampler(
-                token_counts(self.data.train, shape.vocab_size),
-                config.head_frequent,
-                config.head_sampled,
-                config.seed,
-            )
-            if config.head_frequent
-            else None
-        )
+        device = self.environment.device
+        self.model = NanochatModel(shape, init_std=config.init_std, dtype=self.environment.dtype).to(device)
+        self.optimizer = Optimizer(self.model, config, self.environment.dtype)
+        self.methods = Methods(config, self.model, self.report.log, compiled=self.environment.compiled)
+        self.loader = open_loader(self.data, config, self.tokenizer, cuda=device.type == "cuda")
+        self.marks = self.loader.infill.marks if self.loader.infill is not None else None
+        self.whitespace = whitespace_flags(self.tokenizer, shape.vocab_size).to(self.environment.device)
+        self.sampler = open_sampler(self.data.train, shape.vocab_size, frequent, config)
         compiled = self.environment.compiled
         self.trunk = torch.compile(self.model.trunk, dynamic=False) if compiled else self.model.trunk
-        self.step = 0
-        self.seconds = 0.0
-        # a command of before this start was meant for an earlier trainer
-        self.control_done = self.run_directory.last_control()
-        self.stop_requested = False
-        self._last_status = 0.0
-        self._per_step: float | None = None
+        self.divergence = Divergence(shape.vocab_size, stops=config.stop_on_divergence, skips=config.skip_steps)
+        self.recovery, self.best = Recovery(config.rollbacks), BestCheckpoint()
+        self.step = self.tokens = 0
+        self.seconds = self.norm = self.multiplier = 0.0
+        self.window: list[tuple[float, float]] = []
+        """Loss and seconds of the steps since the last row."""
+        self.control = ControlFile(self.run_directory)
+        self.stop_requested = self._signalled = self._interruptible = self._resumed = False
+        self._saved_at = self._kept_at = -1
+        self._later: list[Path] = []
         total = total_steps(config, self.data.train.size, 0, 0.0, None)
-        self.schedule = Schedule(config.warmup_steps, total, config.decay_fraction)
+        self.schedule = Schedule(config.warmup_steps, total, config.decay_fraction, shape=config.decay_shape)
         if resume:
-            self._resume(resume)
+            self._resume(resume, force)
+        self.model.use_ternary(self.schedule.is_ternary(config))
 
     # -- start
 
-    def _whitespace(self) -> Tensor:
-        vocab = self.model.config.vocab_size
-        flags = torch.zeros(vocab, dtype=torch.bool)
-        if self.tokenizer is not None:
-            texts = self.tokenizer.decode_batch([[i] for i in range(min(vocab, self.tokenizer.get_vocab_size()))])
-            flags[: len(texts)] = torch.tensor([bool(t) and t.isspace() for t in texts])
-        return flags.to(self.environment.device)
-
-    def _resume(self, path: Path) -> None:
-        weights, moments, state = load_checkpoint(path)
+    def _resume(self, path: Path, force: bool) -> None:
+        config = self.config
+        shape, environment = asdict(self.model.config), self.environment.to_json()
+        found: Resumed = read_resumed(path, config, shape, environment, self.data.description)
+        self._later = later_checkpoints(self.run_directory, path, found.step, force=force)
         try:
-            saved_shape = state["model"]
-            if saved_shape != asdict(self.model.config):
-                different = [k for k, v in asdict(self.model.config).items() if saved_shape.get(k) != v]
-                raise UserError(f"{path} is of another model: {', '.join(different)} differ")
-            self.model.load_state_dict(weights)
-            self.optimizer.load_state(moments)
-            self.step, self.seconds = int(state["step"]), float(state["seconds"])
-            old = state["environment"]
-            saved = Schedule(**state["schedule"])
-            steps = {k: state["config"].get(k) for k in ("batch_size", "grad_accum", "seq_len", "seed")}
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise UserError(f"the checkpoint {path} does not fit this trainer: {error}") from None
-        for key in EXACT_KEYS:
-            now = self.environment.to_json()[key]
-            if old.get(key) != now:
-                self._log(f"note: {key} was {old.get(key)!r} and is {now!r}; losses will not repeat bit for bit")
-        for key, value in steps.items():
-            if value != getattr(self.config, key):
-                self._log(f"note: {key} was {value} and is {getattr(self.config, key)}; the data order changes")
-        self._per_step = self.seconds / self.step if self.step else None
-        total = total_steps(self.config, self.data.train.size, self.step, self.seconds, self._per_step)
-        saved.warmup, saved.decay_fraction = self.config.warmup_steps, self.config.decay_fraction
-        if saved.decay_start is None:
-            saved.total = total
-        else:
-            saved.extend(total, self.step)
-        self.schedule = saved
-
-    def _log(self, text: str) -> None:
-        print(text, flush=True)
-        self.run_directory.path.mkdir(parents=True, exist_ok=True)
-        with (self.run_directory.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+            self.model.load_state_dict(found.weights)
+            self.optimizer.load_state(found.moments)
+        except (KeyError, RuntimeError):
+            raise UserError(f"the checkpoint {display_safe(str(path))} lacks arrays this model needs") from None
+        self.step, self.tokens, self.seconds, self.norm = found.step, found.tokens, found.seconds, found.norm
+        self.window, self.multiplier = found.window, found.multiplier
+        self.loader.origin = found.sequences - self.step * config.grad_accum * config.batch_size
+        self.marks = self.marks or found.marks
+        self.budget.used = found.wall_seconds
+        self.divergence.skipped = self.recovery.load(found.state.get(RECOVERY) or {})
+        per_step = self.seconds / self.step if self.step else None
+        self.schedule = continued_schedule(found, config, self.data.train.size, per_step)
+        self.methods.resumed(found, self.schedule)
+        for note in found.notes:
+            self.report.log(f"note: {note}")
+        self._resumed = True
 
     # -- the loop
 
     def run(self) -> None:
-        """Train until the schedule ends, a stop is asked for, or an error; always leaves a truthful status."""
+        """Train until the schedule ends, a stop is asked for, or an error; always leaves a truthful status.
+
+        Raises UserError for what a person can act on: a full disk, a loss that is not a number, too little memory.
+        """
+        with on_stop_signals(self._on_signal):
+            try:
+                self._begin()
+                self._loop()
+            except BaseException as error:
+                if isinstance(error, DataLostError) and self.step and self._saved_at != self.step:
+                    self._try("checkpoint", lambda: self._checkpoint(f"step_{self.step}"))
+                reason = reason_of(error)
+                self.report.log(f"failed at step {self.step}: {reason}")
+                self._status("failed", error=reason)
+                if isinstance(error, Exception) and is_memory(error):
+                    raise OutOfMemoryError(reason) from error
+                raise
+            finally:
+                self.loader.close()
+                self._lock.release()
+
+    def _begin(self) -> None:
         run = self.run_directory
-        run.create(
-            {
-                "config": self.config.model_dump(mode="json"),
-                "model": asdict(self.model.config),
-                "parameters": self.model.parameters_total,
-                "environment": self.environment.to_json(),
-                "data": self.data.description,
-                "started": time.time(),
-            }
-        )
-        self._log(
+        run.create(self._facts() | {"parameters": self.model.parameters_total, "started": time.time()})
+        copy_tokenizer(self.tokenizer_path, run)
+        go_back(self.run_directory, self.report, self.step if self._resumed else None, self._later)
+        self.best.load(self.run_directory)
+        self.report.log(
             f"{self.config.config}: {self.model.parameters_total:,} parameters, {self.data.train.size:,} training "
             f"tokens, {self.environment.to_json()}"
         )
-        previous = [signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)]
-        try:
-            self._loop()
-        except BaseException as error:
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self._log(f"failed at step {self.step}: {reason}")
-            self._status("failed", error=reason)
-            raise
-        finally:
-            for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
-                signal.signal(number, handler)
+
+    def _facts(self) -> dict[str, Any]:
+        """What stands in run.json and in every checkpoint."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "model": asdict(self.model.config),
+            "environment": self.environment.to_json(),
+            "data": self.data.description,
+            "tokenizer": self.identity.to_json(),
+        }
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_requested:
+        if self._signalled and not self._interruptible:
             raise KeyboardInterrupt
-        self.stop_requested = True
+        self.stop_requested = self._signalled = True
+        if self._interruptible:
+            raise Interrupted
 
     def _loop(self) -> None:
         config = self.config
         self._status("compiling" if self.environment.compiled else "running")
-        window: list[tuple[float, float]] = []
-        tokens_seen = self.step * config.tokens_per_step
-        started, settled = self.step, None
+        interrupted = self._catch_up()
         while self.step < self.schedule.total and not self.stop_requested:
             began = time.perf_counter()
-            decaying = self.schedule.enter(self.step)
-            multiplier = self.schedule.multiplier(self.step)
-            loss, norm = self._optimise(multiplier)
+            self.schedule.enter(self.step)
+            self.multiplier = self._rate()
+            self.model.use_ternary(self.schedule.is_ternary(config))
+            self.methods.begin_step(self.step, self._reset_optimizer)
+            loss, self.norm = self._optimise(self.multiplier)
             took = time.perf_counter() - began
             self.step += 1
             self.seconds += took
-            tokens_seen += config.tokens_per_step
-            window.append((loss, took))
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss became {loss} at step {self.step}; resume from an earlier checkpoint with a lower rate"
-                )
-            if self.step - started == SETTLING_STEPS:
-                settled = (self.step, self.seconds)
-            if config.minutes and not decaying and settled and self.step > settled[0]:
-                # the mean of this process, not a recent one: a busy minute must not end a long run early
-                self._per_step = (self.seconds - settled[1]) / max(1, self.step - settled[0])
-                self.schedule.total = total_steps(config, self.data.train.size, self.step, self.seconds, self._per_step)
+            self.tokens += config.tokens_per_step
+            if not self.divergence.broken:
+                self.window.append((loss, took))
+            self.budget.step_done()
+            self._follow_the_clock()
             last = self.step >= self.schedule.total
-            evaluation = None
-            if last or (config.eval_interval and self.step % config.eval_interval == 0):
-                evaluation = self._evaluate(final=last)
-                self._sample()
-            if self.step % config.log_interval == 0 or self.step == 1 or last or evaluation:
-                self._record(window, multiplier, norm, tokens_seen, evaluation)
-                window.clear()
-            self._heartbeat("running")
-            self._obey_control()
-            if config.checkpoint_interval and self.step % config.checkpoint_interval == 0 and not last:
+            if not self._watch_loss(loss, last):
+                continue
+            if last:
+                # before the evaluation: it may take long, and nothing that happens in it may cost the weights
+                self._checkpoint("final")
+            elif config.checkpoint_interval and self.step % config.checkpoint_interval == 0:
                 self._checkpoint(f"step_{self.step}")
+            interrupted = not self._tell()
+            self._obey_control()
+        self._end(interrupted)
+
+    def _end(self, interrupted: bool) -> None:
         finished = self.step >= self.schedule.total
         name = "final" if finished else f"step_{self.step}"
-        self._checkpoint(name)
+        if self._saved_at != self.step and not (finished and self._resumed):
+            self._checkpoint(name)
+        if interrupted and self.window:
+            self._record(None)  # only now: the checkpoint keeps what the evaluation's own row will need
+        if finished and interrupted:
+            self._status("stopped")
+            self.report.log(f"stopped in the last evaluation; {name} is saved, and a resume of it evaluates")
+            return
         self._status("finished" if finished else "stopped")
-        self._log(f"{'finished' if finished else 'stopped'} at step {self.step}; checkpoint {name}")
+        self.report.log(f"{'finished' if finished else 'stopped'} at step {self.step}; checkpoint {name}")
 
-    def _sequence_length(self) -> int:
-        short = self.config.short_seq_len
-        return (
-            short
-            if short and self.step < self.config.short_fraction * self.schedule.total
-            else (self.config.sequence_length)
+    def _follow_the_clock(self) -> None:
+        """Move the end to where the time will be up."""
+        config = self.config
+        if config.minutes:
+            kept = self.budget.reserve(self._evaluation_tokens(), config.tokens_per_step)
+            self.schedule.total = self.budget.total(
+                config, self.schedule, self.data.train.size, self.step, self.tokens, kept
+            )
+
+    def _evaluation_tokens(self) -> int:
+        size = 0 if self.data.val is None else int(self.data.val.size)
+        return min(size, self.config.final_eval_tokens or size)
+
+    def _watch_loss(self, loss: float, last: bool) -> bool:
+        """Judge a step; returns False when the run went back to a checkpoint. Raises DivergedError when it cannot."""
+        try:
+            self.divergence.look(self.step, loss, last=last)
+        except DivergedError as error:
+            if self.window:
+                self._record(None)
+            target = self.recovery.target(self.run_directory)
+            if target is None:
+                raise
+            self._roll_back(target, error)
+            return False
+        return True
+
+    def _roll_back(self, target: Path, error: DivergedError) -> None:
+        """Continue from a checkpoint, behind the data of the steps that are given up."""
+        config, diverged_at, used, done = self.config, self.step, self.budget.elapsed, self.recovery.done
+        skipped = self.divergence.skipped
+        self._resume(target, force=True)
+        self.loader.origin += (diverged_at - self.step) * config.grad_accum * config.batch_size
+        self.budget.used += used - self.budget.elapsed
+        self.recovery.done = done + 1
+        self.divergence.skipped = skipped
+        self.divergence.begin()
+        self.report.log(
+            f"note: {error}; went back to {target.name}, with {self.recovery.scale:g} of the rate, past the data since"
         )
+        go_back(self.run_directory, self.report, self.step if self._resumed else None, self._later)
+        self.best.load(self.run_directory)
+        self._saved_at = self.step
 
     def _optimise(self, multiplier: float) -> tuple[float, float]:
         """One optimiser step; returns its mean loss and the gradient norm before clipping."""
         config, model, device = self.config, self.model, self.environment.device
+        first, length = self.step * config.grad_accum, sequence_length(config, self.step, self.schedule.total)
+        # the last steps of a run are exact
+        estimates = self.step < (1 - config.head_exact_fraction) * self.schedule.total
+        sampler = self.sampler if estimates else None
+        if sampler is None:
+            self.optimizer.settle(multiplier)
         total = torch.zeros((), device=device)
-        length = self._sequence_length()
         for micro in range(config.grad_accum):
-            inputs, targets = self.loader.batch_at(self.step * config.grad_accum + micro)
-            sample = self.sampler.sample(targets.reshape(-1), self.step) if self.sampler else None
-            inputs, targets = inputs.view(-1, length).to(device), targets.reshape(-1).to(device)
-            hidden = self.trunk(model.embed(inputs), model.effective(), model.mixing())
-            states = model.head_input(hidden).reshape(-1, model.config.dim)
-            loss = head_loss(
-                states,
-                model.head_weight,
-                targets,
-                quantise=model.quantise,
-                dtype=model.compute_dtype,
-                sample=sample,
-            )
-            (loss / config.grad_accum).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            inputs, targets = self.loader.batch_at(first + micro, length)
+            batch = Batch(inputs, targets.reshape(-1), self.step, 1 / config.grad_accum, config.z_loss)
+            total += backward(model, self.trunk, batch, self.optimizer, sampler, multiplier, *self.methods.backward)
+        self.methods.observe(inputs)
         norm = self.optimizer.clip(config.grad_clip)
-        self.optimizer.step(multiplier)
+        loss = float(total) / config.grad_accum
+        if self.divergence.accepts(loss, norm):
+            self.optimizer.step(multiplier, self.step)
+        else:
+            self.optimizer.drop()
+            self.methods.drop()
         model.zero_grad(set_to_none=True)
-        return float(total) / config.grad_accum, norm
+        return loss, norm
+
+    def _rate(self) -> float:
+        """Factor of all learning rates in this step."""
+        return self.recovery.scale * self.schedule.multiplier(self.step)
+
+    def _settle(self) -> None:
+        """Bring the whole table up to the present, before anything but a step reads it."""
+        self.optimizer.settle(self._rate())
+
+    def _reset_optimizer(self) -> None:
+        self._settle()
+        self.optimizer = Optimizer(self.model, self.config, self.environment.dtype)
 
     # -- what the run directory is told
 
+    def _is_due(self, interval: int) -> bool:
+        return bool(interval) and self.step % interval == 0
+
+    def _tell(self) -> bool:
+        """Evaluate, sample and log what this step is due; returns False when a stop interrupted it."""
+        config, last = self.config, self.step >= self.schedule.total
+        evaluates = last or self._is_due(config.eval_interval)
+        evaluation = None
+        if evaluates:
+            self._settle()  # here, where no signal can interrupt it
+            try:
+                evaluation = self._try("evaluation", lambda: self._evaluate(final=last))
+                self._try("sample", self._sample)
+            except Interrupted:
+                return False
+        if (
+            evaluation
+            and config.keep_best
+            and self.best.look(self.step, evaluation.loss)
+            and self._saved_at != self.step
+        ):
+            self._checkpoint(f"step_{self.step}")
+        if evaluates or last or self.step == 1 or self._is_due(config.log_interval):
+            self._record(evaluation)
+        elif self.report.is_late:
+            self._status("running")
+        return True
+
+    def _catch_up(self) -> bool:
+        """After a resume, do what the checkpoint's own step was due and a kill prevented; True: stopped again."""
+        if not self._resumed or not self.window:
+            return False
+        row: dict[str, Any] = next((r for r in reversed(self.run_directory.metrics()) if r["step"] == self.step), {})
+        last = self.step >= self.schedule.total
+        evaluates = self.data.val is not None and (last or self._is_due(self.config.eval_interval))
+        if "val_loss" in row or (row and not evaluates):
+            self.window.clear()
+            self.methods.take_row()
+            return False
+        return not self._tell()
+
+    def _try(self, what: str, work: Callable[[], Result]) -> Result | None:
+        """Do what a training can do without: a failure is said, not raised."""
+        try:
+            with self._interrupting():
+                return work()
+        except Exception as error:
+            self.report.log(f"note: the {what} at step {self.step} failed ({reason_of(error)}); the training continues")
+            return None
+
+    @contextmanager
+    def _interrupting(self, possible: bool = True) -> Iterator[None]:
+        """Let a signal interrupt what is done here, or not."""
+        before = self._interruptible
+        self._interruptible = possible
+        try:
+            if possible and self.stop_requested:
+                raise Interrupted
+            yield
+        finally:
+            self._interruptible = before
+
     def _hidden(self, tokens: Tensor) -> Tensor:
-        model = self.model
         with torch.no_grad():
-            return self.trunk(model.embed(tokens), model.effective(), model.mixing())
+            return self.trunk(self.model.embed(tokens), self.model.effective(), self.model.mixing())
 
     def _evaluate(self, *, final: bool) -> Evaluation | None:
         self._status("evaluating")
+        began = time.monotonic()
         found = evaluate(
             self.model,
             self._hidden,
@@ -260,10 +399,23 @@ class Trainer:
             length=self.config.sequence_length,
             max_tokens=self.config.final_eval_tokens if final else self.config.eval_tokens,
             whitespace=self.whitespace,
-            tick=lambda: self._heartbeat("evaluating"),
+            tick=self._tick,
+            enough=(lambda: self.budget.is_over) if final and self.config.minutes else None,
         )
-        self._status("running")  # the next beat may be seconds off, or the next evaluation before it
+        if found is not None:
+            self.budget.evaluation_rate = found.tokens / max(1e-6, time.monotonic() - began)
+            if final and found.tokens < self._evaluation_tokens() - self.config.sequence_length:
+                self.report.log(f"note: the last evaluation saw {found.tokens:,} tokens, for the time is up")
         return found
+
+    def _tick(self) -> None:
+        """Between batches of an evaluation: show life, obey."""
+        with self._interrupting(False):
+            if self.report.is_late:
+                self._status("evaluating")
+            self._obey_control()
+        if self.stop_requested:
+            raise Interrupted
 
     def _sample(self) -> None:
         if self.tokenizer is None or not self.config.sample_tokens:
@@ -275,100 +427,73 @@ class Trainer:
             tokens=self.config.sample_tokens,
             seed=self.config.seed,
             indentation=self.model.config.indentation,
+            end=self.identity.end_of_text,
         )
-        self.run_directory.append(
-            "samples.jsonl", {"step": self.step, "prompt": self.config.sample_prompt, "text": text}
-        )
+        self.report.append("samples.jsonl", {"step": self.step, "prompt": self.config.sample_prompt, "text": text})
 
-    def _record(
-        self,
-        window: list[tuple[float, float]],
-        multiplier: float,
-        norm: float,
-        tokens_seen: int,
-        evaluation: Evaluation | None,
-    ) -> None:
+    def _record(self, evaluation: Evaluation | None) -> None:
+        """Write the row of this step, which stands for all since the last one, and begin the next."""
         config = self.config
-        loss = sum(value for value, _ in window) / len(window)
-        speed = len(window) * config.tokens_per_step / sum(took for _, took in window)
-        row: dict[str, Any] = {
-            "step": self.step,
-            "tokens": tokens_seen,
-            "seconds": round(self.seconds, 3),
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 80.0)),
-            "lr": config.muon_lr * multiplier,
-            "grad_norm": norm,
-            "tok_per_s": round(speed, 1),
-        }
-        line = (
-            f"[{self.step:>6}/{self.schedule.total:<6}] loss={loss:.4f} lr={row['lr']:.6f} gnorm={norm:.2f} "
-            f"tok/s={speed:.0f} elapsed={self.seconds:.0f}s"
-        )
+        progress = Progress(self.step, self.schedule.total, self.tokens, self.seconds)
+        rate = config.muon_lr * self.multiplier
+        row, line = metrics_row(progress, self.window, rate, self.norm, config.tokens_per_step)
+        row |= {"skipped": self.divergence.skipped} if self.divergence.skipped else {}
         if evaluation:
-            row |= evaluation.metrics()
-            row["mhc"] = self._mhc_row()
-            per_byte = evaluation.bits_per_byte
-            line += f" val_loss={evaluation.loss:.4f} accuracy={evaluation.accuracy:.3f}" + (
-                f" bits/byte={per_byte:.4f}" if per_byte else ""
-            )
-        self.run_directory.append("metrics.jsonl", row)
-        self._log(line)
-
-    def _mhc_row(self) -> list[dict[str, Any]]:
-        config = self.model.config
-        if config.n_streams == 1:
-            return []
-        with torch.no_grad():
-            records = self.model.records().cpu()
-            read, matrix, write = mix_coefficients(records, config.n_streams, config.mhc_version)
-        return [
-            {
-                "alpha": round(float(m[0, 0]), 6),
-                "p": [round(v, 5) for v in p.tolist()],
-                "q": [round(v, 5) for v in q.tolist()],
-            }
-            for p, m, q in zip(read, matrix, write, strict=True)
-        ]
-
-    def _heartbeat(self, state: str) -> None:
-        if time.monotonic() - self._last_status > HEARTBEAT_SECONDS:
-            self._status(state)
+            more, words = evaluation_row(evaluation, self.model)
+            row, line = row | more, line + words
+        self.report.append("metrics.jsonl", row | self.methods.take_row())
+        self.report.log(line)
+        self.window.clear()
+        self._status("running")
 
     def _status(self, state: str, **extra: Any) -> None:
-        self._last_status = time.monotonic()
-        self.run_directory.write_status(
+        self.report.status(
             state=state,
             step=self.step,
             total=self.schedule.total,
             seconds=round(self.seconds, 1),
-            control_done=self.control_done,
+            control_done=self.control.done,
+            control_result=self.control.result,
             **extra,
         )
 
     def _obey_control(self) -> None:
-        pending = self.run_directory.pending_control(self.control_done)
-        if pending is None:
-            return
-        request, command = pending
-        self._checkpoint(f"step_{self.step}")
-        self.control_done = request
-        self.stop_requested = command == "stop"
-        self._status("running")
+        if self.control.obey(self._asked_for, self.report.log):
+            self._status("running")
 
-    def _checkpoint(self, name: str) -> None:
+    def _asked_for(self, command: str) -> str:
+        """Do what the control file asks for; returns the checkpoint's name. Raises SaveError."""
+        name = f"step_{self.step}"
+        self._checkpoint(name, kept=command == "checkpoint")
+        self.stop_requested = self.stop_requested or command == "stop"
+        return name
+
+    def _checkpoint(self, name: str, *, kept: bool = False) -> None:
         run = self.run_directory
+        self._settle()
+        if kept:
+            self._kept_at = self.step
         state = {
             "step": self.step,
-            "tokens": self.step * self.config.tokens_per_step,
+            "tokens": self.tokens,
+            "sequences": self.loader.origin + self.step * self.config.grad_accum * self.config.batch_size,
             "seconds": self.seconds,
-            "model": asdict(self.model.config),
-            "config": self.config.model_dump(mode="json"),
+            "wall_seconds": self.budget.elapsed,
+            "grad_norm": self.norm if math.isfinite(self.norm) else None,
+            "multiplier": self.multiplier,
+            "window": self.window,
             "schedule": self.schedule.to_json(),
-            "environment": self.environment.to_json(),
+            **self._facts(),
+            TERNARY: self.model.quantise,
+            INFILL: self.marks.to_json() if self.marks else None,
+            KEPT: self._kept_at == self.step,
+            RECOVERY: self.recovery.state(good=not self.divergence.is_suspected, skipped=self.divergence.skipped),
+            METHODS: self.methods.state(),
         }
-        save_checkpoint(run.path / name, self.model.state_dict(), self.optimizer.state(), state)
-        if self.model.config.n_streams > 1:
-            records = self.model.records().detach().cpu().numpy()
-            write_mhc(run.path / name / "model.mhc", self.model.config.n_streams, records)
-        prune(run.checkpoints(), self.config.keep_last)
+        with self._interrupting(False):
+            model, moments = self.model, self.optimizer.state()
+            save_checkpoint(run.path / name, model.state_dict(), moments, state, model.write_records)
+            self._saved_at = self.step
+            if not self.divergence.is_suspected:
+                best = f"step_{self.best.step}" if self.config.keep_best else ""
+                prune(run.checkpoints(), self.config.keep_last, best)

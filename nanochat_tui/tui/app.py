@@ -11,22 +11,27 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import on
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
+from textual.driver import Driver
 from textual.screen import Screen
 from textual.widget import Widget
 
-from nanochat_tui.chat.backend import Backend
+from nanochat_tui.chat.backend import WARNING, Backend
 from nanochat_tui.chat.store import Store
 from nanochat_tui.errors import UserError
 from nanochat_tui.tui import messages
 from nanochat_tui.tui.chat.screen import ChatScreen
+from nanochat_tui.tui.key_order import KeysInOrder
+from nanochat_tui.tui.keys import KeyNames
 from nanochat_tui.tui.lent import is_lent, sweep_aside
 from nanochat_tui.tui.log import begin_log, logger, write_crash_report
-from nanochat_tui.tui.preferences import Preferences, remember_model, save_preferences
+from nanochat_tui.tui.paste import with_paste_parser
+from nanochat_tui.tui.preferences import Preferences, remember_model, save_preferences, unused_appearance
+from nanochat_tui.tui.textual_fixes import release_removed_widgets
 from nanochat_tui.tui.theme import NANOCHAT, THEMES
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -35,12 +40,12 @@ Command = tuple[str, str, Callable[[], object]]
 """A line of the palette: title, help, what to call."""
 
 
-class NanochatApp(App[None]):
+class NanochatApp(KeysInOrder):
     """The workbench. It paints before the backend is loaded, and tells its threads to end when it does.
 
     Modes are made when first visited, so that a chat does not pay for the inspector's or the launcher's imports. A
     screen may offer `palette_commands() -> Iterable[Command]`; the inspector may offer `open_file(path)`, without which
-    it is made anew for another file.
+    it is made again for another file.
     """
 
     TITLE = "nanochat-tui"
@@ -73,6 +78,7 @@ class NanochatApp(App[None]):
         runs: Path | None = None,
     ) -> None:
         super().__init__()
+        release_removed_widgets()
         self.preferences = preferences or Preferences()
         self.chat = ChatScreen(backend, store, self.preferences)
         self._runs_root = runs
@@ -84,12 +90,18 @@ class NanochatApp(App[None]):
         self._reports = reports
         self.crash_report: Path | None = None
         """Where the report of a crash lies, once there was one."""
+        self.key_badges: dict[str, str] = {}
+        """Signs next to keys, by their action: that something happened in a mode that is not on show."""
         self.greeting: str | None = None
         """Something to say at the start."""
         for theme in THEMES:
             self.register_theme(theme)
         begin_log(reports)
         self.apply_preferences(self.preferences)
+
+    def get_driver_class(self) -> type[Driver]:
+        """Return the terminal's driver, one that takes a paste as one piece."""
+        return with_paste_parser(super().get_driver_class())
 
     def _chat_screen(self) -> Screen[None]:
         return self.chat
@@ -98,7 +110,7 @@ class NanochatApp(App[None]):
         from nanochat_tui.tui.inspect.screen import InspectScreen
 
         if self._inspected is None:
-            self._inspected = getattr(self.chat.backend, "path", None)
+            self._inspected = self.chat.model.backend.path
         return InspectScreen(self._inspected)
 
     def _train_screen(self) -> Screen[None]:
@@ -108,15 +120,7 @@ class NanochatApp(App[None]):
 
     def session_messages(self) -> list[dict[str, str]]:
         """What was said in the chat, as a chat template takes it; empty with a base model, which has no messages."""
-        conversation, system = self.chat.conversation, self.chat.settings.system
-        if not conversation.is_chat:
-            return []
-        said = [{"role": "system", "content": system}] if system.strip() and conversation.turns else []
-        for turn in conversation.turns:
-            said.append({"role": "user", "content": turn.prompt})
-            if turn.reply:
-                said.append({"role": "assistant", "content": turn.reply})
-        return said
+        return self.chat.session.messages()
 
     @property
     def is_working(self) -> bool:
@@ -127,6 +131,7 @@ class NanochatApp(App[None]):
         """Say what there is to say, and watch for the terminal going away."""
         if self.greeting:
             self.notify(self.greeting, severity="warning", timeout=15, markup=False)
+        self.call_after_refresh(self._say_what_is_not_used)
         if not self.is_headless:
             self.set_interval(10.0, self._leave_with_the_terminal)
             sweep_aside()
@@ -144,7 +149,7 @@ class NanochatApp(App[None]):
             self._leave_with_the_terminal(number)
             self.exit(return_code=128 + number)
 
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not everywhere, nor in every thread
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not on every system or thread
             for number in SIGNALS:
                 loop.add_signal_handler(number, told, number)
 
@@ -158,6 +163,11 @@ class NanochatApp(App[None]):
             logger.warning("the terminal is gone")
             self._end_background()  # what was said is kept; there is nothing left to restore or to draw on
             os._exit(128 + number)  # without a signal as SIGHUP would have ended it
+
+    def exit(self, *arguments: Any, **named: Any) -> None:
+        """Leave; what was typed a moment ago is kept, which the widgets can tell only now."""
+        self.chat.leave_session()
+        super().exit(*arguments, **named)
 
     def _end_background(self) -> None:
         self.chat.close()
@@ -195,12 +205,30 @@ class NanochatApp(App[None]):
                     await result
         await self.action_show_mode("inspect")
 
+    @on(messages.BackendProgress)
+    def _warn_of_loading(self, event: messages.BackendProgress) -> None:
+        if event.step.startswith(WARNING):
+            self.notify(event.step.removeprefix(WARNING), severity="warning", timeout=15, markup=False)
+
     @on(messages.ChatWith)
     async def _chat_with(self, event: messages.ChatWith) -> None:
         await self.action_show_mode("chat")
-        if self.chat.conversation.turns:
-            await self.chat.new_session()
-        await self.chat.use_local(event.path, event.mhc)
+        if self.chat.session.conversation.turns:
+            await self.chat.flow.new()
+        await self.chat.models.use_file(event.path, event.mhc, threads=event.threads)
+        if event.note:
+            self.notify(event.note, timeout=10, markup=False)
+
+    @on(messages.ModeNews)
+    def _mode_news(self, event: messages.ModeNews) -> None:
+        action = f"show_mode('{event.mode}')"
+        badge = "" if event.mode == self.current_mode else event.badge
+        if badge != self.key_badges.pop(action, ""):
+            if badge:
+                self.key_badges[action] = badge
+            self.screen.refresh_bindings()
+        elif badge:
+            self.key_badges[action] = badge
 
     @on(messages.ModelUsed)
     def _model_used(self, event: messages.ModelUsed) -> None:
@@ -215,13 +243,28 @@ class NanochatApp(App[None]):
 
     def apply_preferences(self, preferences: Preferences) -> None:
         """Let other preferences hold from now on."""
-        self.preferences = self.chat.preferences = preferences
+        self.preferences = self.chat.session.preferences = preferences
         wanted = preferences.appearance.theme
         self.theme = wanted if wanted in self.available_themes else NANOCHAT.name
         self.set_keymap(preferences.keys)
+        self.key_names = KeyNames(preferences.keys)
+
+    def _say_what_is_not_used(self) -> None:
+        """Name a theme and keys of the preferences that mean nothing here."""
+        wrong = unused_appearance(self.preferences, self.available_themes)
+        if self.preferences.keys:
+            from nanochat_tui.tui.key_owners import key_owners
+            from nanochat_tui.tui.keys import remappable, unused_keys
+
+            wrong += unused_keys(self.preferences.keys, remappable([type(self), *key_owners()]))
+        if wrong:
+            change = self.key_names("{app.preferences|F9} changes them.")
+            text = f"Preferences that are not used: {'; '.join(wrong)}. {change}"
+            logger.warning("%s", text)
+            self.notify(text, severity="warning", timeout=15, markup=False)
 
     def _keep(self, preferences: Preferences) -> None:
-        self.preferences = self.chat.preferences = preferences
+        self.preferences = self.chat.session.preferences = preferences
         if self._preferences_path is not None:
             try:
                 save_preferences(preferences, self._preferences_path)
@@ -280,6 +323,13 @@ class NanochatApp(App[None]):
             self.action_show_help_panel()
         self.call_after_refresh(self.refresh_bindings)
 
+    def action_show_help_panel(self) -> None:
+        """Show the help, with the keys as they are."""
+        from nanochat_tui.tui.help_panel import HelpPanel
+
+        if self._help_panel() is None:
+            self.screen.mount(HelpPanel())
+
     def _help_panel(self) -> Widget | None:
         # told by its name: the class brings Textual's Markdown along, which a start need not wait for
         return next((child for child in self.screen.children if type(child).__name__ == "HelpPanel"), None)
@@ -297,14 +347,18 @@ class NanochatApp(App[None]):
         return super().check_action(action, parameters)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """Offer every action of the screen in the palette, beside the modes and Textual's own commands."""
+        """Offer every action of the screen in the palette, with the modes and Textual's own commands."""
         yield from super().get_system_commands(screen)
-        for key, mode, title in (("F2", "chat", "Chat"), ("F3", "inspect", "Inspect"), ("F4", "train", "Train")):
+        keys = self.key_names
+        modes = {"chat": "{app.chat|F2}", "inspect": "{app.inspect|F3}", "train": "{app.train|F4}"}
+        for mode, key in modes.items():
             if self.current_mode != mode:
-                yield SystemCommand(f"Go to {title}", f"The {title.lower()} mode ({key})", self._goer(mode))
-        yield SystemCommand("Preferences", "Theme, keys, defaults of new sessions (F9)", self.action_preferences)
-        yield SystemCommand("Log", "What the application noted (F8)", self.action_show_log)
-        yield SystemCommand("Help", "Explain what has the focus, and all keys (F1)", self.action_toggle_help)
+                yield SystemCommand(f"Go to {mode.capitalize()}", keys(f"The {mode} mode ({key})"), self._goer(mode))
+        text = keys("Theme, keys, defaults of new sessions ({app.preferences|F9})")
+        yield SystemCommand("Preferences", text, self.action_preferences)
+        yield SystemCommand("Log", keys("What the application noted ({app.log|F8})"), self.action_show_log)
+        text = keys("Explain what has the focus, and all keys ({app.help|F1})")
+        yield SystemCommand("Help", text, self.action_toggle_help)
         offers: Callable[[], Iterable[Command]] | None = getattr(screen, "palette_commands", None)
         for title, text, callback in offers() if offers is not None else ():
             yield SystemCommand(title, text, callback)

@@ -6,12 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
+from functools import partial
+
+from nanochat_tui.browser import in_browser
+from nanochat_tui.tui.background import start_thread
 
 
 def clipboard_command() -> list[str] | None:
-    """Return the command that fills the clipboard of the desktop in use, or None; over SSH there is none to fill."""
-    if os.environ.get("SSH_CONNECTION"):
+    """Return the command that fills the clipboard of the desktop in use.
+
+    None where there is none to fill: over SSH, and in a browser, whose page fills the visitor's.
+    """
+    if os.environ.get("SSH_CONNECTION") or in_browser():
         return None
     candidates: list[list[str]] = []
     if sys.platform == "darwin":
@@ -29,7 +35,7 @@ def copy_natively(text: str) -> None:
     """Hand `text` to the desktop's clipboard in the background; where there is none, do nothing."""
     command = clipboard_command()
     if command is not None:
-        threading.Thread(target=_feed, args=(command, text), daemon=True).start()
+        start_thread("clipboard", partial(_feed, command, text))
 
 
 def _feed(command: list[str], text: str) -> None:

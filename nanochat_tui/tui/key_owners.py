@@ -13,19 +13,19 @@ from nanochat_tui.tui.chat.transcript import Transcript
 from nanochat_tui.tui.inspect.layer_grid import LayerGrid
 from nanochat_tui.tui.inspect.screen import PANES, InspectScreen
 from nanochat_tui.tui.inspect.trit_view import TritView
-from nanochat_tui.tui.train.chart import Chart
 from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
 from nanochat_tui.tui.train.compare_view import CompareView
 from nanochat_tui.tui.train.dashboard import Dashboard
-from nanochat_tui.tui.train.launch_form import Fields, LaunchForm, Report
+from nanochat_tui.tui.train.form_fields import Fields, Report
 from nanochat_tui.tui.train.run_list import RunList
 from nanochat_tui.tui.train.screen import TrainScreen
+from nanochat_tui.tui.widgets.chart import Chart
 
 
 def key_owners() -> list[type[DOMNode]]:
     """Return the classes, mode by mode; those that only inherit the keys of another bring them once."""
     chat: list[type[DOMNode]] = [ChatScreen, Prompt, Transcript, Sessions, LiveScroll, TokenRibbon]
     panes: list[type[DOMNode]] = [pane for _, pane in PANES]
-    train: list[type[DOMNode]] = [TrainScreen, RunList, Dashboard, Chart, CheckpointsView, CompareView, LaunchForm]
+    train: list[type[DOMNode]] = [TrainScreen, RunList, Dashboard, Chart, CheckpointsView, CompareView]
     form: list[type[DOMNode]] = [Fields, Report]
     return [*chat, InspectScreen, *panes, LayerGrid, TritView, *train, *form]

@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 from pathlib import Path
+
+from nanochat_tui.tui.background import start_thread
 
 PREFIX = "nanochat-checkpoints-"
 _NAME = re.compile(re.escape(PREFIX) + r"(\d+)-\w+")
@@ -47,5 +48,5 @@ def sweep() -> list[Path]:
 
 
 def sweep_aside() -> None:
-    """Sweep in a thread of its own, which nobody waits for."""
-    threading.Thread(target=sweep, name="sweep", daemon=True).start()
+    """Sweep in a thread of its own."""
+    start_thread("sweep", sweep)

@@ -12,7 +12,8 @@ import traceback
 from collections import deque
 from pathlib import Path
 
-from nanochat_tui.chat.places import make_private
+from nanochat_tui.hosts import without_passwords
+from nanochat_tui.paths import make_private
 
 FILE = "nanochat-tui.log"
 KEPT = 2000
@@ -47,6 +48,7 @@ def begin_log(folder: Path | None) -> None:
             old.close()
         file = logging.handlers.RotatingFileHandler(path, maxBytes=1 << 20, backupCount=1, encoding="utf-8", delay=True)
         file.setFormatter(logging.Formatter(_FORMAT))
+        logging.raiseExceptions = False  # a disk that fills up would have it print tracebacks over the screen
         path.touch(0o600)
         logger.addHandler(file)
 
@@ -60,7 +62,7 @@ def write_crash_report(error: BaseException, folder: Path) -> Path | None:
         path.touch(0o600)
         with path.open("w", encoding="utf-8", errors="replace") as file:
             file.write(f"nanochat-tui {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}\n\n")
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {without_passwords(' '.join(sys.argv))}\n\n")
             traceback.print_exception(error, file=file)
             file.write("\nThe last lines of the log:\n")
             file.writelines(line + "\n" for line in list(lines)[-200:])

@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Input, RichLog, Static
 
-from nanochat_tui.chat.printable import printable
+from nanochat_tui.text import printable
 from nanochat_tui.tui.log import lines
 from nanochat_tui.tui.widgets.key_line import KeyLine
 
@@ -42,7 +42,7 @@ class LogScreen(Screen[None]):
         self.query_one(Input).focus()
 
     def on_resize(self) -> None:
-        """Break the lines anew."""
+        """Break the lines again."""
         self._shown = -1
         self._fill()
 

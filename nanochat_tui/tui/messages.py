@@ -11,69 +11,75 @@ from pathlib import Path
 
 from textual.message import Message
 
-from nanochat_tui.chat.backend import Backend, FinishReason, SamplingSettings, Stats, Token
-from nanochat_tui.tui.chat.inside import Inside
+from nanochat_tui.chat.backend import WARNING, Backend, FinishReason, Stats, Token
+from nanochat_tui.request import SamplingParams
 
 
 @dataclass
-class BackendProgress(Message):
-    """The loading thread says what it is doing."""
+class BackendMessage(Message):
+    """Something about the loading of `backend`."""
 
     backend: Backend
+
+
+@dataclass
+class BackendProgress(BackendMessage):
+    """The loading thread says what it is doing."""
+
     step: str
 
     def can_replace(self, message: Message) -> bool:
-        """Only the newest step is worth showing."""
-        return isinstance(message, BackendProgress)
+        """Only the newest step is worth showing, but every warning is."""
+        return isinstance(message, BackendProgress) and not message.step.startswith(WARNING)
 
 
 @dataclass
-class BackendReady(Message):
+class BackendReady(BackendMessage):
     """The model can answer."""
 
-    backend: Backend
-
 
 @dataclass
-class BackendFailed(Message):
+class BackendFailed(BackendMessage):
     """The model cannot be used; `text` says why and what to do."""
 
-    backend: Backend
     text: str
 
 
 @dataclass
-class ReplyStarted(Message):
-    """The model is reading the prompt."""
+class ReplyMessage(Message):
+    """Something about the reply number `run`."""
 
     run: int
+
+
+@dataclass
+class ReplyStarted(ReplyMessage):
+    """The model is reading the prompt."""
+
     prompt_tokens: int
     note: str | None
 
 
 @dataclass
-class ReplyText(Message):
+class ReplyText(ReplyMessage):
     """More of the reply: the text of all tokens since the last such message, all of it thinking or none of it."""
 
-    run: int
     text: str
     tokens: tuple[Token, ...] = ()
     thinking: bool = False
 
 
 @dataclass
-class ReplyStats(Message):
+class ReplyStats(ReplyMessage):
     """Speeds and context of the reply being written."""
 
-    run: int
     stats: Stats
 
 
 @dataclass
-class ReplyEnded(Message):
+class ReplyEnded(ReplyMessage):
     """The reply is over; `error` is set when something went wrong, `reason` otherwise."""
 
-    run: int
     reason: FinishReason | None
     error: str | None = None
 
@@ -90,7 +96,7 @@ class SettingsChanged(Message):
     """The settings panel holds a new, valid set of values."""
 
     system: str
-    sampling: SamplingSettings
+    sampling: SamplingParams
     max_tokens: int | None
 
 
@@ -139,6 +145,18 @@ class ChatWith(Message):
 
     path: Path
     mhc: Path | None = None
+    threads: int | None = None
+    """Most threads it may take; None: as many as it would."""
+    note: str = ""
+    """What to say when it is loaded."""
+
+
+@dataclass
+class ModeNews(Message):
+    """Posted to the application: something happened in a mode that may not be on show; '' when it was seen."""
+
+    mode: str
+    badge: str
 
 
 @dataclass
@@ -146,25 +164,3 @@ class ModelUsed(Message):
     """A model file was loaded; the application remembers it for the picker."""
 
     path: Path
-
-
-@dataclass
-class LensScored(Message):
-    """The probabilities of a finished reply were computed, or could not be."""
-
-    turn: object
-    tokens: tuple[Token, ...]
-    error: str | None = None
-
-
-@dataclass
-class Traced(Message):
-    """The inside of the model at its last token was computed, or could not be."""
-
-    backend: Backend
-    inside: Inside | None
-    error: str | None = None
-
-    def can_replace(self, message: Message) -> bool:
-        """Only the newest is worth showing."""
-        return isinstance(message, Traced)

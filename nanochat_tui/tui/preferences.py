@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
+from collections.abc import Container, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import ErrorDetails
 
-from nanochat_tui.chat.backend import SamplingSettings
-from nanochat_tui.chat.places import config_directory, make_private
-from nanochat_tui.chat.records import SessionSettings
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.chat.store.records import SessionSettings
+from nanochat_tui.errors import UserError, WriteError, reason_of
+from nanochat_tui.files import atomic_write_text
+from nanochat_tui.paths import config_directory, make_private
+from nanochat_tui.request import REQUEST, SAMPLING, SamplingParams, Setting
+from nanochat_tui.text import display_safe
 
 FILE = "settings.toml"
+NAMED = 4
+"""Most faults of a file that are told."""
 
 
 class Appearance(BaseModel):
@@ -25,20 +30,48 @@ class Appearance(BaseModel):
     unfold_thinking: bool = Field(False, title="Unfold thinking", description="show what models think without asking")
 
 
-class Sampling(BaseModel):
-    """What a new session begins with."""
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    model_config = ConfigDict(extra="forbid")
-    temperature: float = Field(0.8, ge=0, le=100, title="Temperature", description="0 is greedy; higher is wilder")
-    top_k: int = Field(40, ge=0, title="Top-k", description="likeliest tokens kept; 0: all")
-    top_p: float = Field(0.95, gt=0, le=1, title="Top-p", description="probability kept")
-    min_p: float = Field(0.0, ge=0, le=1, title="Min-p", description="least share of the likeliest")
-    repeat_penalty: float = Field(1.0, gt=0, le=100, title="Repeat penalty", description="1 is none")
-    completion_penalty: float = Field(
-        1.1, gt=0, le=100, title="Completion penalty", description="repeat penalty where text is continued"
+
+def _like(setting: Setting, default: float | None, **words: str) -> Any:
+    """Return a field with the bounds of a setting."""
+    options: dict[str, Any] = {"title": setting.title, "description": setting.help, **words, **setting.bounds}
+    return Field(default, **options)
+
+
+if TYPE_CHECKING:
+    _SamplingFields = _Section
+else:
+    # what may be left out, such as the seed, belongs to one session alone
+    _SamplingFields = create_model(
+        "_SamplingFields",
+        __base__=_Section,
+        **{
+            name: (int if one.is_whole else float, _like(one, one.default))
+            for name, one in SAMPLING.items()
+            if one.everyday and not one.blank
+        },
     )
-    max_tokens: int = Field(256, ge=0, title="Max tokens", description="length of one reply; 0: all that fit")
+
+
+class Sampling(_SamplingFields):
+    """What a new session begins with: the settings of `SamplingParams` that forms offer, and these."""
+
+    completion_penalty: float = _like(
+        SAMPLING["repeat_penalty"],
+        1.1,
+        title="Completion penalty",
+        description="repeat penalty where text is continued",
+    )
+    max_tokens: int = _like(
+        REQUEST["max_tokens"], REQUEST["max_tokens"].default, description="length of one reply; 0: all that fit"
+    )
     system: str = Field("", title="System prompt", description="what chat models are told first")
+
+    def params(self) -> SamplingParams:
+        """Return the settings of the sampler alone."""
+        return SamplingParams(**self.model_dump(include=set(_SamplingFields.model_fields)))
 
 
 class Chat(BaseModel):
@@ -73,8 +106,7 @@ class Preferences(BaseModel):
     def session_settings(self) -> SessionSettings:
         """Return what a new session begins with."""
         s = self.sampling
-        chosen = SamplingSettings(s.temperature, s.top_k, s.top_p, s.min_p, s.repeat_penalty)
-        return SessionSettings(s.system, chosen, s.max_tokens or None)
+        return SessionSettings(s.system, s.params(), s.max_tokens or None)
 
 
 def preferences_file() -> Path:
@@ -83,35 +115,112 @@ def preferences_file() -> Path:
 
 
 def load_preferences(path: Path) -> tuple[Preferences, str | None]:
-    """Return the preferences kept at `path`, and what is wrong with them if anything is; then they are the defaults."""
+    """Return the preferences kept at `path`, and what is wrong with them if anything is. What is wrong is left at its
+    default, the others hold; of a file that is no TOML nothing does.
+    """
     try:
-        return Preferences.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))), None
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Preferences(), None
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        why = f"{where}: {first['msg']}"
-    except (OSError, ValueError) as exc:
+    except UnicodeDecodeError:
+        why = "it is not text in UTF-8"
+    except OSError as exc:
+        why = exc.strerror or "it cannot be read"
+    except RecursionError:
+        why = "it is nested too deeply"
+    except ValueError as exc:
         why = str(exc)
+    else:
+        found, wrong = _valid_part(values)
+        if not wrong:
+            return found, None
+        named = display_safe("; ".join(wrong[:NAMED]) + (f"; {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""))
+        return found, f"Preferences in {display_safe(str(path))} that are not used: {named}. Fix or delete them there."
     return (
         Preferences(),
-        f"The preferences in {display_safe(str(path))} are not used ({display_safe(why)}); mend the file.",
+        f"The preferences in {display_safe(str(path))} are not used ({display_safe(why)}); fix or delete the file.",
     )
 
 
-def save_preferences(preferences: Preferences, path: Path) -> None:
-    """Write what differs from the defaults to `path`. Raises `UserError` if the system refuses."""
-    import tomli_w
+def _valid_part(values: dict[str, Any]) -> tuple[Preferences, list[str]]:
+    """Return the preferences that `values` hold without those that are wrong, and what is wrong, in words."""
+    wrong: list[str] = []
+    while True:
+        try:
+            return Preferences.model_validate(values), wrong
+        except ValidationError as exc:
+            # from the end, so that places in a list stay what they are
+            for error in sorted(exc.errors(), key=lambda one: [str(part) for part in one["loc"]], reverse=True):
+                where = [part for part in error["loc"] if part != "[key]"]
+                wrong.insert(0, _in_words(where, error))
+                values = _without(values, where)
 
+
+def _in_words(where: Sequence[int | str], error: ErrorDetails) -> str:
+    name = ".".join(map(str, where))
+    if error["type"] == "extra_forbidden":
+        return f"{name} is unknown"
+    return f"{name}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _without(values: Any, where: Sequence[int | str]) -> Any:
+    """Return nested dictionaries and lists without what stands at `where`."""
+    if isinstance(values, dict):
+        rest = {key: value for key, value in values.items() if key != where[0]}
+        return rest if len(where) == 1 else rest | {where[0]: _without(values[where[0]], where[1:])}
+    if isinstance(values, list) and isinstance(where[0], int):
+        return [*values[: where[0]], *values[where[0] + 1 :]]
+    return values
+
+
+def unused_appearance(preferences: Preferences, themes: Container[str]) -> list[str]:
+    """Return what is wrong with a theme's name, in words."""
+    theme = preferences.appearance.theme
+    return [] if theme in themes else [f"there is no theme {display_safe(theme)}"]
+
+
+def save_preferences(preferences: Preferences, path: Path) -> None:
+    """Write what differs from the defaults to `path`; the comments and the order of a file that exists stay.
+    Raises `UserError` if the system refuses.
+    """
     values: dict[str, Any] = preferences.model_dump(exclude_defaults=True, exclude_none=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         make_private(path.parent)
-        temporary.write_text(tomli_w.dumps(values), encoding="utf-8")
-        temporary.replace(path)
+        atomic_write_text(path, _changed(path, values))
+    except WriteError as exc:
+        raise UserError(f"The preferences cannot be kept: {exc}.") from exc
     except OSError as exc:
-        raise UserError(f"The preferences cannot be kept in {display_safe(str(path))}: {exc.strerror or exc}.") from exc
+        raise UserError(
+            f"The preferences cannot be kept in {display_safe(str(path.parent))}: {reason_of(exc)}; check the folder."
+        ) from exc
+
+
+def _changed(path: Path, values: dict[str, Any]) -> str:
+    """Return the text of the TOML file at `path` with `values` in the place of its own."""
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, TOMLKitError):  # nothing that could be kept
+        document = tomlkit.document()
+    _change(document, values)
+    return tomlkit.dumps(document)
+
+
+def _change(table: MutableMapping[str, Any], values: dict[str, Any]) -> None:
+    """Make a TOML table hold `values` and nothing else; what does not change stays as it is written."""
+    for key in [key for key in table if key not in values]:
+        if isinstance(table[key], MutableMapping):
+            _change(table[key], {})  # its comments may be instructions to the reader
+        else:
+            del table[key]
+    for key, value in values.items():
+        present = table.get(key)
+        if isinstance(value, dict) and isinstance(present, MutableMapping):
+            _change(present, value)
+        elif key not in table or present != value:
+            table[key] = value
 
 
 def remember_model(preferences: Preferences, path: Path, most: int = 12) -> Preferences:

@@ -20,7 +20,7 @@ from textual.widgets import Input, Label, Select, Static, TabbedContent, TabPane
 from nanochat_tui.errors import UserError
 from nanochat_tui.tui.keys import Remappable, key_problem
 from nanochat_tui.tui.preferences import Preferences, save_preferences
-from nanochat_tui.tui.train.choice import Choice
+from nanochat_tui.tui.widgets.choice import Choice
 from nanochat_tui.tui.widgets.key_line import KeyLine
 
 YES_NO = ("yes", "no")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nanochat_tui.chat.backend import Message, Request, SamplingSettings, Started
+from nanochat_tui.chat.backend import Message, Request, Started
 from nanochat_tui.errors import UserError
+from nanochat_tui.request import SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -14,22 +15,22 @@ from nanochat_tui.errors import UserError
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
-        ({"top_k": -1}, "top-k"),
-        ({"top_p": 0.0}, "top-p"),
-        ({"top_p": 1.01}, "top-p"),
-        ({"min_p": -0.5}, "min-p"),
-        ({"repeat_penalty": 0.0}, "repeat-penalty"),
-        ({"seed": -1}, "seed"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"min_p": -0.5}, "min_p"),
+        ({"repeat_penalty": 0.0}, "repeat_penalty"),
+        ({"seed": 1.5}, "seed"),
     ],
 )
 def test_bad_settings_are_named(changes: dict[str, float], named: str) -> None:
-    with pytest.raises(UserError, match=f"^{named} must be") as caught:
-        SamplingSettings(**changes)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=rf"^{named} (must be|is a fraction)") as caught:
+        SamplingParams(**changes)  # type: ignore[arg-type]
     assert caught.value.exit_code == 2
 
 
 def test_extremes_are_allowed() -> None:
-    SamplingSettings(temperature=0.0, top_k=0, top_p=1.0, min_p=1.0, repeat_penalty=0.5, seed=0)
+    SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=1.0, repeat_penalty=0.5, seed=0)
 
 
 def test_request_needs_one_of_messages_and_prompt() -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_tui.chat.backend import SamplingSettings, Stats
+from nanochat_tui.chat.backend import Stats
 from nanochat_tui.chat.exchange import export_session, from_json, import_session, to_json, to_markdown
-from nanochat_tui.chat.records import SessionSettings, StoredSession, StoredTurn, new_session
+from nanochat_tui.chat.store.records import SessionSettings, StoredSession, StoredTurn, new_session
 from nanochat_tui.errors import UserError
+from nanochat_tui.request import SamplingParams
 
 
 def session(*turns: StoredTurn, is_chat: bool = True) -> StoredSession:
-    settings = SessionSettings("be kind", SamplingSettings(seed=3), 99)
+    settings = SessionSettings("be kind", SamplingParams(seed=3), 99)
     info = replace(new_session("some model", is_chat=is_chat, settings=settings), title="A title", titled=True)
     return StoredSession(replace(info, turns=len(turns)), turns)
 
@@ -23,6 +24,13 @@ HARD = (
     StoredTurn("hello\n\n## User\nstill the message", ("part one, ", "part two"), "a thought", "length"),
     StoredTurn("```rust\nfn main() {}\n```", ("## Assistant\nnot a heading",), "", "stop", Stats(1.0, None, 3, 4)),
 )
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused_in_words(tmp_path: Path) -> None:
+    for text in ("[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000):
+        (tmp_path / "deep.json").write_text(text)
+        with pytest.raises(UserError, match="nested too deeply"):
+            import_session(tmp_path / "deep.json")
 
 
 def test_json_keeps_everything_under_a_new_id(tmp_path: Path) -> None:
@@ -79,5 +87,9 @@ def test_bytes_missing_files_and_unknown_endings(tmp_path: Path) -> None:
 
 
 def test_strange_values_in_json_become_defaults() -> None:
-    text = to_json(session(StoredTurn("q", ("a",)))).replace('"seed": 3', '"seed": "often"').replace("99", "-4")
-    assert from_json(text).info.settings == SessionSettings("be kind", SamplingSettings(), 256)
+    text = (
+        to_json(session(StoredTurn("q", ("a",))))
+        .replace('"seed": 3', '"seed": "often"')
+        .replace('"max_tokens": 99', '"max_tokens": -4')
+    )
+    assert from_json(text).info.settings == SessionSettings("be kind", SamplingParams(), 256)

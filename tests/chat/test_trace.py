@@ -11,7 +11,7 @@ from support_architectures import write_architecture
 
 from nanochat_tui.chat import trace
 from nanochat_tui.chat.trace import Tracer
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.generate.model import load
 from nanochat_tui.errors import UserError
 from nanochat_tui.tui.chat.inside import Inside, matrix_rows
 from nanochat_tui.tui.chat.live_panel import WIDTH

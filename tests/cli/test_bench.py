@@ -16,11 +16,11 @@ import psutil
 import pytest
 from support import TINY, write_model
 
+from nanochat_tui.bench.measure import Loaded, Result, Row, read_bandwidth, thread_counts
+from nanochat_tui.bench.report import as_markdown, as_text, ratios
+from nanochat_tui.bench.worker import Worker, random_ids
 from nanochat_tui.cli.app import dispatch
 from nanochat_tui.cli.bench import sizes
-from nanochat_tui.cli.measurement import Loaded, Result, Row, read_bandwidth, thread_counts
-from nanochat_tui.cli.measurement_report import as_markdown, as_text, ratios
-from nanochat_tui.cli.measurement_worker import Worker, random_ids
 from nanochat_tui.errors import UserError
 
 QUICK = ["--threads", "1", "-n", "8", "--repeats", "2", "--prompt", "16", "--context", "16"]
@@ -62,7 +62,7 @@ def test_json_has_the_promised_keys(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's own peak")
 def test_the_peak_is_the_processs_own() -> None:
     parent = np.ones(1 << 29, np.uint8)
-    code = "from nanochat_tui.cli.measurement import peak_rss; print(peak_rss())"
+    code = "from nanochat_tui.system import peak_rss; print(peak_rss())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1 << 20 < int(done.stdout) < parent.nbytes // 2
 
@@ -75,7 +75,7 @@ def test_guesses_are_counted_where_they_are_asked_for(tmp_path: Path, capsys: py
     assert (prompt["drafted"], prompt["accepted"]) == (0, 0)
     assert 0 < decode["accepted"] <= decode["drafted"]
     assert dispatch(words) == 0
-    assert "guesses kept" in capsys.readouterr().out
+    assert "draft tokens accepted" in capsys.readouterr().out
 
 
 def test_a_worker_says_why_it_cannot(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_stopped_worker_ends_with_its_parent(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", TINY)
     script = (
-        "import sys, os; from pathlib import Path; from nanochat_tui.cli.measurement_worker import Worker;"
+        "import sys, os; from pathlib import Path; from nanochat_tui.bench.worker import Worker;"
         "w = Worker('nanochat-tui', Path(sys.argv[1]), 1); print(w._process.pid, flush=True); os._exit(0)"
     )
     found = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)

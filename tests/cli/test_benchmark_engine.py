@@ -13,7 +13,7 @@ from support import TINY, write_model
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import engine
 
-from nanochat_tui.cli.measurement import Plan
+from nanochat_tui.bench.measure import Plan
 from nanochat_tui.errors import UserError
 
 BATCH = Path(__file__).parents[2] / "benchmarks" / "batch.py"

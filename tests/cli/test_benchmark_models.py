@@ -12,7 +12,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from models import SHAPES, STATE, Shape, write_model
 
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.generate.model import load
 from nanochat_tui.formats.gguf import read_gguf
 from nanochat_tui.model.architectures import describe
 
@@ -93,7 +93,7 @@ def test_the_published_hybrids(name: str, gigabytes: float, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["d20-llama", "2b4t", "bonsai-1.7b", "bonsai-8b", "maple"])
 def test_llama_cpp_loads_them(name: str, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    from nanochat_tui.cli.measurement_peer import PeerRunner
+    from nanochat_tui.bench.peer import PeerRunner
 
     shape = small(name)
     runner = PeerRunner(write_model(tmp_path / "m.gguf", shape), 1, 64)

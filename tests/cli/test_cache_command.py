@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_tui.cli.app import dispatch
-from nanochat_tui.engine.compile_cache import ENVIRONMENT
+from nanochat_tui.engine.compile.cache import ENVIRONMENT
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
 
 def test_an_empty_cache(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(capsys) == {
+        "schema": 1,
         "cleared": False,
         "held": [{"kind": "kernels", "folder": str(folder), "files": 0, "bytes": 0}],
     }

@@ -1,4 +1,4 @@
-"""--kv and --i2s-layout reach the engine from every command that has them."""
+"""--kv, --i2s-layout and --activations reach the engine from every command that has them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from support_architectures import write_architecture
 from nanochat_tui.chat.local import LocalBackend
 from nanochat_tui.cli.app import dispatch
 from nanochat_tui.cli.serve import serve
-from nanochat_tui.engine.model import load as load_model
+from nanochat_tui.engine.generate.model import load as load_model
 from nanochat_tui.errors import UserError
+from nanochat_tui.serve.loading import ModelFiles, load_one
 from nanochat_tui.tui.app import NanochatApp
 
 
@@ -30,7 +31,7 @@ def test_cache_and_layout_reach_the_engine(tmp_path: Path, monkeypatch: pytest.M
         made.append(backend)
 
     def run(app: NanochatApp) -> None:
-        app.chat.backend.load(lambda line: None)
+        app.chat.model.backend.load(lambda line: None)
 
     monkeypatch.setattr(LocalBackend, "load", noted)
     monkeypatch.setattr(NanochatApp, "run", run)
@@ -49,6 +50,27 @@ def test_cache_and_layout_reach_the_engine(tmp_path: Path, monkeypatch: pytest.M
         np.testing.assert_array_equal(backend.model.logits([1, 2, 3]), wanted)
     with pytest.raises(UserError, match="--kv, --i2s-layout"):
         dispatch(["chat", "--attach", "http://127.0.0.1:9", "--kv", "int8", "-p", "hi"])
+
+
+def test_float_activations_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_model(tmp_path / "m.gguf", TINY)
+    asked: list[object] = []
+
+    def noted(*_: object, activations: str = "int8", **__: object) -> None:
+        asked.append(activations)
+        raise UserError("noted")
+
+    monkeypatch.setattr("nanochat_tui.engine.generate.model.load", noted)
+    words = [str(path), "--activations", "float"]
+    with pytest.raises(UserError, match="noted"):
+        dispatch(["chat", *words, "-p", "hi"])
+    with pytest.raises(UserError, match="noted"):
+        dispatch(["bench", *words, "--quality"])
+    with pytest.raises(UserError, match="noted"):
+        load_one(ModelFiles(path, activations="float"), str)
+    assert asked == ["float"] * 3
+    with pytest.raises(UserError, match="--activations are for files"):
+        dispatch(["chat", "--attach", "http://127.0.0.1:9", "--activations", "float", "-p", "hi"])
 
 
 def test_bench_counts_the_cache_it_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

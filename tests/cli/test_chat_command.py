@@ -15,7 +15,7 @@ from support import TINY, write_model
 
 from nanochat_tui.cli import entry
 from nanochat_tui.cli.app import dispatch
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.generate.model import load
 
 CONFIG = TINY.with_(context_length=512)
 PROMPT = "fn main() {"
@@ -51,6 +51,26 @@ def test_stdin_is_the_prompt_as_it_is(model: Path) -> None:
     assert done.stdout == expected(model, PROMPT + "\n", 8)
 
 
+def test_a_suffix_fills_in_the_middle(tmp_path: Path, model: Path) -> None:
+    path = write_model(tmp_path / "infill.gguf", CONFIG, infill=True)
+    options = {"max_tokens": 8, "temperature": 0.0}
+    text = "".join(t.text for t in load(path).generate("fn ", suffix="}", **options))
+    done = run(path, "-p", "fn ", "--suffix", "}", "-n", 8, "--temperature", 0)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.removesuffix("\n") == text.removesuffix("\n")
+    for more, reason in (((model,), "cannot fill in between two texts"), ((path, "--system", "x"), "--suffix leaves")):
+        done = run(*more, "-p", "fn ", "--suffix", "}", "-n", 8)
+        assert done.returncode == 2 and done.stdout == ""
+        assert reason in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_long_prefix_gives_way_to_the_suffix(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "infill.gguf", CONFIG, infill=True)
+    done = run(path, "-p", "x" * 900, "--suffix", "y" * 900, "-n", 8, "--temperature", 0, "--json")
+    started = json.loads(done.stdout.splitlines()[0])
+    assert started["prompt_tokens"] == 504 and started["dropped_tokens"] == 1804 - 504
+
+
 def test_json_tells_every_event(model: Path) -> None:
     done = run(model, "-p", PROMPT, "-n", 8, "--seed", 3, "--json", "--top-logprobs", 2)
     assert (done.returncode, done.stderr) == (0, "")
@@ -83,7 +103,7 @@ def test_guesses_are_counted_and_change_nothing(model: Path) -> None:
 def test_system_message_without_template_is_refused(model: Path) -> None:
     done = run(model, "-p", "x", "--system", "rules")
     assert done.returncode == 2
-    assert done.stderr == (
+    assert done.stderr.endswith(  # behind what is told of a slow start
         "error: --system has no place here, because this model has no chat template; leave one of them out.\n"
     )
 
@@ -91,7 +111,7 @@ def test_system_message_without_template_is_refused(model: Path) -> None:
 def test_a_closed_pipe_is_no_failure(model: Path) -> None:
     shell = f"{' '.join(command(model, '-p', 'x', '-n', '400', '--json'))} | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False, timeout=120)
-    assert done.stderr == ""
+    assert "error" not in done.stderr  # a slow start may tell what it does
     assert json.loads(done.stdout)["event"] == "started"
     assert done.returncode == 0
 
@@ -113,7 +133,7 @@ def test_interrupt_leaves_with_130(tmp_path: Path) -> None:
         if json.loads(line)["event"] == "token":
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in err
     last = json.loads(out.splitlines()[-1])

@@ -7,9 +7,9 @@ import platform
 
 import pytest
 
-from nanochat_tui.cli import diagnosis
+from nanochat_tui.bench import doctor as diagnosis
 from nanochat_tui.cli.app import dispatch
-from nanochat_tui.engine.dispatch import available_kernels, choose_kernel
+from nanochat_tui.engine.compile.choose import available_kernels, choose_kernel
 
 
 def test_json_names_versions_and_kernel(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,9 +17,9 @@ def test_json_names_versions_and_kernel(capsys: pytest.CaptureFixture[str]) -> N
     findings = json.loads(capsys.readouterr().out)
     assert findings["versions"]["python"] == platform.python_version()
     assert findings["engine"]["kernel"] == choose_kernel().name
-    assert findings["engine"]["kernels that run here"] == [kernel.name for kernel in available_kernels()]
+    assert findings["engine"]["kernels"] == [kernel.name for kernel in available_kernels()]
     used = choose_kernel().name == "avx512-amx"
-    assert findings["engine"]["AMX"].startswith("used for prompts; " if used else "not used; ")
+    assert findings["engine"]["amx"].startswith("used for prompts; " if used else "not used; ")
     assert findings["paths"]["package"].endswith("nanochat_tui")
 
 

@@ -70,12 +70,12 @@ def test_a_sidecar_that_disagrees_is_reported_and_fails(
 
 def test_two_files_compared(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_model(tmp_path / "other.gguf", TINY, seed=5)
-    assert run(dispatch, ["inspect", str(model), "--compare", str(other), "--json"]) == 0
+    assert run(dispatch, ["inspect", str(model), "--compare", str(other), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["same"] is False and found["trits"] == TINY.ternary_parameters
     assert [layer["layer"] for layer in found["layers"]] == [0, 1]
     assert found["flipped"] == sum(layer["flipped"] for layer in found["layers"])
-    assert run(dispatch, ["inspect", str(model), "--compare", str(other)]) == 0
+    assert run(dispatch, ["inspect", str(model), "--compare", str(other)]) == 1
     out = capsys.readouterr().out
     assert f"{found['flipped']:,} of {found['trits']:,} flipped" in out and "blk.1.ffn_down.weight" in out
     assert run(dispatch, ["inspect", str(model), "--compare", str(model)]) == 0

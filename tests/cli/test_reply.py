@@ -41,7 +41,7 @@ class Interruptible(Listed):
         yield Started(1)
         yield Token("word", 1)
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-        assert cancel.wait(10), "the signal did not arrive"
+        assert cancel.wait(120), "the signal did not arrive"
         yield Stats(1.0, 1.0, 2, 64, 1, 0.5)
         yield Finished("cancelled")
 
@@ -76,7 +76,7 @@ def test_a_terminal_gets_safe_text_after_the_prompt(monkeypatch: pytest.MonkeyPa
     assert out.getvalue() == "fn a\\x1b]0;owned\\x07\\r\n\tb\n"
     assert "pro\\x1bmpt" in err.getvalue()
     assert "2 tokens · 60 tok/s · prompt 100 tok/s · context 5 of 64 · " in err.getvalue()
-    assert " · guessed ahead 4 of 6 kept · length limit" in err.getvalue()
+    assert " · draft tokens 4 of 6 accepted · length limit" in err.getvalue()
 
 
 def test_json_has_one_object_per_event_and_sums_up(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +84,7 @@ def test_json_has_one_object_per_event_and_sums_up(capsys: pytest.CaptureFixture
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["event"] for row in rows] == ["started", "token", "stats", "token", "stats", "finished"]
     assert rows[1] == {
+        "schema": 1,
         "event": "token",
         "text": "fn ",
         "id": 5,
@@ -92,9 +93,12 @@ def test_json_has_one_object_per_event_and_sums_up(capsys: pytest.CaptureFixture
         "thinking": False,
     }
     assert rows[-1] == {
+        "schema": 1,
         "event": "finished",
         "reason": "length",
         "text": "fn " + EVIL,
+        "answer": "fn " + EVIL,
+        "thinking": "",
         "prompt_tokens": 3,
         "tokens": 2,
         "prompt_tps": 100.0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,17 @@ def test_inspect_names_the_trap(name: str, tmp_path: Path, capsys: pytest.Captur
     assert code == case.code
     for words in case.inspect:
         assert words in out + err, (out, err)
+
+
+def test_a_forecast_takes_no_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two thousand million rows are counted, not listed."""
+    path = case_of("weights beyond memory").make(tmp_path)
+    tracemalloc.start()
+    try:
+        assert say(capsys, "inspect", str(path))[0] == 0
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", TRAPS)

@@ -10,7 +10,7 @@ import pytest
 from kernel_support import EVERY_NAME, Kernels, kernels_for
 from support import write_model
 
-from nanochat_tui.engine.model import Model, load
+from nanochat_tui.engine.generate.model import Model, load
 from nanochat_tui.model.config import ModelConfig
 
 

@@ -12,19 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from nanochat_tui.engine.dispatch import KERNELS as INFOS
-from nanochat_tui.engine.dispatch import available_kernels, compiled_for, cpu_feature_text, cpu_name
-from nanochat_tui.engine.kernels import kinds, matrices, program, rows  # these register every kernel
+from nanochat_tui.engine.compile.choose import available_kernels
+from nanochat_tui.engine.compile.targets import KERNELS as INFOS
+from nanochat_tui.engine.compile.targets import compiled_for, cpu_feature_text, cpu_name
+from nanochat_tui.engine.kernels import matrices, program, rows, screen  # these register every kernel
+from nanochat_tui.engine.layout import kinds
 from nanochat_tui.engine.simd.isa import ISAS, Isa
 from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object, load_object
 from nanochat_tui.engine.simd.objects import symbol
 
-assert program
+assert program, screen
 assert matrices, rows
 EVERY_NAME = [kernel.name for kernel in available_kernels()]
 KERNEL_NAMES = [name for name in EVERY_NAME if name != "avx-vnni" or "avx512-vnni" not in EVERY_NAME]
 """For tests of whole programs: two widths of one instruction differ in the kernels alone, and programs take long."""
-BASIC = frozenset({kinds.TERNARY, kinds.TERNARY_ROW, kinds.Q8})
+BASIC = frozenset({*kinds.TERNARY_NAMES, kinds.Q8})
 C_TYPES = {"i": ctypes.c_int64, "f": ctypes.c_float, "v": None}
 
 

@@ -24,8 +24,10 @@ def rms_norm(x: F64, weight: F64, epsilon: float) -> F64:
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * weight
 
 
-def quantise(x: F64) -> F64:
-    """int8 with one scale per row, in float32 like everybody's."""
+def quantise(x: F64, block: int = 0) -> F64:
+    """int8 with one scale per row or per `block` columns, in float32 like everybody's."""
+    if block:
+        return quantise(x.reshape(*x.shape[:-1], -1, block)).reshape(x.shape)
     x32 = x.astype(np.float32)
     a = np.maximum(np.abs(x32).max(-1, keepdims=True), np.float32(1e-8)) / np.float32(127)
     return np.clip(np.rint(x32 / a), -127, 127).astype(np.float64) * a
@@ -90,8 +92,8 @@ def forward(file: GGUFFile, config: ModelConfig, ids: list[int], *, rounded: boo
             else:
                 x = np.einsum("ij,tjd->tid", matrix, x + written)
     h = rms_norm(x.mean(1), weight("output_norm.weight"), c.norm_eps)
-    (logits,) = linear(h, "token_embd.weight" if c.tied else "output.weight")
-    return logits
+    h = quantise(h, 32) if rounded else h
+    return h @ weight("token_embd.weight" if c.tied else "output.weight").T
 
 
 def attention(h: F64, linear, block: str, c: ModelConfig, half_cache: bool) -> F64:

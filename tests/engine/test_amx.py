@@ -15,24 +15,30 @@ import numpy as np
 import pytest
 from kernel_support import EVERY_NAME, Kernels, kernels_for
 from support import TINY
-from test_kernels import lay_out, sums_of
+from test_kernels import activations_of, lay_out
 from tile_model import ModelledAmx, ModelledPortable, ModelledTiles
 
-from nanochat_tui.engine import amx, compile_cache, dispatch
-from nanochat_tui.engine.kernels import blocked, kinds, tile_check
+from nanochat_tui.engine.compile import amx_check as amx
+from nanochat_tui.engine.compile import amx_self_check as tile_check
+from nanochat_tui.engine.compile import cache as compile_cache
+from nanochat_tui.engine.compile import choose, targets
+from nanochat_tui.engine.generate.model import Model
+from nanochat_tui.engine.kernels import blocked
 from nanochat_tui.engine.kernels.blocked import TOKENS
-from nanochat_tui.engine.model import Model
-from nanochat_tui.engine.packing import Packed, aligned, pack_ternary, round_up
-from nanochat_tui.engine.plan import CHUNK
+from nanochat_tui.engine.layout import kinds
+from nanochat_tui.engine.layout.memory import aligned, round_up
+from nanochat_tui.engine.run.tables import CHUNK
 from nanochat_tui.engine.simd.amx import configuration
 from nanochat_tui.engine.simd.isa import ISAS
 from nanochat_tui.engine.simd.library import Target, compile_assembly, compile_object, load_object
 from nanochat_tui.engine.simd.objects import symbol
+from nanochat_tui.engine.weights.pack import Packed, pack_ternary
 from nanochat_tui.errors import UserError
 
 F32 = np.float32
-NAMES = ["ternary_tiles", "ternary_row_tiles"]
-HAS_AMX = dispatch.cpu_features() >= amx.FEATURES
+NAMES = [f"{name}_tiles" for name in kinds.TERNARY_NAMES.values()]
+TERNARY = frozenset(kinds.TERNARY_NAMES)
+HAS_AMX = targets.cpu_features() >= amx.FEATURES
 needs_avx512 = pytest.mark.skipif("avx512-vnni" not in EVERY_NAME, reason="needs AVX-512 VNNI")
 needs_no_amx = pytest.mark.skipif(HAS_AMX, reason="shows what happens on a processor without AMX")
 
@@ -41,8 +47,8 @@ needs_no_amx = pytest.mark.skipif(HAS_AMX, reason="shows what happens on a proce
 def modelled(isa: str, group: int) -> Kernels:
     """Return this processor's kernels with tile registers, which are modelled in software."""
     made = ModelledAmx() if isa == "avx512" else ModelledPortable()
-    features = dispatch.cpu_name(), dispatch.cpu_feature_text()
-    target = Target(made, group, *features, frozenset({kinds.TERNARY, kinds.TERNARY_ROW}))
+    features = targets.cpu_name(), targets.cpu_feature_text()
+    target = Target(made, group, *features, TERNARY)
     return Kernels(made, group, load_object(target, compile_object(target, NAMES), [symbol(name) for name in NAMES]))
 
 
@@ -60,20 +66,19 @@ class Case:
             self.packed = Packed(self.packed.weights, scales, rows, columns)
         self.kind, self.group, self.groups = kind, group, groups
         self.x = rng.integers(-127, 128, (tokens, columns)).astype(np.int8)
-        self.x_scale = rng.uniform(0.001, 0.1, tokens).astype(F32)
+        each = 1 if kind in kinds.PER_TOKEN else columns // kinds.ACTIVATION_BLOCK
+        self.x_scale = rng.uniform(0.001, 0.1, (tokens, each)).astype(F32)
 
     @property
     def name(self) -> str:
-        return "ternary" if self.kind == kinds.TERNARY else "ternary_row"
+        return kinds.TERNARY_NAMES[self.kind]
 
     def run(self, k: Kernels, parts: int = 1, shares: int = 1) -> np.ndarray:
         """Multiply by the widest kernel: row blocks in `parts` calls, tiles in `shares` calls, as threads would."""
         tile, tiled = k.isa.tile, k.isa.tiles is not None
         blocks, tiles = self.packed.weights.shape[0], round_up(len(self.x), tile) // tile
         y = aligned((tiles * tile, 16 * blocks), F32, np.nan)
-        scale = np.ones(len(y), F32)
-        scale[: len(self.x)] = self.x_scale
-        fourth = sums_of(self.x, self.group, tile, 1)
+        fourth, scale = activations_of(k, self.kind, self.x, self.x_scale, tile)
         if tiled:
             fourth = np.full(kinds.tile_scratch(self.x.shape[1]) + 64, 0x7F, np.uint8)
         kernel = getattr(k, f"{self.name}_tiles" if tiled else f"{self.name}_{tile}")
@@ -88,7 +93,7 @@ class Case:
 
 
 @pytest.mark.parametrize("group", [64, 128])
-@pytest.mark.parametrize("kind", [kinds.TERNARY, kinds.TERNARY_ROW])
+@pytest.mark.parametrize("kind", sorted(TERNARY))
 @pytest.mark.parametrize("isa", [pytest.param("avx512", marks=needs_avx512), "portable"])
 def test_the_same_bits_as_without_tile_registers(isa: str, kind: int, group: int) -> None:
     """One and several of everything: row blocks, groups, tiles of tokens, full and not, more than go together."""
@@ -116,7 +121,7 @@ def test_a_job_is_multiplied_at_once_and_the_parts_of_the_scratch_lie_apart() ->
     assert kinds.TOGETHER * TOKENS == CHUNK
     assert blocked.TOTALS + kinds.TOGETHER * 2 * 1024 <= blocked.CODES
     assert blocked.CODES + 2 * 128 * 16 <= blocked.DOTS
-    assert blocked.DOTS + 4 * 1024 <= kinds.SCRATCH_FIXED
+    assert blocked.DOTS + 2 * kinds.FINE_SPAN // kinds.ACTIVATION_BLOCK * 4 * 1024 <= kinds.SCRATCH_FIXED
 
 
 def test_the_configuration() -> None:
@@ -126,6 +131,8 @@ def test_the_configuration() -> None:
     for number in range(8):
         wanted[16 + 2 * number], wanted[48 + number] = 64, 16
     assert configuration() == bytes(wanted)
+    wanted[16 + 2 * 4], wanted[48 + 6] = 32, 8
+    assert configuration({4: (16, 32), 6: (8, 64)}) == bytes(wanted)
 
 
 X86 = "x86_64-unknown-linux-gnu"
@@ -136,10 +143,10 @@ BASE = "+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni,+bmi
 @pytest.mark.parametrize("group", [64, 128])
 def test_instructions(group: int) -> None:
     """Made for a processor with what the kernel asks for and nothing else: LLVM refuses what would need more."""
-    (info,) = (kernel for kernel in dispatch.KERNELS if kernel.name == dispatch.TILES)
+    (info,) = (kernel for kernel in targets.KERNELS if kernel.name == targets.TILES)
     features = ",".join(f"+{name}" for name in info.cpu_features)
-    some = frozenset({kinds.TERNARY, kinds.TERNARY_ROW})
-    target = Target(ISAS[dispatch.TILES], group, "x86-64", features, some, X86)
+    some = TERNARY
+    target = Target(ISAS[targets.TILES], group, "x86-64", features, some, X86)
     assembly = compile_assembly(target, ["matrix_product"])
     for name in NAMES:
         code = assembly.split(f"{symbol(name)}:")[1].split(".Lfunc_end")[0]
@@ -154,13 +161,16 @@ def test_instructions(group: int) -> None:
         assert instructions.count("ldtilecfg") == 1
         # four products of two tiles each: what is loaded is used twice
         order = " ".join(word for word in instructions if "tile" in word or word.startswith("tdp"))
-        assert "tileloadd tdpbssd tdpbssd tileloadd tdpbssd tdpbssd" in order
+        taken = re.sub("tile(zero|stored) ", "", order)
+        assert re.search("tdpbssd tdpbssd (tileloadd )+tdpbssd tdpbssd", taken)
+        late = "tdpbssd tdpbssd tilezero tilezero tileloadd tdpbssd tdpbssd (tileloadd |tdpbssd )*tilestored"
+        assert re.search(late, order) or "row" in name, "products are stored after others have been begun"
         assert "call" not in instructions
         assert "vpdpbusd" not in instructions
     plain = Target(ISAS["avx512-vnni"], group, "x86-64", BASE, some, X86)
     with_tiles = {*re.findall(r"^nanochat_\w+", assembly, re.MULTILINE)}
     without = {*re.findall(r"^nanochat_\w+", compile_assembly(plain, ["matrix_product"]), re.MULTILINE)}
-    wide = {symbol(f"{name}_16") for name in ("ternary", "ternary_row")}
+    wide = {symbol(f"{name}_16") for name in kinds.TERNARY_NAMES.values()}
     assert with_tiles - without == {symbol(name) for name in NAMES}
     assert without - with_tiles == wide, "what is never called is not made"
 
@@ -176,11 +186,11 @@ def refuse(*_: object, **__: object) -> None:
 def with_amx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Make dispatch believe in a processor and a system with AMX; verdicts are kept in a folder of the test's."""
     flags = {"amx_tile", "amx_int8"}
-    text = re.sub(r"-(amx-(?:tile|int8)\b)", r"+\1", dispatch.cpu_feature_text())
-    have = dispatch.cpu_features() | amx.FEATURES
-    monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
-    monkeypatch.setattr(dispatch, "cpu_features", lambda: have)
-    monkeypatch.setattr(dispatch, "cpu_feature_text", lambda: text)
+    text = re.sub(r"-(amx-(?:tile|int8)\b)", r"+\1", targets.cpu_feature_text())
+    have = targets.cpu_features() | amx.FEATURES
+    monkeypatch.delenv(choose.ENVIRONMENT, raising=False)
+    monkeypatch.setattr(targets, "cpu_features", lambda: have)
+    monkeypatch.setattr(targets, "cpu_feature_text", lambda: text)
     monkeypatch.setattr(amx, "system_flags", lambda: frozenset(flags))
     monkeypatch.setattr(amx, "request_permission", lambda: None)
     monkeypatch.setattr(amx, "_verdicts", {})
@@ -188,7 +198,7 @@ def with_amx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def chosen_and_said() -> tuple[str, str]:
-    info = dispatch.choose_kernel()
+    info = choose.choose_kernel()
     return info.name, amx.in_words(info)
 
 
@@ -203,17 +213,18 @@ def test_where_there_is_amx_its_numbers_are_right() -> None:
 def test_a_processor_without_amx_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("system_flags", "request_permission", "self_check"):
         monkeypatch.setattr(amx, name, refuse)
-    monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(choose.ENVIRONMENT, raising=False)
     name, said = chosen_and_said()
     assert name == EVERY_NAME[0]
     assert said == "not used; nothing says that this processor has it"
     with pytest.raises(UserError, match=r"avx512-amx needs amx-tile, amx-int8.* which this processor lacks"):
-        dispatch.choose_kernel(dispatch.TILES)
+        choose.choose_kernel(targets.TILES)
 
 
 def test_a_start_without_amx_does_not_even_import_its_module() -> None:
-    code = "import sys; from nanochat_tui.engine import dispatch as d; d.cpu_features = lambda: frozenset({'avx2'})\n"
-    code += "d.choose_kernel(); print('nanochat_tui.engine.amx' in sys.modules)"
+    code = "import sys; from nanochat_tui.engine.compile import choose, targets\n"
+    code += "targets.cpu_features = lambda: frozenset({'avx2'})\n"
+    code += "choose.choose_kernel(); print('nanochat_tui.engine.compile.amx_check' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=compile_cache.child_environment(), check=True
     )
@@ -250,7 +261,7 @@ def test_without_permission_the_vnni_kernel_is_used(with_amx: None, monkeypatch:
     monkeypatch.setattr(amx, "self_check", refuse)
     assert chosen_and_said() == ("avx512-vnni", "not used; the system does not lend its registers (no)")
     with pytest.raises(UserError, match=r"avx512-amx cannot be used: the system does not lend .* can run: avx512-vnni"):
-        dispatch.choose_kernel(dispatch.TILES)
+        choose.choose_kernel(targets.TILES)
 
 
 @needs_avx512
@@ -261,7 +272,7 @@ def test_an_illegal_instruction_ends_the_self_check_only(
 ) -> None:
     """The real kernels on this processor, which has no AMX: they end the child, and are not tried again."""
     said: list[str] = []
-    assert dispatch.choose_kernel(None, said.append).name == "avx512-vnni"
+    assert choose.choose_kernel(None, said.append).name == "avx512-vnni"
     assert said == ["trying the avx512-amx kernels in a process of their own (once, a few seconds)"]
     folder = compile_cache.cache_directory()
     assert folder is not None
@@ -278,7 +289,7 @@ def test_an_illegal_instruction_ends_the_self_check_only(
     assert model.kernel == "avx512-vnni"
     assert model.logits([1, 2, 3]).shape[0] == 3
     with pytest.raises(UserError, match="cannot be used: its self-check was ended by SIGILL; it can run: avx512-vnni"):
-        make_model(TINY, threads=1, kernel=dispatch.TILES)
+        make_model(TINY, threads=1, kernel=targets.TILES)
 
 
 @needs_avx512
@@ -297,7 +308,7 @@ def test_the_judgement(
     name, sentence = chosen_and_said()
     assert name == kernel
     assert re.match(said, sentence)
-    assert [k.name for k in dispatch.available_kernels()][:1] == [kernel]
+    assert [k.name for k in choose.available_kernels()][:1] == [kernel]
     monkeypatch.setattr(amx, "self_check", refuse)
     monkeypatch.setattr(amx, "_verdicts", {})
     assert chosen_and_said() == (name, sentence), "it is kept"
@@ -308,15 +319,15 @@ def test_whoever_asks_for_another_kernel_waits_for_no_self_check(
     with_amx: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amx, "verdict", refuse)
-    assert dispatch.choose_kernel("avx512-vnni").name == "avx512-vnni"
-    monkeypatch.setenv(dispatch.ENVIRONMENT, "avx2")
-    assert dispatch.choose_kernel().name == "avx2"
+    assert choose.choose_kernel("avx512-vnni").name == "avx512-vnni"
+    monkeypatch.setenv(choose.ENVIRONMENT, "avx2")
+    assert choose.choose_kernel().name == "avx2"
 
 
 @needs_avx512
 def test_asked_for_another_kernel_the_doctor_says_so(with_amx: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amx, "self_check", lambda *_: (amx.Verdict(True, "fine"), True))
-    monkeypatch.setenv(dispatch.ENVIRONMENT, "avx512-vnni")
+    monkeypatch.setenv(choose.ENVIRONMENT, "avx512-vnni")
     assert chosen_and_said() == ("avx512-vnni", "not used; the kernel avx512-vnni was asked for")
 
 
@@ -351,18 +362,19 @@ def test_a_self_check_of_other_sources_says_nothing(monkeypatch: pytest.MonkeyPa
 
 
 class WrongTiles(ModelledTiles):
-    """A processor that confuses the factors."""
+    """A processor that adds every product twice."""
 
     def dot(self, total: int, left: int, right: int) -> None:
-        super().dot(total, right, left)
+        super().dot(total, left, right)
+        super().dot(total, left, right)
 
 
 @needs_avx512
 def test_the_self_check_notices_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tile_check, "SIZES", ((16, 128, 1),))
     monkeypatch.setattr(tile_check, "ROUNDS", 1)
-    made = replace(ModelledAmx(), tiles=WrongTiles), 128, dispatch.cpu_name(), dispatch.cpu_feature_text()
-    found = tile_check.measure([Target(*made, frozenset(tile_check.NAMES))])
+    made = replace(ModelledAmx(), tiles=WrongTiles), 128, targets.cpu_name(), targets.cpu_feature_text()
+    found = tile_check.measure([Target(*made, frozenset(tile_check.TERNARY_NAMES))])
     assert not found["equal"]
     assert "other numbers" in amx._judged(found | {"speed": 9.0}).reason
 
@@ -372,7 +384,9 @@ def test_what_the_self_check_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """With modelled registers: the bits agree, and that a model is slower than the processor is noticed."""
     monkeypatch.setattr(tile_check, "SIZES", ((48, 256, 3),))
     monkeypatch.setattr(tile_check, "ROUNDS", 1)
-    target = Target(ModelledAmx(), 128, dispatch.cpu_name(), dispatch.cpu_feature_text(), frozenset(tile_check.NAMES))
+    target = Target(
+        ModelledAmx(), 128, targets.cpu_name(), targets.cpu_feature_text(), frozenset(tile_check.TERNARY_NAMES)
+    )
     found = tile_check.measure([target])
     assert found["equal"]
     assert not amx._judged(found).usable

@@ -19,8 +19,10 @@ import pytest
 from kernel_support import EVERY_NAME
 from support_architectures import write_architecture
 
-from nanochat_tui.engine import amx, compile_cache, dispatch
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.compile import amx_check as amx
+from nanochat_tui.engine.compile import cache as compile_cache
+from nanochat_tui.engine.compile import targets
+from nanochat_tui.engine.generate.model import load
 
 PROMPT = 125
 """Tokens: seven full tiles and most of one."""
@@ -31,31 +33,32 @@ pytestmark = [
         sys.platform != "linux" or platform.machine() != "x86_64" or "avx512-vnni" not in EVERY_NAME,
         reason="needs Linux and a processor with AVX-512 VNNI",
     ),
-    pytest.mark.skipif(dispatch.cpu_features() >= amx.FEATURES, reason="this processor needs no emulation"),
+    pytest.mark.skipif(targets.cpu_features() >= amx.FEATURES, reason="this processor needs no emulation"),
     pytest.mark.skipif(COMPILER is None, reason="needs a C compiler"),
 ]
 
 BEGIN = """
 import ctypes, json, re, sys
 import numpy as np
-from nanochat_tui.engine import amx, dispatch
-features = re.sub(r"-(amx-(?:tile|int8)\\b)", r"+\\1", dispatch.cpu_feature_text())
-have = dispatch.cpu_features() | amx.FEATURES
-dispatch.cpu_features, dispatch.cpu_feature_text = lambda: have, lambda: features
+from nanochat_tui.engine.compile import amx_check as amx, targets
+features = re.sub(r"-(amx-(?:tile|int8)\\b)", r"+\\1", targets.cpu_feature_text())
+have = targets.cpu_features() | amx.FEATURES
+targets.cpu_features, targets.cpu_feature_text = lambda: have, lambda: features
 amx.system_flags = lambda: frozenset({"amx_tile", "amx_int8"})
 counts = (ctypes.c_long * 6).in_dll(ctypes.CDLL(None), "tile_operations")
 """
 CHECK = """
-from nanochat_tui.engine.kernels import tile_check
+from nanochat_tui.engine.compile import amx_self_check as tile_check
 from nanochat_tui.engine.simd.isa import ISAS
 from nanochat_tui.engine.simd.library import Target
 tile_check.ROUNDS = 1
 assert amx.request_permission() is None
-targets = [Target(ISAS["avx512-amx"], g, dispatch.cpu_name(), features, frozenset(tile_check.NAMES)) for g in (64, 128)]
-print(json.dumps(tile_check.measure(targets) | {"counts": list(counts)}))
+kinds = frozenset(tile_check.TERNARY_NAMES)
+wanted = [Target(ISAS["avx512-amx"], group, targets.cpu_name(), features, kinds) for group in (64, 128)]
+print(json.dumps(tile_check.measure(wanted) | {"counts": list(counts)}))
 """
 WHOLE = """
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.generate.model import load
 found = amx.verdict()
 amx.verdict = lambda progress=None: amx.Verdict(True, "for a test")
 model = load(sys.argv[1], threads=int(sys.argv[2]))

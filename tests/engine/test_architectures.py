@@ -12,14 +12,14 @@ from references.common import F64
 from references.dense import dense
 from references.maple import maple
 from references.qwen35 import qwen35
-from support_architectures import VOCAB, WRITERS, add_rotation, draft, finish, random_matrix
+from support_architectures import VOCAB, WRITERS, add_rotation, draft, finish, random_matrix, write_architecture
 
-from nanochat_tui.engine import batching
-from nanochat_tui.engine.batching import Batcher
-from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.model import Model, load
-from nanochat_tui.engine.session import Session
-from nanochat_tui.formats.gguf import TensorData, read_gguf
+from nanochat_tui.engine.generate import scheduler as batching
+from nanochat_tui.engine.generate.model import Model, load
+from nanochat_tui.engine.generate.scheduler import Batcher
+from nanochat_tui.engine.generate.session import Session
+from nanochat_tui.engine.run.kv_cache import KVCache
+from nanochat_tui.formats.gguf import TensorData, read_gguf, u32
 
 REFERENCES: dict[str, Callable[..., F64]] = {"qwen35": qwen35, "maple": maple}
 IDS = [int(i) for i in np.random.default_rng(1).integers(0, VOCAB, 45)]
@@ -92,6 +92,18 @@ def test_float_activations_agree_with_the_formulas(name: str, options: dict[str,
     wanted = reference(path, IDS)
     assert wanted.std() > 0.5
     np.testing.assert_allclose(model.logits(IDS), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_window_of_every_layer_agrees_with_the_formulas(name: str, tmp_path: Path) -> None:
+    d = draft(name, kind="Q2_0", table="F32")
+    d.keys["attention.sliding_window"] = u32(5)
+    path = finish(d, tmp_path / "m.gguf")
+    wanted = reference(path, IDS)
+    got = load(path, threads=1, activations="float", kv="f32").logits(IDS)
+    np.testing.assert_allclose(got, wanted, atol=1e-3)
+    without = write_architecture(tmp_path / "plain.gguf", name, kind="Q2_0", table="F32")
+    assert np.abs(reference(without, IDS) - wanted)[5:].max() > 0.1
 
 
 @pytest.mark.parametrize(("name", "options"), EVERY, ids=every_id)
@@ -191,21 +203,21 @@ def test_a_batch_says_what_each_sequence_says_alone(name: str, make: Any) -> Non
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_sequence_that_had_to_wait_again_goes_on_as_if_it_had_not(
+def test_a_preempted_sequence_continues_as_if_it_had_not_been(
     name: str, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(make(name), threads=1)
     length = model.config.context_length
     prompts, tokens = [IDS[i : i + 9 + i] for i in range(3)], min(150, length - 16)
     alone = [reply(Session(model), prompt, tokens) for prompt in prompts]
-    monkeypatch.setattr(batching, "PROMISED_TOKENS", 16)
-    again: list[bool] = []
-    put_back = Batcher._wait_again
-    monkeypatch.setattr(Batcher, "_wait_again", lambda self, r: (again.append(r.resumed), put_back(self, r)))
+    monkeypatch.setattr(batching, "RESERVED_TOKENS", 16)
+    preempted: list[bool] = []
+    preempt = Batcher._preempt
+    monkeypatch.setattr(Batcher, "_preempt", lambda self, r: (preempted.append(r.resumed), preempt(self, r)))
     batcher = Batcher(model, max_sequences=3, kv_tokens=192)
     streams = [batcher.submit(prompt, max_tokens=tokens, temperature=0.0) for prompt in prompts]
     assert [[t.id for t in stream] for stream in streams] == alone
-    assert any(again), "nobody had to wait again in the middle of a reply"
+    assert any(preempted), "no request was preempted in the middle of a reply"
     batcher.close()
     model.close()
 

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from support import TINY
 
-from nanochat_tui.engine import batching
-from nanochat_tui.engine.batching import Batcher, QueueFull
-from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.executor import Piece
-from nanochat_tui.engine.model import Model
-from nanochat_tui.engine.sampling import Draw, Sampling
-from nanochat_tui.engine.session import Session
+from nanochat_tui.engine.generate import scheduler as batching
+from nanochat_tui.engine.generate.model import Model
+from nanochat_tui.engine.generate.scheduler import Batcher, QueueFull
+from nanochat_tui.engine.generate.session import Session
+from nanochat_tui.engine.run.draw import Draw
+from nanochat_tui.engine.run.executor import Piece
+from nanochat_tui.engine.run.kv_cache import KVCache
 from nanochat_tui.errors import UserError
+from nanochat_tui.request import GenerationRequest
 
 MakeModel = Callable[..., Model]
 GREEDY: dict[str, Any] = {"temperature": 0.0}
@@ -82,7 +83,7 @@ def test_a_job_of_sixteen_equals_sixteen_jobs(make_model: MakeModel) -> None:
         made = []
         for n in range(16):
             cache, ids = KVCache(model.config, 90, "f16"), np.arange(n, n + 1 + n % 4)
-            draw = Draw(Sampling(temperature=n / 5, seed=n), 300, [n], 40)
+            draw = Draw(GenerationRequest.of(temperature=n / 5, seed=n), 300, [n], 40)
             made.append(Piece(cache, ids, 0, draw, 5 + 2 * n))
         return made
 
@@ -110,7 +111,7 @@ def test_a_shared_beginning_is_computed_once(make_model: MakeModel) -> None:
 def test_a_long_prompt_does_not_stall_the_others(make_model: MakeModel) -> None:
     model = make_model(TINY.with_(context_length=4000), threads=1, speculation="off")
     batcher = Batcher(model)
-    batcher._row_seconds = 1.0  # as if the model were slow: sixteen tokens of a prompt per pass
+    batcher._budget.row = 1.0  # as if the model were slow: sixteen tokens of a prompt per pass
     short = batcher.submit([1, 2], max_tokens=3000, temperature=2.0, top_k=0, seed=1)
     first = next(short)
     long = batcher.submit([int(i) for i in np.random.default_rng(0).integers(0, 300, 3000)], max_tokens=1)
@@ -140,7 +141,7 @@ SAMPLED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("kv", ["f16", "int8"])
 @pytest.mark.parametrize("speculation", ["off", "on"])
-def test_replies_that_had_to_wait_again_go_on_as_if_they_had_not(
+def test_preempted_replies_continue_as_if_they_had_not_been(
     kv: str, speculation: str, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model(TINY.with_(context_length=400), threads=1, kv=kv, speculation=speculation)
@@ -149,10 +150,10 @@ def test_replies_that_had_to_wait_again_go_on_as_if_they_had_not(
         for n in range(5)
     ]
     wanted = [alone(model, ids, max_tokens=200, **settings) for ids, settings in requests]
-    monkeypatch.setattr(batching, "PROMISED_TOKENS", 40)
-    again: list[bool] = []
-    put_back = Batcher._wait_again
-    monkeypatch.setattr(Batcher, "_wait_again", lambda self, r: (again.append(r.resumed), put_back(self, r)))
+    monkeypatch.setattr(batching, "RESERVED_TOKENS", 40)
+    preempted: list[bool] = []
+    preempt = Batcher._preempt
+    monkeypatch.setattr(Batcher, "_preempt", lambda self, r: (preempted.append(r.resumed), preempt(self, r)))
     batcher = Batcher(model, max_sequences=4, kv_tokens=450)
     streams = [batcher.submit(ids, max_tokens=200, **settings) for ids, settings in requests]
     for (ids, _), stream, expected in zip(requests, streams, wanted, strict=True):
@@ -160,7 +161,7 @@ def test_replies_that_had_to_wait_again_go_on_as_if_they_had_not(
         assert (found, stream.finish_reason) == expected
         assert stream.stats.prompt_tokens + stream.stats.reused_tokens == len(ids)
         assert stream.stats.generated_tokens >= len(found) - 1
-    assert any(again), "nobody had to wait again in the middle of a reply"
+    assert any(preempted), "no request was preempted in the middle of a reply"
     assert batcher.snapshot().kv_used_tokens == 0
     batcher.close()
 
@@ -240,7 +241,7 @@ def test_counters(model: Model) -> None:
     assert batcher.snapshot().running == batcher.snapshot().waiting == 0
     tokens = len(list(batcher.submit([1, 2, 3], max_tokens=10, **GREEDY)))
     tokens += len(list(batcher.submit([1, 2, 3, 4], max_tokens=10, **GREEDY)))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while batcher.snapshot().running and time.monotonic() < deadline:
         time.sleep(0.01)
     now = batcher.snapshot()
@@ -293,3 +294,56 @@ def test_the_cache_takes_no_more_than_its_share(make_model: MakeModel, monkeypat
         assert batcher.context == min(100_000, total)
         assert len(list(batcher.submit([1], max_tokens=2, **GREEDY))) == 2
         batcher.close()
+
+
+class _Recorded:
+    """Lets passes begin when told to, and remembers which requests came to their first token in which pass."""
+
+    def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = threading.Event()
+        self.rows: list[list[int]] = []
+        execute = model.executor.execute
+
+        def recorded(pieces: list[Piece]) -> Any:
+            assert self.go.wait(120)
+            self.rows.append([len(piece.ids) for piece in pieces])
+            return execute(pieces)
+
+        monkeypatch.setattr(model.executor, "execute", recorded)
+
+
+def test_a_short_prompt_overtakes_a_long_one(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(TINY.with_(context_length=4000), threads=1, speculation="off")
+    passes = _Recorded(model, monkeypatch)
+    batcher = Batcher(model)
+    rng = np.random.default_rng(1)
+    long_ids, short_ids = ([int(i) for i in rng.integers(0, 300, n)] for n in (3000, 40))
+    long = batcher.submit(long_ids, max_tokens=1, **GREEDY)
+    short = batcher.submit(short_ids, max_tokens=1, **GREEDY)
+    passes.go.set()
+    assert [t.id for t in short] == [i for i, _, _ in alone(model, short_ids, max_tokens=1, **GREEDY)[0]]
+    assert [t.id for t in long] == [i for i, _, _ in alone(model, long_ids, max_tokens=1, **GREEDY)[0]]
+    batcher.close()
+    first = next(rows for rows in passes.rows if 40 in rows)
+    assert passes.rows.index(first) <= 1 and sum(first) <= 40 + 16, "with a bounded share of the long one next to it"
+    assert sum(map(sum, passes.rows)) >= 3040
+
+
+def test_a_request_for_many_replies_leaves_places_to_others(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(TINY.with_(context_length=1000), threads=1, speculation="off")
+    passes = _Recorded(model, monkeypatch)
+    batcher = Batcher(model, max_sequences=4, max_waiting=64)
+    settings: dict[str, Any] = {"max_tokens": 300, "temperature": 1.5, "top_k": 0}
+    many = [batcher.submit([5, 6, 7], seed=n, owner="many", **settings) for n in range(12)]
+    single = batcher.submit([8, 9], seed=99, max_tokens=4, temperature=1.5, top_k=0)
+    passes.go.set()
+    assert len(list(single)) == 4
+    assert sum(stream.finish_reason is not None for stream in many) <= 4, "it waited for a place, not for all of them"
+    for n, stream in enumerate(many):
+        wanted = alone(model, [5, 6, 7], seed=n, **settings)
+        assert ([(t.id, t.text, t.logprob) for t in stream], stream.finish_reason) == wanted, (
+            "also after giving it back"
+        )
+    batcher.close()

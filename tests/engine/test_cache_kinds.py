@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support_architectures import VOCAB, draft, finish, write_architecture
 
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.generate.model import load
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import TensorData
 from nanochat_tui.formats.i2_s_layouts import Layout

@@ -14,16 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kernel_support import EVERY_NAME, kernels_for
-from test_kernels import lay_out, sums_of
+from test_kernels import activations_of, floats_of, lay_out, scales_for
 from test_tables import NESTED, PLAIN, random_blocks, some_of
 
-from nanochat_tui.engine.kernels import kinds
-from nanochat_tui.engine.kernels.slots import KV_F16, KV_F32, KV_INT8
-from nanochat_tui.engine.packing import Packed, pack_dense, pack_ternary, round_up
-from nanochat_tui.engine.packing_tables import KIND_OF_TYPE, pack_blocks
+from nanochat_tui.engine.layout import kinds
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.layout.memory import round_up
+from nanochat_tui.engine.layout.slots import KV_F16, KV_F32, KV_INT8
 from nanochat_tui.engine.simd.isa import ISAS
 from nanochat_tui.engine.simd.library import KERNELS, Target, compile_object
 from nanochat_tui.engine.simd.objects import symbol
+from nanochat_tui.engine.weights.pack import Packed, pack_dense, pack_ternary
+from nanochat_tui.engine.weights.pack_blocks import KIND_OF_TYPE, pack_blocks
 
 COMPILER, EMULATOR = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
 pytestmark = [
@@ -71,7 +73,7 @@ class Machine:
     """An AArch64 program with one instruction set's kernels for some kinds of matrices."""
 
     def __init__(self, folder: Path, name: str, some: frozenset[int]) -> None:
-        self.isa = ISAS[name]
+        self.isa, self.group = ISAS[name], 128
         features = "+neon,+dotprod" if name == "neon-dotprod" else "+neon"
         target = Target(self.isa, 128, "generic", features, some, "aarch64-unknown-linux-gnu")
         (folder / "kernels.o").write_bytes(compile_object(target))
@@ -127,26 +129,26 @@ class Machine:
 
 @pytest.fixture(scope="module", params=["neon-dotprod", "portable"])
 def machines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Machine]:
-    sets = {"plain": PLAIN | {kinds.TERNARY, kinds.TERNARY_ROW}, "nested": NESTED}
+    sets = {"plain": PLAIN | {*kinds.TERNARY_NAMES}, "nested": NESTED}
     return {name: Machine(tmp_path_factory.mktemp(name), request.param, some) for name, some in sets.items()}
 
 
 def product(k, kind: int, packed: Packed, x: np.ndarray, a: np.ndarray, tile: int) -> np.ndarray:
     """Run `matrix_product` by a machine or this one's kernels."""
     blocks, rounded = round_up(packed.rows, 16) // 16, round_up(len(x), tile)
-    y, scale = np.zeros((rounded, blocks * 16), np.float32), np.ones(rounded, np.float32)
-    scale[: len(x)] = a
-    floats = np.ascontiguousarray(x * a[:, None], np.float32)
-    matrix = np.zeros(kinds.MATRIX_SLOTS, np.int64)
-    matrix[kinds.KIND], matrix[kinds.COLUMNS], matrix[kinds.PADDED] = kind, packed.columns, x.shape[1]
-    scratch, init = np.zeros((rounded, x.shape[1] // 16), np.int32), sums_of(x, 128, tile, 1)
-    arguments = (tile, lay_out(x, tile), init, scale, floats, floats.strides[0], scratch, y, y.strides[0],
-                 0, blocks, len(x), 0, rounded // tile, 1, 0)  # fmt: skip
+    y, a = np.zeros((rounded, blocks * 16), np.float32), scales_for(kind, x, a)
+    floats = np.ascontiguousarray(floats_of(x, a), np.float32)
+    matrix = np.zeros(s.MATRIX_SLOTS, np.int64)
+    matrix[s.MATRIX_KIND], matrix[s.MATRIX_COLUMNS], matrix[s.MATRIX_PADDED] = kind, packed.columns, x.shape[1]
+    scratch = np.zeros(1, np.int32)
+    sums, scale = (scratch, scratch) if kind in kinds.DENSE else activations_of(k, kind, x, a, tile)
+    arguments = (tile, lay_out(x, tile), sums, scale, floats, floats.strides[0], scratch, y, y.strides[0],
+                 0, blocks, len(x), 0, rounded // tile, 1)  # fmt: skip
     if isinstance(k, Machine):
-        pointers = {kinds.WEIGHTS: packed.weights, kinds.SCALES: packed.scales}
+        pointers = {s.MATRIX_WEIGHTS: packed.weights, s.MATRIX_SCALES: packed.scales}
         k.call("matrix_product", matrix, *arguments, pointers=pointers)
     else:
-        matrix[kinds.WEIGHTS], matrix[kinds.SCALES] = packed.weights.ctypes.data, packed.scales.ctypes.data
+        matrix[s.MATRIX_WEIGHTS], matrix[s.MATRIX_SCALES] = packed.weights.ctypes.data, packed.scales.ctypes.data
         k.matrix_product(matrix, *arguments)
     return y[: len(x), : packed.rows]
 
@@ -156,26 +158,28 @@ def matrix_of(kind: int, isa, columns: int) -> Packed:
     if kind in kinds.DENSE:
         values = rng.normal(size=(37, columns)).astype(np.float16 if kind == kinds.F16 else np.float32)
         return pack_dense((values.view(np.uint32) >> 16).astype(np.uint16) if kind == kinds.BF16 else values, 16)
-    if kind in (kinds.TERNARY, kinds.TERNARY_ROW):
+    if kind in kinds.TERNARY_NAMES:
         packed = pack_ternary(
             rng.integers(0, 4, (37, columns)).astype(np.uint8),
             rng.uniform(0.01, 0.2, (37, columns // 128)).astype(np.float16),
             128,
         )
         row_scales = rng.uniform(0.01, 0.2, 48).astype(np.float32)
-        return packed if kind == kinds.TERNARY else Packed(packed.weights, row_scales, 37, columns)  # type: ignore[arg-type]
+        return packed if kind != kinds.TERNARY_ROW else Packed(packed.weights, row_scales, 37, columns)  # type: ignore[arg-type]
     name = next(name for name, number in KIND_OF_TYPE.items() if number == kind)
     return pack_blocks(name, random_blocks(name, 37, columns), columns, bias=isa.q8_bias)
 
 
 @pytest.mark.parametrize("kind", sorted(kinds.ALL))
 def test_products_have_the_same_bits(kind: int, machines: dict[str, Machine]) -> None:
-    some = some_of(kind) | ({kinds.TERNARY, kinds.TERNARY_ROW} if kind not in NESTED else set())
+    some = some_of(kind) | ({*kinds.TERNARY_NAMES} if kind not in NESTED else set())
     here, there = kernels_for(EVERY_NAME[0], some=frozenset(some)), machines["nested" if kind in NESTED else "plain"]
     rng = np.random.default_rng(1)
     for tile, tokens in ((1, 1), (2, 2), (4, 7)):
         x = rng.integers(-127, 128, (tokens, 512)).astype(np.int8)
-        a = rng.uniform(0.001, 0.1, tokens).astype(np.float32)
+        a = rng.uniform(
+            0.001, 0.1, (tokens, 1 if kind in kinds.PER_TOKEN else 512 // kinds.scale_columns(kind))
+        ).astype(np.float32)
         wanted = product(here, kind, matrix_of(kind, here.isa, 512), x, a, tile)
         found = product(there, kind, matrix_of(kind, there.isa, 512), x, a, tile)
         assert np.abs(wanted).max() > 0
@@ -184,18 +188,18 @@ def test_products_have_the_same_bits(kind: int, machines: dict[str, Machine]) ->
 
 @pytest.mark.parametrize("kind", sorted(kinds.ALL))
 def test_rows_have_the_same_bits(kind: int, machines: dict[str, Machine]) -> None:
-    some = some_of(kind) | ({kinds.TERNARY, kinds.TERNARY_ROW} if kind not in NESTED else set())
+    some = some_of(kind) | ({*kinds.TERNARY_NAMES} if kind not in NESTED else set())
     here, there = kernels_for(EVERY_NAME[0], some=frozenset(some)), machines["nested" if kind in NESTED else "plain"]
     results = []
     for k in (here, there):
         packed, out = matrix_of(kind, k.isa, 512), np.zeros(512, np.float32)
-        matrix = np.zeros(kinds.MATRIX_SLOTS, np.int64)
-        matrix[kinds.KIND], matrix[kinds.COLUMNS], matrix[kinds.PADDED] = kind, 512, 512
+        matrix = np.zeros(s.MATRIX_SLOTS, np.int64)
+        matrix[s.MATRIX_KIND], matrix[s.MATRIX_COLUMNS], matrix[s.MATRIX_PADDED] = kind, 512, 512
         if isinstance(k, Machine):
-            pointers = {kinds.WEIGHTS: packed.weights, kinds.SCALES: packed.scales}
+            pointers = {s.MATRIX_WEIGHTS: packed.weights, s.MATRIX_SCALES: packed.scales}
             k.call("matrix_row", matrix, 21, out, pointers=pointers)
         else:
-            matrix[kinds.WEIGHTS], matrix[kinds.SCALES] = packed.weights.ctypes.data, packed.scales.ctypes.data
+            matrix[s.MATRIX_WEIGHTS], matrix[s.MATRIX_SCALES] = packed.weights.ctypes.data, packed.scales.ctypes.data
             k.matrix_row(matrix, 21, out)
         results.append(out)
     assert np.abs(results[0]).max() > 0

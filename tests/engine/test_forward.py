@@ -11,12 +11,13 @@ from kernel_support import KERNEL_NAMES
 from reference import forward
 from support import TINY, random_records
 
-from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.executor import CHUNK
-from nanochat_tui.engine.model import Model
+from nanochat_tui.engine.generate.model import Model
+from nanochat_tui.engine.run.executor import CHUNK
+from nanochat_tui.engine.run.kv_cache import KVCache
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import read_gguf
 from nanochat_tui.formats.mhc import write_mhc
+from nanochat_tui.model.architectures import nanochat
 from nanochat_tui.model.config import ModelConfig
 
 MakeModel = Callable[..., Model]
@@ -45,7 +46,7 @@ def case(request: pytest.FixtureRequest) -> tuple[ModelConfig, dict[str, Any]]:
 
 def reference_of(model: Model, ids: list[int], **options: bool) -> np.ndarray:
     with read_gguf(model.path) as file:
-        return forward(file, model.config, ids, **options)
+        return forward(file, nanochat.from_metadata(file.metadata, file.tensors), ids, **options)
 
 
 def test_float_activations_agree_with_the_definition(
@@ -164,7 +165,7 @@ def test_the_executor_does_not_write_beyond_the_cache(make_model: MakeModel) -> 
 
 def test_sidecar_must_agree(make_model: MakeModel, tmp_path: Any) -> None:
     path = make_model(TINY, threads=1).path
-    from nanochat_tui.engine.model import load
+    from nanochat_tui.engine.generate.model import load
 
     good, bad = tmp_path / "good.mhc", tmp_path / "bad.mhc"
     records = random_records(TINY)
@@ -181,7 +182,7 @@ def test_sidecar_must_agree(make_model: MakeModel, tmp_path: Any) -> None:
 )
 def test_impossible_options_are_refused(options: dict[str, Any], make_model: MakeModel) -> None:
     path = make_model(TINY, threads=1).path
-    from nanochat_tui.engine.model import load
+    from nanochat_tui.engine.generate.model import load
 
     with pytest.raises(UserError):
         load(path, **options)

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from kernel_support import EVERY_NAME, Kernels, kernels_for
 
-from nanochat_tui.engine.kernels import kinds
-from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.packing import aligned, pack_dense, pack_q8, pack_ternary, round_up
+from nanochat_tui.engine.kernels import activations
+from nanochat_tui.engine.layout import kinds
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.layout.memory import aligned, round_up
+from nanochat_tui.engine.weights.pack import pack_dense, pack_q8, pack_ternary
+from nanochat_tui.model.activations import BLOCK, MIN_ABSMAX, int8_blocks
 
 SHAPES = [(16, 128), (50, 256), (257, 384), (3, 640)]
 F32 = np.float32
@@ -22,11 +25,41 @@ def lay_out(x: np.ndarray, tile: int) -> np.ndarray:
     return np.ascontiguousarray(out.reshape(-1, tile, columns // 4, 4).transpose(0, 2, 1, 3))
 
 
+def in_tiles(values: np.ndarray, tile: int, fill: float = 0) -> np.ndarray:
+    """[tokens, blocks] -> tiles [blocks][tile]."""
+    tokens, blocks = values.shape
+    out = np.full((round_up(tokens, tile), blocks), fill, values.dtype)
+    out[:tokens] = values
+    return np.ascontiguousarray(out.reshape(-1, tile, blocks).transpose(0, 2, 1))
+
+
 def sums_of(x: np.ndarray, block: int, tile: int, factor: int) -> np.ndarray:
-    tokens, columns = x.shape
-    out = np.zeros((round_up(tokens, tile), columns // block), np.int32)
-    out[:tokens] = -factor * x.reshape(tokens, -1, block).sum(-1, dtype=np.int32)
-    return np.ascontiguousarray(out.reshape(-1, tile, columns // block).transpose(0, 2, 1))
+    return in_tiles(factor * x.reshape(len(x), -1, block).sum(-1, dtype=np.int32), tile)
+
+
+def scales_for(kind: int, x: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """Return scales [tokens] or [tokens, columns / 32] as the kind takes them: [tokens, scales]."""
+    if kind in kinds.PER_TOKEN:
+        return a.reshape(len(x), 1)
+    units = x.shape[1] // kinds.scale_columns(kind)
+    a = a.reshape(len(x), -1)
+    return np.repeat(a, units // a.shape[1], axis=1)
+
+
+def activations_of(k: Kernels, kind: int, x: np.ndarray, a: np.ndarray, tile: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return sums and scales of tokens int8 [tokens, columns] with scales [tokens, n], in tiles."""
+    block = kinds.sum_columns(kind, k.group)
+    factor = kinds.sums_factor(kind, k.isa.q8_bias)
+    sums = x.reshape(len(x), -1, block).sum(-1, dtype=np.int32)
+    if factor:
+        return in_tiles(factor * sums, tile), in_tiles(a, tile, 1)
+    each = np.repeat(a, x.shape[1] // block // a.shape[1], axis=1)
+    return in_tiles(sums.astype(F32) * each, tile), in_tiles(a, tile, 1)
+
+
+def floats_of(x: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """Return what int8 [tokens, columns] with scales [tokens, n] stands for, float64."""
+    return x * np.repeat(a.astype(np.float64), x.shape[1] // a.shape[1], axis=1)
 
 
 def tile_for(k: Kernels, tokens: int) -> int:
@@ -34,23 +67,24 @@ def tile_for(k: Kernels, tokens: int) -> int:
 
 
 def multiply(k: Kernels, kind: int, packed, x: np.ndarray, a: np.ndarray, *, tile: int = 0, half=None) -> np.ndarray:
-    """Run `matrix_product`; x int8 [tokens, columns] padded as the kernel wants, return float32 [tokens, rows]."""
+    """Run `matrix_product`; x int8 [tokens, columns] padded as the kernel wants, return float32 [tokens, rows].
+
+    a: scales [tokens], or [tokens, columns / 32] for kinds that take several per token.
+    """
     tile = tile or tile_for(k, len(x))
     blocks = round_up(packed.rows, 16) // 16
     y = aligned((round_up(len(x), tile), blocks * 16), F32, np.nan)
-    scale = np.ones(len(y), F32)
-    scale[: len(x)] = a
-    floats = np.ascontiguousarray((x * a[:, None])[:, : packed.columns], F32)
-    matrix = np.zeros(kinds.MATRIX_SLOTS, np.int64)
-    matrix[kinds.KIND], matrix[kinds.COLUMNS], matrix[kinds.PADDED] = kind, packed.columns, x.shape[1]
-    matrix[kinds.WEIGHTS], matrix[kinds.SCALES] = packed.weights.ctypes.data, packed.scales.ctypes.data
-    room = len(y) * (x.shape[1] // 16 + 1), kinds.tile_scratch(x.shape[1]) // 4
-    scratch = np.full(max(room), 77, np.int32)
-    init = sums_of(x, k.group, tile, 1) if x.shape[1] % k.group == 0 else scratch
+    a = scales_for(kind, x, a)
+    floats = np.ascontiguousarray(floats_of(x, a)[:, : packed.columns], F32)
+    matrix = np.zeros(s.MATRIX_SLOTS, np.int64)
+    matrix[s.MATRIX_KIND], matrix[s.MATRIX_COLUMNS], matrix[s.MATRIX_PADDED] = kind, packed.columns, x.shape[1]
+    matrix[s.MATRIX_WEIGHTS], matrix[s.MATRIX_SCALES] = packed.weights.ctypes.data, packed.scales.ctypes.data
+    scratch = np.full(kinds.tile_scratch(x.shape[1]) // 4, 77, np.int32)
+    sums, scale = (scratch, scratch) if kind in kinds.DENSE else activations_of(k, kind, x, a, tile)
     half = half or (0, blocks)
     k.matrix_product(
-        matrix, tile, lay_out(x, tile), init, scale, floats, floats.strides[0], scratch, y, y.strides[0],
-        *half, len(x), 0, len(y) // tile, 1, 0,
+        matrix, tile, lay_out(x, tile), sums, scale, floats, floats.strides[0], scratch, y, y.strides[0],
+        *half, len(x), 0, len(y) // tile, 1,
     )  # fmt: skip
     return y[: len(x), : packed.rows]
 
@@ -65,9 +99,10 @@ def test_ternary_integers_are_exact(name: str, group: int, shape: tuple[int, int
     codes = rng.integers(0, 4, shape).astype(np.uint8)  # 3 is legal in Q2_0 and means +2
     x = rng.integers(-127, 128, (tokens, shape[1])).astype(np.int8)
     packed = pack_ternary(codes, np.ones((shape[0], shape[1] // group), np.float16), group)
-    y = multiply(k, kinds.TERNARY, packed, x, np.ones(tokens, F32))
-    # scales of one: every float is an integer small enough to be exact
-    np.testing.assert_array_equal(y, x.astype(np.int64) @ (codes.astype(np.int64) - 1).T)
+    for kind in (kinds.TERNARY, kinds.TERNARY_FINE):
+        y = multiply(k, kind, packed, x, np.ones(tokens, F32))
+        # scales of one: every float is an integer small enough to be exact
+        np.testing.assert_array_equal(y, x.astype(np.int64) @ (codes.astype(np.int64) - 1).T)
 
 
 @pytest.mark.parametrize("code", [0, 2, 3])
@@ -77,8 +112,9 @@ def test_ternary_extremes_do_not_saturate(kernels: Kernels, code: int, value: in
     packed = pack_ternary(codes, np.ones((16, 2), np.float16), 128)
     for tokens in (1, 3):
         x = np.full((tokens, 256), value, np.int8)
-        y = multiply(kernels, kinds.TERNARY, packed, x, np.ones(tokens, F32))
-        np.testing.assert_array_equal(y, np.full((tokens, 16), (code - 1) * value * 256, F32))
+        for kind in (kinds.TERNARY, kinds.TERNARY_FINE):
+            y = multiply(kernels, kind, packed, x, np.ones(tokens, F32))
+            np.testing.assert_array_equal(y, np.full((tokens, 16), (code - 1) * value * 256, F32))
 
 
 @pytest.mark.parametrize("shape", [(16, 32), (70, 256), (129, 96)])
@@ -94,20 +130,21 @@ def test_q8_integers_are_exact(kernels: Kernels, shape: tuple[int, int], tokens:
     np.testing.assert_array_equal(y, x.astype(np.int64) @ w.astype(np.int64).T)
 
 
-@pytest.mark.parametrize("what", ["ternary", "q8"])
+@pytest.mark.parametrize("what", ["ternary", "ternary_fine", "q8"])
 def test_every_instruction_set_gives_the_same_floats(what: str) -> None:
     rng = np.random.default_rng(5)
     rows, columns, tokens = 83, 512, 9
     x = rng.integers(-127, 128, (tokens, columns)).astype(np.int8)
-    a = rng.uniform(0.001, 0.1, tokens).astype(F32)
+    a = rng.uniform(0.001, 0.1, (tokens, 1 if what == "ternary" else columns // 32)).astype(F32)
     codes = rng.integers(0, 3, (rows, columns)).astype(np.uint8)
     quants = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
     results = []
     for name in EVERY_NAME:
         k = kernels_for(name)
-        if what == "ternary":
+        if what != "q8":
             scales = np.random.default_rng(1).uniform(0.01, 0.2, (rows, 4)).astype(np.float16)
-            packed, kind = pack_ternary(codes, scales, 128), kinds.TERNARY
+            packed = pack_ternary(codes, scales, 128)
+            kind = kinds.TERNARY if what == "ternary" else kinds.TERNARY_FINE
             matrix = (codes.astype(np.float64) - 1) * np.repeat(scales, 128, axis=1)
         else:
             scales = np.random.default_rng(1).uniform(0.01, 0.2, (rows, 16)).astype(np.float16)
@@ -118,7 +155,7 @@ def test_every_instruction_set_gives_the_same_floats(what: str) -> None:
         np.testing.assert_array_equal(together, alone)
         for few in [n for n in (2, 4, 8) if n < k.isa.tile]:
             np.testing.assert_array_equal(multiply(k, kind, packed, x, a, tile=few), alone)
-        np.testing.assert_allclose(together, (x * a[:, None].astype(np.float64)) @ matrix.T, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(together, floats_of(x, a) @ matrix.T, rtol=1e-4, atol=1e-3)
         results.append(together)
     for other in results[1:]:
         np.testing.assert_array_equal(results[0].view(np.int32), other.view(np.int32))
@@ -144,36 +181,71 @@ def test_rms_norm(kernels: Kernels, n: int) -> None:
 
 
 @pytest.mark.parametrize(("n", "padded", "block"), [(256, 256, 128), (96, 128, 32), (192, 256, 64)])
-@pytest.mark.parametrize("kind", ["normal", "zero", "halves"])
-def test_quantise(kernels: Kernels, n: int, padded: int, block: int, kind: str) -> None:
+@pytest.mark.parametrize("what", ["normal", "zero", "halves"])
+def test_quantise(kernels: Kernels, n: int, padded: int, block: int, what: str) -> None:
     rng = np.random.default_rng(n)
     x = {
         "normal": rng.normal(size=n),
         "zero": np.zeros(n),
         # a = 1: every value lies half-way between two integers
         "halves": np.concatenate([[127.0], rng.integers(-126, 126, n - 1) + 0.5]),
-    }[kind].astype(F32)
-    q, init, scale = (
+    }[what].astype(F32)
+    q, sums, scale = (
         np.full((padded // 4, 2, 4), 77, np.int8),
         np.zeros((padded // block, 2), np.int32),
         np.zeros(1, F32),
     )
-    kernels.quantise(x, n, padded, q[:, 1:], 8, init[:, 1:], 8, 3, scale, block)
+    kernels.quantise(x, n, padded, q[:, 1:], 8, sums[:, 1:], 8, -3, scale, block)
     a = max(np.abs(x).max(), F32(1e-8)) / F32(127)
     wanted = np.zeros(padded, np.int64)
     wanted[:n] = np.rint(x / a)
     assert scale[0] == a
     np.testing.assert_array_equal(q[:, 1].reshape(-1), wanted)
     assert (q[:, 0] == 77).all()
-    np.testing.assert_array_equal(init[:, 1], -3 * wanted.reshape(-1, block).sum(1))
+    np.testing.assert_array_equal(sums[:, 1], -3 * wanted.reshape(-1, block).sum(1))
 
 
-def test_dequantise_undoes_the_layout(kernels: Kernels) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.integers(-127, 128, (4, 64)).astype(np.int8)
-    out, scale = np.zeros(64, F32), np.array([0.25], F32)
-    kernels.dequantise(lay_out(x, 4)[0, :, 2:], out, scale, 64, 16)
-    np.testing.assert_array_equal(out, x[2] * F32(0.25))
+@pytest.mark.parametrize("kind", sorted(kinds.ALL - kinds.DENSE))
+@pytest.mark.parametrize("tile", [1, 4])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", EVERY_NAME)
+def test_tokens_are_rounded_into_the_tiles_that_products_read(name: str, kind: int, tile: int, whole: bool) -> None:
+    """Normal values, zeros, ties and outliers; one maximum per token, or one per unit of columns."""
+    k, rng = kernels_for(name, some=frozenset({kind})), np.random.default_rng(kind)
+    columns, tokens = 96 if kind not in kinds.PER_TOKEN else 128, 6
+    x = rng.normal(size=(tokens, columns)).astype(F32)
+    x[1] = 0
+    x[2] = np.concatenate([[127.0], rng.integers(-126, 126, columns - 1) + 0.5])
+    x[3, 40], x[4, :32], x[5] = -500, 0, x[5] * np.geomspace(1e-3, 1e3, columns)
+    matrix = np.zeros(s.MATRIX_SLOTS, np.int64)
+    matrix[s.MATRIX_KIND], matrix[s.MATRIX_COLUMNS], matrix[s.MATRIX_PADDED] = kind, columns, 128
+    padded = np.zeros((tokens, 128), F32)
+    padded[:, :columns] = x
+    width = 128 if kind in kinds.PER_TOKEN else kinds.scale_columns(kind)
+    parts = padded.reshape(tokens, -1, width)
+    top = np.abs(parts).max(-1)
+    if whole:
+        top[:, : -(-columns // width)] = np.abs(x).max(-1, keepdims=True)
+    a = np.maximum(top, F32(1e-8)) / F32(127)
+    q = np.rint(parts / a[..., None]).astype(np.int8).reshape(tokens, 128)
+    sums, scales = activations_of(k, kind, q, a, tile)
+    lanes = round_up(tokens, tile)
+    x8, found_sums, found_scales = np.full((lanes, 128), 99, np.int8), np.zeros_like(sums), np.ones_like(scales)
+    for token in range(tokens):
+        k.quantise_for(matrix, x[token], tile, token, x8, found_sums, found_scales, int(whole))
+    np.testing.assert_array_equal(x8.reshape(-1), lay_out(q, tile).reshape(-1))
+    np.testing.assert_array_equal(found_sums, sums)
+    np.testing.assert_array_equal(found_scales, scales)
+
+
+def test_floats_are_rounded_as_the_definition_says(kernels: Kernels) -> None:
+    rng = np.random.default_rng(1)
+    x = np.concatenate([rng.normal(size=64), np.zeros(32), rng.normal(size=32) * 300]).astype(F32)
+    wanted = int8_blocks(x[None])[0]
+    kernels.round_floats(x, len(x))
+    np.testing.assert_array_equal(x, wanted)
+    assert kinds.ACTIVATION_BLOCK == BLOCK
+    assert np.float32(MIN_ABSMAX) == np.float32(activations.MIN_ABSMAX)
 
 
 def test_silu_multiply(kernels: Kernels) -> None:

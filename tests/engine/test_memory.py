@@ -9,13 +9,19 @@ import psutil
 import pytest
 from support_architectures import CONTEXT, WRITERS, draft, finish, random_matrix, write_architecture
 
-from nanochat_tui.engine import plan_memory
-from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.packing import round_up
-from nanochat_tui.engine.paging import PagePool
-from nanochat_tui.engine.plan_memory import RESERVE, available_memory, forecast, machine_memory, require_memory
-from nanochat_tui.engine.screening import screen_bytes
-from nanochat_tui.engine.weights import load_weights
+from nanochat_tui.engine.generate import memory_forecast as plan_memory
+from nanochat_tui.engine.generate.memory_forecast import (
+    RESERVE,
+    available_memory,
+    forecast,
+    machine_memory,
+    require_memory,
+)
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.layout.memory import round_up
+from nanochat_tui.engine.run.paging import PagePool
+from nanochat_tui.engine.weights.load import load_weights, plan_weights
+from nanochat_tui.engine.weights.screening import screen_bytes
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile, TensorData, read_gguf
 from nanochat_tui.model.architectures import describe
@@ -42,6 +48,24 @@ def test_weights_are_foretold(name: str, kind: str, table: str, tmp_path: Path) 
     pages = PagePool(shape, 0).page_bytes * 3  # 100 tokens are two pages, and one more is kept
     assert found.cache == pages + 4 * 3 * shape.state_floats  # the state and two to come back to
     assert (shape.state_floats > 0) == (name == "qwen35")
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+@pytest.mark.parametrize(("kind", "table"), [("PQ2_0", "Q8_0"), ("TQ2_0", "BF16"), ("I2_S", "F16"), ("Q4_0", "F32")])
+@pytest.mark.parametrize("as_float", [False, True])
+def test_every_matrix_is_packed_as_it_was_planned(
+    name: str, kind: str, table: str, as_float: bool, tmp_path: Path
+) -> None:
+    with read_gguf(write_architecture(tmp_path / "m.gguf", name, kind=kind, table=table)) as file:
+        shape = describe(file)
+        weights = load_weights(file, shape, as_float=as_float, bias=0, mhc=None)
+        plan = plan_weights(file, shape, group=weights.group, as_float=as_float)
+        planned = [(m.kind, m.nbytes) for m in plan.matrices]
+        assert plan.nbytes == weights.nbytes
+    assert (plan.head is plan.embedding) == (weights.head is weights.embedding)
+    tables = [weights.embedding] if plan.head is plan.embedding else [weights.embedding, weights.head]
+    made = [*tables, *(m for layer in weights.layers for m in layer.matrices)]
+    assert sorted((m.kind, m.nbytes) for m in made) == sorted(planned)
 
 
 @pytest.mark.parametrize("name", list(WRITERS))

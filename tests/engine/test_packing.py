@@ -5,22 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nanochat_tui.engine import packing
-from nanochat_tui.engine.packing import (
-    aligned,
-    lasting,
-    needs_small_groups,
-    pack_dense,
-    pack_q8,
-    pack_ternary,
-    q8_parts,
-)
-from nanochat_tui.engine.packing_words import words_and_scales, words_of_codes
+from nanochat_tui.engine.layout import memory
+from nanochat_tui.engine.layout.memory import aligned, lasting
+from nanochat_tui.engine.weights.pack import needs_small_groups, pack_dense, pack_q8, pack_ternary, q8_parts
+from nanochat_tui.engine.weights.pack_words import words_and_scales, words_of_codes
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES, encode_ternary_matrix, ternary_codes
 
 
 def unpack(weights: np.ndarray) -> np.ndarray:
-    """uint32 [blocks, columns / 16, 16] -> codes [rows, columns], by the description in `packing`."""
+    """uint32 [blocks, columns / 16, 16] -> codes [rows, columns], by the description in `pack`."""
     blocks, steps, _ = weights.shape
     out = np.zeros((blocks * 16, steps * 16), np.uint8)
     for block in range(blocks):
@@ -115,17 +108,17 @@ def test_aligned() -> None:
 
 
 def test_lasting_arrays_lie_side_by_side_and_give_their_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_piece", packing._Piece())
-    monkeypatch.setattr(packing, "PIECE_BYTES", 1 << 12)
+    monkeypatch.setattr(memory, "_piece", memory._Piece())
+    monkeypatch.setattr(memory, "PIECE_BYTES", 1 << 12)
     first, second = lasting((100,), np.uint8), lasting((3, 5), np.float32)
-    assert first.ctypes.data % packing.HUGE_PAGE == 0
+    assert first.ctypes.data % memory.HUGE_PAGE == 0
     assert second.ctypes.data - first.ctypes.data == 128, "the next cache line"
     made = [first, second, *(lasting((n,), np.uint16) for n in (1, 700, 1500, 2047, 9000))]
     for number, array in enumerate(made):
         array[...] = number + 1
     assert [set(array.reshape(-1).tolist()) for array in made] == [{n + 1} for n in range(len(made))], "none overlap"
-    assert made[-1].ctypes.data % packing.HUGE_PAGE == 0, "what is larger than a piece has its own"
-    piece = packing._piece._raw
+    assert made[-1].ctypes.data % memory.HUGE_PAGE == 0, "what is larger than a piece has its own"
+    piece = memory._piece._raw
     assert piece is not None and piece() is not None
     del array, first, second, made
     assert piece() is None

@@ -9,8 +9,8 @@ import pytest
 from support import tiny_tokenizer
 from support_architectures import DIM, VOCAB, draft, finish
 
-from nanochat_tui.engine.model import load
-from nanochat_tui.engine.session import Session
+from nanochat_tui.engine.generate.model import load
+from nanochat_tui.engine.generate.session import Session
 from nanochat_tui.formats.gguf import TensorData, tensor_from_array
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES
 from nanochat_tui.model.tokenizer import TextCodec

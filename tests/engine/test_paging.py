@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from support import TINY
 
-from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.model import Model
-from nanochat_tui.engine.paging import NO_PARENT, PAGE, PagePool, PoolFull, pages_for
-from nanochat_tui.engine.session import Session
+from nanochat_tui.engine.generate.model import Model
+from nanochat_tui.engine.generate.session import Session
+from nanochat_tui.engine.run.kv_cache import KVCache
+from nanochat_tui.engine.run.paging import NO_PARENT, PAGE, PagePool, PoolFull, pages_for
 from nanochat_tui.errors import UserError
+from nanochat_tui.model.architectures.nanochat import of_config
 
 MakeModel = Callable[..., Model]
 LONG = TINY.with_(context_length=600)
+SHAPE = of_config(TINY)
 A, B = list(range(PAGE)), list(range(100, 100 + PAGE))
 
 
@@ -29,7 +31,7 @@ def ids_of(seed: int, n: int) -> list[int]:
 
 
 def test_a_page_is_found_by_its_tokens_and_what_is_before_them() -> None:
-    pool = PagePool(TINY, 4)
+    pool = PagePool(SHAPE, 4)
     first, second = pool.take(), pool.take()
     assert pool.register(first, NO_PARENT, A) is first
     assert pool.register(second, first.number, B) is second
@@ -41,7 +43,7 @@ def test_a_page_is_found_by_its_tokens_and_what_is_before_them() -> None:
 
 
 def test_equal_pages_become_one() -> None:
-    pool = PagePool(TINY, 2)
+    pool = PagePool(SHAPE, 2)
     first, second = pool.take(), pool.take()
     pool.register(first, NO_PARENT, A)
     assert pool.register(second, NO_PARENT, A) is first
@@ -50,7 +52,7 @@ def test_equal_pages_become_one() -> None:
 
 
 def test_pages_nobody_uses_are_kept_until_their_memory_is_needed() -> None:
-    pool = PagePool(TINY, 3)
+    pool = PagePool(SHAPE, 3)
     pages = [pool.take() for _ in range(3)]
     for page, ids in zip(pages, (A, B, [7] * PAGE), strict=True):
         pool.register(page, NO_PARENT, ids)
@@ -70,7 +72,7 @@ def test_pages_nobody_uses_are_kept_until_their_memory_is_needed() -> None:
 
 
 def test_a_page_is_copied_before_it_is_written() -> None:
-    pool = PagePool(TINY, 3)
+    pool = PagePool(SHAPE, 3)
     page = pool.take()
     page.memory[:] = 5
     assert pool.own(page) is page
@@ -86,7 +88,7 @@ def test_a_page_is_copied_before_it_is_written() -> None:
 
 
 def test_without_memory_for_a_copy_a_known_page_is_forgotten() -> None:
-    pool = PagePool(TINY, 1)
+    pool = PagePool(SHAPE, 1)
     page = pool.register(pool.take(), NO_PARENT, A)
     assert pool.own(page) is page
     assert pool.find(NO_PARENT, A) is None
@@ -97,7 +99,7 @@ def test_without_memory_for_a_copy_a_known_page_is_forgotten() -> None:
 
 
 def test_a_pool_shrinks_as_pages_come_back() -> None:
-    pool = PagePool(TINY, 1)
+    pool = PagePool(SHAPE, 1)
     pool.grow(2)
     pages = [pool.take() for _ in range(3)]
     pool.grow(-2)
@@ -111,13 +113,13 @@ def test_a_pool_shrinks_as_pages_come_back() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_no_page_is_lost_whatever_is_done(seed: int) -> None:
     """Random starts, growth, edits, forks and ends of sequences over two texts."""
-    rng, pool = np.random.default_rng(seed), PagePool(LONG, 40)
+    rng, pool = np.random.default_rng(seed), PagePool(of_config(LONG), 40)
     caches: list[KVCache] = []
     for _ in range(400):
         action = rng.integers(5)
         cache = caches[rng.integers(len(caches))] if caches else None
         if cache is None or (action == 0 and len(caches) < 6):
-            caches.append(KVCache(LONG, 600, pool=pool))
+            caches.append(KVCache(of_config(LONG), 600, pool=pool))
         elif action == 1 and len(caches) < 6:
             caches.append(cache.fork())
         elif action == 2:

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from support import TINY
 
-from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.executor import CHUNK, Piece
-from nanochat_tui.engine.model import Model
-from nanochat_tui.engine.paging import PagePool
-from nanochat_tui.engine.sampling import Draw, Sampling
-from nanochat_tui.engine.session import Session
+from nanochat_tui.engine.generate.model import Model
+from nanochat_tui.engine.generate.session import Session
+from nanochat_tui.engine.run.draw import Draw
+from nanochat_tui.engine.run.executor import CHUNK, Piece
+from nanochat_tui.engine.run.kv_cache import KVCache
+from nanochat_tui.engine.run.paging import PagePool
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.model.tokenizer import TextCodec
+from nanochat_tui.request import GenerationRequest
 
 MakeModel = Callable[..., Model]
 
@@ -84,8 +85,8 @@ def test_company_in_a_job_changes_nothing(seed: int, make_model: MakeModel) -> N
     """Prompts of some sequences and steps of others in one pass, pages mixed up in one pool."""
     (config, write), rng = shape_of(seed + 100), np.random.default_rng(seed)
     model = make_model(config, threads=1 + seed % 3, write=write)
-    pool = PagePool(config, 60)
-    caches = [KVCache(config, 300, pool=pool) for _ in range(7)]
+    pool = PagePool(model.config, 60)
+    caches = [KVCache(model.config, 300, pool=pool) for _ in range(7)]
     texts = [[int(i) for i in rng.integers(0, config.vocab_size, 300)] for _ in caches]
     done = [0] * len(caches)
     for _ in range(12):
@@ -93,7 +94,7 @@ def test_company_in_a_job_changes_nothing(seed: int, make_model: MakeModel) -> N
         for i in chosen:
             n = int(rng.integers(1, 17))
             part = texts[i][done[i] : done[i] + n]
-            draw = Draw(Sampling(temperature=0), config.vocab_size, [], 1)
+            draw = Draw(GenerationRequest.of(temperature=0), config.vocab_size, [], 1)
             pieces.append(Piece(caches[i], np.array(part), done[i], draw))
             done[i] += n
         for i, drawn in zip(chosen, model.executor.execute(pieces), strict=True):
@@ -133,7 +134,8 @@ def test_ten_thousand_tokens(make_model: MakeModel) -> None:
     for threads in (1, 2, 3):
         model = make_model(config, threads=threads)
         # nothing ends the text: an end token would make it short
-        draw, cache = Draw(Sampling(temperature=1.0, seed=1), config.vocab_size, [], 10_000), KVCache(config, 10_100)
+        draw = Draw(GenerationRequest.of(temperature=1.0, seed=1), config.vocab_size, [], 10_000)
+        cache = KVCache(model.config, 10_100)
         found.append(model.executor.generate(cache, np.array([1, 2, 3]), 0, draw, 10_000))
     assert len(found[0].ids) == 10_000
     assert found[0] == found[1] == found[2]

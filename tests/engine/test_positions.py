@@ -10,7 +10,7 @@ import pytest
 from references.dense import dense
 from support_architectures import VOCAB, WIDTH, Draft, draft, finish
 
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.generate.model import load
 from nanochat_tui.formats.gguf import f32, read_gguf, string, tensor_from_array, u32
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES
 
@@ -67,7 +67,7 @@ def test_scaled_positions_agree_with_the_formulas(name: str, change: Callable[[D
 @pytest.mark.parametrize(("name", "change"), [c for c in SCALED if c[0] != "bitnet"])
 def test_scaled_positions_agree_with_llama_cpp(name: str, change: Callable[[Draft], None], tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    from nanochat_tui.cli.measurement_peer import PeerRunner
+    from nanochat_tui.bench.peer import PeerRunner
 
     path = twin(name, change, tmp_path / "m.gguf")
     wanted = PeerRunner(path, 1, 64, exact=True).logits(IDS)
@@ -78,7 +78,7 @@ def test_scaled_positions_agree_with_llama_cpp(name: str, change: Callable[[Draf
 @pytest.mark.slow
 def test_a_factor_without_a_type_is_llama_cpps(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    from nanochat_tui.cli.measurement_peer import PeerRunner
+    from nanochat_tui.bench.peer import PeerRunner
 
     d = draft("llama", twin=True, table="F32")
     d.keys["rope.scaling.factor"] = f32(4.0)

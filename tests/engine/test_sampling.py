@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from support import TINY
 
-from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.model import Model
-from nanochat_tui.engine.sampling import Draw, Sampling
-from nanochat_tui.engine.session import Session
+from nanochat_tui.engine.generate.model import Model
+from nanochat_tui.engine.generate.session import Session
+from nanochat_tui.engine.run.draw import Draw
+from nanochat_tui.engine.run.kv_cache import KVCache
 from nanochat_tui.errors import UserError
+from nanochat_tui.request import GenerationRequest, SamplingParams
 
 PROMPT = [5, 17, 200, 41]
 DRAWS = 4000
@@ -33,7 +34,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum()
 
 
-def expected(logits: np.ndarray, c: Sampling, seen: list[int]) -> np.ndarray:
+def expected(logits: np.ndarray, c: SamplingParams, seen: list[int]) -> np.ndarray:
     """The distribution the settings describe, by sorting everything."""
     x = logits.copy()
     for token in set(seen) if c.repeat_penalty != 1 else ():
@@ -43,6 +44,12 @@ def expected(logits: np.ndarray, c: Sampling, seen: list[int]) -> np.ndarray:
     p = softmax(x / c.temperature)
     order = np.argsort(-p, kind="stable")
     keep = order[: c.top_k] if c.top_k else order
+    if c.typical_p < 1:
+        q = p[keep] / p[keep].sum()
+        surprise = np.abs(-np.log(q) + (q * np.log(q)).sum())
+        nearest = np.argsort(surprise, kind="stable")
+        n = int(np.searchsorted(np.cumsum(q[nearest]), c.typical_p)) + 1
+        keep = keep[np.sort(nearest[:n])]
     share = p[keep] / p[keep].sum()
     n = int(np.searchsorted(np.cumsum(share), c.top_p)) + 1 if c.top_p < 1 else len(keep)
     keep = keep[:n]
@@ -52,19 +59,19 @@ def expected(logits: np.ndarray, c: Sampling, seen: list[int]) -> np.ndarray:
     return out
 
 
-def draw_many(model: Model, sampling: Sampling, n: int) -> np.ndarray:
+def draw_many(model: Model, sampling: SamplingParams, n: int) -> np.ndarray:
     cache, ids = KVCache(model.config, 8), np.array(PROMPT, np.int64)
     model.executor.run(cache, ids[:-1], 0)
     counts = np.zeros(model.config.vocab_size, np.int64)
     for seed in range(n):
-        settings = Sampling(**{name: getattr(sampling, name) for name in SETTINGS}, seed=seed)
-        draw = Draw(settings, model.config.vocab_size, [], 1)
+        settings = SamplingParams(**{name: getattr(sampling, name) for name in SETTINGS}, seed=seed)
+        draw = Draw(GenerationRequest(sampling=settings), model.config.vocab_size, [], 1)
         draw.see(PROMPT)
         counts[model.executor.generate(cache, ids[-1:], 3, draw, 1).ids[0]] += 1
     return counts
 
 
-SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "typical_p")
 CASES = [
     {},
     {"temperature": 1.0, "top_k": 0, "top_p": 1.0},
@@ -77,6 +84,12 @@ CASES = [
     {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "min_p": 0.1},
     {"temperature": 0.9, "top_k": 8, "repeat_penalty": 3.0},
     {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repeat_penalty": 0.2},
+    {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 0.5},
+    {"temperature": 0.6, "top_k": 0, "top_p": 0.8, "typical_p": 0.9},
+    {"temperature": 0.5, "top_k": 20, "top_p": 1.0, "typical_p": 0.3},
+    {"temperature": 0.7, "top_k": 12, "top_p": 0.7, "min_p": 0.6, "typical_p": 0.95},
+    {"temperature": 1.0, "top_k": 30, "top_p": 1.0, "typical_p": 5e-324},
+    {"temperature": 0.0, "typical_p": 0.1},
     {"temperature": 0.0},
     {"temperature": 0.0, "repeat_penalty": 5.0},
 ]
@@ -84,7 +97,7 @@ CASES = [
 
 @pytest.mark.parametrize("settings", CASES, ids=str)
 def test_draws_follow_the_distribution(model: Model, settings: dict[str, Any]) -> None:
-    sampling = Sampling(**settings)
+    sampling = SamplingParams(**settings)
     p = expected(last_logits(model), sampling, PROMPT)
     counts = draw_many(model, sampling, DRAWS)
     # nothing outside the cuts, but a token on a cut's border may be in by rounding
@@ -103,7 +116,7 @@ def test_penalty_reaches_the_tokens_of_the_prompt(model: Model) -> None:
     best = int(logits.argmax())
     prompt = [*PROMPT[:-1], best, PROMPT[-1]]
     after = model.logits(prompt)[-1].astype(np.float64)
-    wanted = int(expected(after, Sampling(temperature=0, repeat_penalty=50.0), prompt).argmax())
+    wanted = int(expected(after, SamplingParams(temperature=0, repeat_penalty=50.0), prompt).argmax())
     token = next(model.generate(prompt, max_tokens=1, temperature=0, repeat_penalty=50.0))
     assert token.id == wanted
 
@@ -115,7 +128,7 @@ def test_penalty_reaches_generated_tokens(model: Model) -> None:
     ids = list(PROMPT)
     for token in tokens[:10]:
         logits = model.logits(ids)[-1].astype(np.float64)
-        assert token == expected(logits, Sampling(temperature=0, repeat_penalty=1e4), ids).argmax()
+        assert token == expected(logits, SamplingParams(temperature=0, repeat_penalty=1e4), ids).argmax()
         ids.append(token)
 
 
@@ -189,4 +202,4 @@ def test_all_alternatives(model: Model) -> None:
 )
 def test_impossible_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
-        Sampling(**bad)
+        GenerationRequest.of(**bad)

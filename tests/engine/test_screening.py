@@ -15,16 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_support import EVERY_NAME, KERNEL_NAMES, kernels_for
 from support import TINY
+from test_kernels import activations_of
 
-from nanochat_tui.engine import screening as sc
-from nanochat_tui.engine.kernels import kinds
-from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.model import Model
-from nanochat_tui.engine.packing import aligned
-from nanochat_tui.engine.packing_tables import pack_blocks
-from nanochat_tui.engine.plan_matrices import Matrix
-from nanochat_tui.engine.sampling import Sampling
-from nanochat_tui.engine.session import Session
+from nanochat_tui.engine.generate.model import Model
+from nanochat_tui.engine.generate.session import Session
+from nanochat_tui.engine.layout import kinds
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.layout.memory import aligned
+from nanochat_tui.engine.run.draw import decisive
+from nanochat_tui.engine.weights import screening as sc
+from nanochat_tui.engine.weights.matrices import Matrix
+from nanochat_tui.engine.weights.pack_blocks import pack_blocks
+from nanochat_tui.request import GenerationRequest
 
 F32 = np.float32
 LARGE = replace(TINY, vocab_size=sc.LEAST_ROWS + 40)
@@ -48,13 +50,13 @@ def table_of(values: np.ndarray, bias: int) -> Matrix:
     return Matrix(kinds.Q8, packed)
 
 
-def bounds_of(name: str, screen: sc.Screen, columns: int, x: np.ndarray, scale: float) -> np.ndarray:
+def bounds_of(name: str, screen: sc.Screen, columns: int, x: np.ndarray, scales: np.ndarray) -> np.ndarray:
     kernels = kernels_for(name)
-    facts, x_scale = aligned(16, F32, 0), np.array([scale], F32)
+    facts = aligned(16, F32, 0)
     blocks = len(screen.table)
     bounds, largest = aligned(blocks * s.ROW_BLOCK, F32, np.nan), aligned(blocks, F32, np.nan)
-    kernels.screen_input(x, screen.basis, columns, facts)
-    kernels.screen_bounds(screen.table, columns, x, x_scale, facts, 0, blocks, bounds, largest)
+    kernels.screen_input(x, scales, screen.basis, columns, facts)
+    kernels.screen_bounds(screen.table, columns, x, scales, facts, 0, blocks, bounds, largest)
     np.testing.assert_array_equal(largest, bounds.reshape(-1, s.ROW_BLOCK).max(1))
     return bounds
 
@@ -67,10 +69,11 @@ def bounds_of(name: str, screen: sc.Screen, columns: int, x: np.ndarray, scale: 
     common=st.sampled_from([0.0, 1.0, 50.0]),
     spikes=st.sampled_from([0, 3]),
     size=st.sampled_from([1e-3, 1.0, 3.0]),
+    spread=st.sampled_from([0, 1, 3]),
     name=st.sampled_from(EVERY_NAME),
 )
 def test_no_row_exceeds_its_bound(
-    seed: int, columns: int, rows: int, common: float, spikes: int, size: float, name: str
+    seed: int, columns: int, rows: int, common: float, spikes: int, size: float, spread: int, name: str
 ) -> None:
     rng = np.random.default_rng(seed)
     values = rng.standard_normal((rows, columns)) + common * rng.standard_normal(columns)
@@ -85,11 +88,13 @@ def test_no_row_exceeds_its_bound(
     x = aligned(columns, np.int8)
     x[:] = np.clip(np.rint(rng.standard_normal(columns) * 40), -127, 127)
     x[rng.integers(0, columns, spikes)] = 127
-    upper = bounds_of(name, screen, columns, x, 0.01)
-    logits = stored.astype(np.float64) @ x.astype(np.float64) * np.float64(F32(0.01))
+    scales = (0.01 * rng.uniform(0.1, 1, columns // 32) ** spread).astype(F32)
+    upper = bounds_of(name, screen, columns, x, scales)
+    token = x * np.repeat(scales.astype(np.float64), 32)
+    logits = stored.astype(np.float64) @ token
     assert (upper[:rows] >= logits).all()
     # and the bounds tell something: what 4 bits leave out is a seventh of a row at most, not far from a tenth
-    length = np.linalg.norm(stored, axis=1).max() * np.linalg.norm(x.astype(F32)) * 0.01
+    length = np.linalg.norm(stored, axis=1).max() * np.linalg.norm(token)
     assert (upper[:rows] - logits).max() <= length / 4
 
 
@@ -100,7 +105,7 @@ def test_rows_that_are_no_tokens_are_never_among_the_largest() -> None:
     assert screen is not None
     x = aligned(64, np.int8)
     x[:] = 1
-    upper = bounds_of("portable", screen, 64, x, 1.0)
+    upper = bounds_of("portable", screen, 64, x, np.ones(2, F32))
     assert upper[70:].max() < 10 * upper[:70].min() < 0
 
 
@@ -127,17 +132,15 @@ def test_a_single_row_has_the_logit_of_the_whole_product(name: str) -> None:
     table = table_of(rng.standard_normal((128, columns)).astype(F32), bias)
     screen = sc.make_screen(table, 128, bias)
     assert screen is not None
-    x, x_scale = aligned(columns, np.int8), np.array([0.02], F32)
+    x, scales = aligned(columns, np.int8), rng.uniform(0.001, 0.1, (1, columns // 32)).astype(F32)
     x[:] = rng.integers(-127, 128, columns)
-    sums = np.zeros(16, np.int32)
-    matrix = np.zeros(kinds.MATRIX_SLOTS, np.int64)
-    matrix[kinds.KIND], matrix[kinds.COLUMNS], matrix[kinds.PADDED] = kinds.Q8, columns, columns
-    matrix[kinds.WEIGHTS], matrix[kinds.SCALES] = table.weights.ctypes.data, table.scales.ctypes.data
+    sums, _ = activations_of(kernels, kinds.Q8, x[None], scales, 1)
+    matrix = np.zeros(s.MATRIX_SLOTS, np.int64)
+    matrix[s.MATRIX_KIND], matrix[s.MATRIX_COLUMNS], matrix[s.MATRIX_PADDED] = kinds.Q8, columns, columns
+    matrix[s.MATRIX_WEIGHTS], matrix[s.MATRIX_SCALES] = table.weights.ctypes.data, table.scales.ctypes.data
     whole = aligned(128, F32, np.nan)
-    kernels.matrix_product(matrix, 1, x, 0, x_scale, 0, 0, sums, whole, 0, 0, 8, 1, 0, 1, 1, 0)
-    sums[:] = 0
-    kernels.screened_sums(x, columns, sums)
-    single = [kernels.screened_row(screen.rows, row, x, sums, x_scale, columns) for row in range(128)]
+    kernels.matrix_product(matrix, 1, x, sums, scales, 0, 0, 0, whole, 0, 0, 8, 1, 0, 1, 1)
+    single = [kernels.screened_row(screen.rows, row, x, sums, scales, columns) for row in range(128)]
     np.testing.assert_array_equal(np.array(single, F32), whole)
 
 
@@ -190,7 +193,7 @@ def test_a_screen_is_made_beside_the_replies_and_spares_bytes(
     assert screening is not None and screening.screen is None
     reply(model, sc.BEGIN_AFTER + 2, **GREEDY)
     assert screening._maker is not None
-    screening._maker.join(20)
+    screening._maker.join(120)
     monkeypatch.setattr(sc, "MOST_READ", 1.1)
     reply(model, sc.TRIAL + 40, **GREEDY)
     assert screening.screen is not None
@@ -229,12 +232,12 @@ def test_log_probabilities_are_told_if_wanted(make_model: Callable[..., Model]) 
 
 
 @pytest.mark.parametrize(
-    ("chosen", "decisive"),
+    ("chosen", "wanted"),
     [(GREEDY, 1), ({"top_k": 7}, 7), ({"top_k": 0}, 0), ({**GREEDY, "presence_penalty": 0.5}, 0)],
 )
-def test_how_many_logits_decide(chosen: dict[str, Any], decisive: int) -> None:
-    assert Sampling(**chosen, logprobs=False).decisive == decisive
-    assert Sampling(**chosen).decisive == 0
+def test_how_many_logits_decide(chosen: dict[str, Any], wanted: int) -> None:
+    assert decisive(GenerationRequest.of(**chosen, logprobs=False)) == wanted
+    assert decisive(GenerationRequest.of(**chosen)) == 0
 
 
 def test_a_screen_that_rules_out_little_rests_and_is_tried_again() -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from support import TINY, tiny_tokenizer
 
-from nanochat_tui.engine.executor import CHUNK
-from nanochat_tui.engine.model import Model
-from nanochat_tui.engine.session import Session
-from nanochat_tui.engine.stopping import StopScanner
+from nanochat_tui.engine.generate.model import Model
+from nanochat_tui.engine.generate.session import Session
+from nanochat_tui.engine.generate.stopping import StopScanner
+from nanochat_tui.engine.run.draw import Drawn
+from nanochat_tui.engine.run.executor import CHUNK, Piece
 from nanochat_tui.errors import UserError
 
 MakeModel = Callable[..., Model]
@@ -125,18 +126,19 @@ def test_cancel_takes_effect_at_the_next_token(model: Model, at: int) -> None:
 def test_cancel_between_chunks_of_the_prompt(make_model: MakeModel) -> None:
     model = make_model(TINY.with_(context_length=4 * CHUNK), threads=1)
     session, cancel = Session(model), threading.Event()
-    run, calls = model.executor.run, []
+    execute, calls = model.executor.execute, []
 
-    def counted(*arguments: object) -> None:
-        calls.append(run(*arguments))  # type: ignore[arg-type, func-returns-value]
+    def counted(pieces: Sequence[Piece]) -> list[Drawn]:
+        calls.append(pieces)
         cancel.set()
+        return execute(pieces)
 
-    model.executor.run = counted  # type: ignore[method-assign, assignment]
+    model.executor.execute = counted  # type: ignore[method-assign]
     assert list(session.generate([1] * (3 * CHUNK), cancel=cancel)) == []
     assert len(calls) == 1
     assert session.finish_reason == "cancelled"
     assert session.position == CHUNK
-    del model.executor.run
+    del model.executor.execute
     # what was computed before is still good
     tokens = [t.id for t in session.generate([1] * (3 * CHUNK), max_tokens=5, temperature=0)]
     assert session.stats.reused_tokens == CHUNK
@@ -215,7 +217,7 @@ def test_sessions_share_a_model(model: Model) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert [found[i] for i in range(4)] == wanted
 
 
@@ -233,7 +235,7 @@ def test_nothing_runs_between_replies(make_model: MakeModel) -> None:
     time.sleep(0.3)
     before = time.process_time()
     time.sleep(0.5)
-    assert time.process_time() - before < 0.05
+    assert time.process_time() - before < 0.25, "one thread that spins would need 0.5 s"
     list(model.generate("fn", max_tokens=10))
     model.close()
 
@@ -249,7 +251,7 @@ def test_threads_end_with_the_model(make_model: MakeModel) -> None:
     assert len(own) == 3
     del model
     gc.collect()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while workers() & own and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not workers() & own

@@ -14,25 +14,29 @@ import pytest
 from support import TINY
 from support_architectures import VOCAB, Draft, add_rotation, draft, finish
 
-from nanochat_tui.engine import compile_cache, plan
-from nanochat_tui.engine.batching import Batcher
-from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.compile_cache import GENERAL
-from nanochat_tui.engine.kernels import kinds, program, registry, slots
-from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.kernels.registry import kernels_of
-from nanochat_tui.engine.kernels.specialise import READER, code_of, specialised
-from nanochat_tui.engine.model import Model, load
-from nanochat_tui.engine.paging import KINDS
-from nanochat_tui.engine.session import Session
+from nanochat_tui.engine.compile import builders
+from nanochat_tui.engine.compile import cache as compile_cache
+from nanochat_tui.engine.compile.cache import GENERAL
+from nanochat_tui.engine.compile.lower import kernels_of
+from nanochat_tui.engine.compile.specialise import code_of, specialised
+from nanochat_tui.engine.generate.model import Model, load
+from nanochat_tui.engine.generate.scheduler import Batcher
+from nanochat_tui.engine.generate.session import Session
+from nanochat_tui.engine.generate.speculation import Mode
+from nanochat_tui.engine.kernels import registry
+from nanochat_tui.engine.kernels.table_check import READ
+from nanochat_tui.engine.layout import kinds, slots
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.run import tables as plan
+from nanochat_tui.engine.run.kv_cache import KVCache
+from nanochat_tui.engine.run.paging import KINDS
 from nanochat_tui.engine.simd.library import KERNELS
 from nanochat_tui.engine.simd.objects import ENTRY_NAME
-from nanochat_tui.engine.speculation import Mode
 
 KNOWN_NAMES = {
     *plan.LAYER_OPTIONS, *plan.LAYER_CHOICES, *plan.MODEL_OPTIONS, *plan.MATRIX_OPTIONS, "STREAMS", "KV_KIND",
 }  # fmt: skip
-PROGRAM = {name: function for name, (function, _) in registry._program.items()}
+PROGRAM = {name: function for name, (function, _) in registry.PROGRAM.items()}
 
 # ---- functions to be folded, run by Python itself
 
@@ -142,7 +146,7 @@ def test_the_program_never_writes_what_it_is_told() -> None:
                 continue
             if call.func.id == "put":
                 assert not (isinstance(call.args[1], ast.Attribute) and call.args[1].attr in KNOWN_NAMES)
-            if call.func.id == READER:
+            if call.func.id == READ:
                 assert isinstance(call.args[1], ast.Attribute | ast.Name)
 
 
@@ -152,8 +156,8 @@ def test_a_program_needs_fewer_functions_and_kernels() -> None:
     apart = specialised(PROGRAM, "screened_logits", {})
     assert everything.keys() | apart.keys() == PROGRAM.keys(), "a function that nothing reaches can go"
     assert own.keys() < everything.keys()
-    assert {"delta_net", "experts_up", "expert_feed_forward"} & own.keys() == set()
-    assert {"work", "forward", "attention", program.SAMPLER} < own.keys()
+    assert {"convolve_channels", "delta_heads", "experts_up", "choose_tokens"} & own.keys() == set()
+    assert {"work", "run_pass", "mix_tokens", "attend_rows", builders.SAMPLER} < own.keys()
     needed = kernels_of("work", frozenset(known.items()))
     assert needed < kernels_of("work", frozenset()) <= KERNELS.keys()
     assert "mix_read_4" in needed

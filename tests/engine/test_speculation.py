@@ -10,14 +10,16 @@ import pytest
 from numpy.typing import NDArray
 from support import TINY
 
-from nanochat_tui.engine.batching import Batcher
-from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.executor import Piece
-from nanochat_tui.engine.model import Model
-from nanochat_tui.engine.sampling import Draw, Sampling
-from nanochat_tui.engine.session import Session
-from nanochat_tui.engine.speculation import MOST, REST_TOKENS, TRIAL_TOKENS, Costs, Proposals, Speculator
+from nanochat_tui.engine.generate.model import Model
+from nanochat_tui.engine.generate.scheduler import Batcher
+from nanochat_tui.engine.generate.session import Session
+from nanochat_tui.engine.generate.speculation import REST_TOKENS, TRIAL_TOKENS, Costs, Speculator
+from nanochat_tui.engine.run.drafter import MOST, Proposals
+from nanochat_tui.engine.run.draw import Draw
+from nanochat_tui.engine.run.executor import Piece
+from nanochat_tui.engine.run.kv_cache import KVCache
 from nanochat_tui.errors import UserError
+from nanochat_tui.request import GenerationRequest
 
 MakeModel = Callable[..., Model]
 REPEATED = [5, 17, 200, 41, 9, 63] * 4
@@ -85,7 +87,7 @@ def test_guesses_given_for_another_place_are_left_alone(model: Model) -> None:
     cache, prompt = KVCache(model.config, 96, model.kv), [1, 2, 3]
     plain = [t.id for t in Session(model, speculation="off").generate(prompt, max_tokens=9, temperature=0)]
     drafter = known([*prompt, *plain], wrong_every=1000)(prompt, 60)
-    draw = Draw(Sampling(temperature=0), TINY.vocab_size, [], 32)
+    draw = Draw(GenerationRequest.of(temperature=0), TINY.vocab_size, [], 32)
     (drawn,) = model.executor.execute([Piece(cache, np.array(prompt), 0, draw, 9, 9, drafter, MOST)])
     assert (drawn.ids, drafter.drafted, drafter.passes) == (plain, 0, 9)
 

@@ -9,7 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 from support import TINY, random_tensors, tiny_tokenizer
 
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.generate.model import load
 from nanochat_tui.formats.gguf import TensorData, tensor_from_array, write_gguf
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES
 from nanochat_tui.model.architectures import nanochat

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 from kernel_support import EVERY_NAME, kernels_for
-from test_kernels import multiply
+from test_kernels import floats_of, multiply
 
-from nanochat_tui.engine import packing_tables
-from nanochat_tui.engine.kernels import kinds
-from nanochat_tui.engine.packing import Packed, aligned, pack_dense, pack_ternary
-from nanochat_tui.engine.packing_tables import KIND_OF_TYPE, pack_blocks
+from nanochat_tui.engine.layout import kinds
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.layout.memory import aligned
+from nanochat_tui.engine.weights import pack_blocks as packing_tables
+from nanochat_tui.engine.weights.pack import Packed, pack_dense, pack_ternary
+from nanochat_tui.engine.weights.pack_blocks import KIND_OF_TYPE, pack_blocks
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES
 
 F32 = np.float32
@@ -48,9 +50,13 @@ def values_of(name: str, blocks: np.ndarray, columns: int) -> np.ndarray:
 
 
 def row(k, kind: int, packed: Packed, number: int, padded: int = 0) -> np.ndarray:
-    matrix = np.zeros(kinds.MATRIX_SLOTS, np.int64)
-    matrix[kinds.KIND], matrix[kinds.COLUMNS], matrix[kinds.PADDED] = kind, packed.columns, padded or packed.columns
-    matrix[kinds.WEIGHTS], matrix[kinds.SCALES] = packed.weights.ctypes.data, packed.scales.ctypes.data
+    matrix = np.zeros(s.MATRIX_SLOTS, np.int64)
+    matrix[s.MATRIX_KIND], matrix[s.MATRIX_COLUMNS], matrix[s.MATRIX_PADDED] = (
+        kind,
+        packed.columns,
+        padded or packed.columns,
+    )
+    matrix[s.MATRIX_WEIGHTS], matrix[s.MATRIX_SCALES] = packed.weights.ctypes.data, packed.scales.ctypes.data
     out = aligned(packed.columns, F32, np.nan)
     k.matrix_row(matrix, number, out)
     return out
@@ -101,8 +107,8 @@ def test_every_instruction_set_and_tile_gives_the_same_floats(type_name: str) ->
     rows, columns, tokens = 83, 768, 18
     blocks = random_blocks(type_name, rows, columns)
     x = rng.integers(-127, 128, (tokens, columns)).astype(np.int8)
-    a = rng.uniform(0.001, 0.1, tokens).astype(F32)
-    wanted = (x * a[:, None].astype(np.float64)) @ values_of(type_name, blocks, columns).astype(np.float64).T
+    a = rng.uniform(0.001, 0.1, (tokens, columns // kinds.scale_columns(kind))).astype(F32)
+    wanted = floats_of(x, a) @ values_of(type_name, blocks, columns).astype(np.float64).T
     results = []
     for name in EVERY_NAME:
         k = kernels_for(name, some=some_of(kind))
@@ -140,27 +146,29 @@ def test_float_matrices(name: str, kind: int) -> None:
         np.testing.assert_array_equal(multiply(k, kind, packed, x[i : i + 1], a[i : i + 1])[0], together[i])
 
 
-@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("kind", sorted(kinds.TERNARY_NAMES))
 @pytest.mark.parametrize("name", EVERY_NAME)
-def test_ternary_rows_and_scales_per_row(name: str, by_row: bool) -> None:
+def test_ternary_rows_and_scales_per_row(name: str, kind: int) -> None:
+    by_row = kind == kinds.TERNARY_ROW
     k, rng = kernels_for(name), np.random.default_rng(7)
     codes = rng.integers(0, 4, (37, 384)).astype(np.uint8)
     scales = rng.uniform(0.01, 0.2, (37, 3)).astype(np.float16)
-    packed, kind = pack_ternary(codes, scales, 128), kinds.TERNARY
+    packed = pack_ternary(codes, scales, 128)
     values = (codes.astype(F32) - 1) * np.repeat(scales.astype(F32), 128, axis=1)
     if by_row:
         row_scales = aligned(48, F32, 0)
         row_scales[:37] = rng.uniform(0.01, 0.2, 37)
-        packed, kind = Packed(packed.weights, row_scales, 37, 384), kinds.TERNARY_ROW  # type: ignore[arg-type]
+        packed = Packed(packed.weights, row_scales, 37, 384)  # type: ignore[arg-type]
         values = (codes.astype(F32) - 1) * row_scales[:37, None]
     for number in (0, 17, 36):
         np.testing.assert_array_equal(row(k, kind, packed, number), values[number])
     x = rng.integers(-127, 128, (19, 384)).astype(np.int8)
-    a = rng.uniform(0.001, 0.1, 19).astype(F32)
+    a = rng.uniform(0.001, 0.1, (19, 1 if kind in kinds.PER_TOKEN else 12)).astype(F32)
     together = multiply(k, kind, packed, x, a)
+    np.testing.assert_allclose(together, floats_of(x, a) @ values.astype(np.float64).T, rtol=1e-4, atol=1e-3)
     if by_row:
         integers = (x.astype(np.int64) @ (codes.astype(np.int64) - 1).T).astype(F32)
-        np.testing.assert_array_equal(together, integers * row_scales[:37] * a[:, None])
+        np.testing.assert_array_equal(together, integers * row_scales[:37] * a)
     for tile in (t for t in kinds.TILES if t <= k.isa.tile):
         np.testing.assert_array_equal(multiply(k, kind, packed, x, a, tile=tile), together)
 

@@ -7,9 +7,10 @@ import re
 import pytest
 from kernel_support import BASIC
 
-from nanochat_tui.engine import compile_cache, dispatch
-from nanochat_tui.engine.kernels import kinds
-from nanochat_tui.engine.kernels.registry import lowered
+from nanochat_tui.engine.compile import cache as compile_cache
+from nanochat_tui.engine.compile import targets
+from nanochat_tui.engine.compile.lower import lowered
+from nanochat_tui.engine.layout import kinds
 from nanochat_tui.engine.simd.isa import ISAS
 from nanochat_tui.engine.simd.library import (
     KERNELS,
@@ -76,9 +77,9 @@ def test_a_lesser_kernel_has_only_its_own_instructions(
     """On a processor with everything: what runs under the name of AVX2 is what a processor with AVX2 runs."""
     for switch in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"):
         monkeypatch.delenv(switch, raising=False)
-    monkeypatch.setattr(dispatch, "cpu_name", lambda: "sapphirerapids")
-    monkeypatch.setattr(dispatch, "cpu_feature_text", lambda: features)
-    monkeypatch.setattr(dispatch, "cpu_features", lambda: {f[1:] for f in features.split(",") if f.startswith("+")})
+    monkeypatch.setattr(targets, "cpu_name", lambda: "sapphirerapids")
+    monkeypatch.setattr(targets, "cpu_feature_text", lambda: features)
+    monkeypatch.setattr(targets, "cpu_features", lambda: {f[1:] for f in features.split(",") if f.startswith("+")})
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     made_for = compile_cache._wanted(name, 128, KINDS, frozenset())
     target = Target(ISAS[made_for.kernel], 128, made_for.cpu, made_for.features, KINDS, X86)
@@ -86,32 +87,57 @@ def test_a_lesser_kernel_has_only_its_own_instructions(
     for pattern in forbidden:
         found = re.search(rf".*{pattern}.*", code)
         assert found is None, f"{name}: {found and found.group()}"
-    monkeypatch.setattr(dispatch, "cpu_feature_text", lambda: "")
-    monkeypatch.setattr(dispatch, "cpu_name", lambda: "x86-64-v3")
+    monkeypatch.setattr(targets, "cpu_feature_text", lambda: "")
+    monkeypatch.setattr(targets, "cpu_name", lambda: "x86-64-v3")
     other = compile_cache._wanted(name, 128, KINDS, frozenset())
     assert (compile_cache._file_name(other) == compile_cache._file_name(made_for)) == (name == "portable")
 
 
 @pytest.mark.slow
 def test_the_whole_program_for_arm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward pass, sampler, barrier and waiting loop: one visible function, whose atomics are the processor's."""
+    """Forward pass, sampler, steps and waiting loops: one visible function, whose atomics are the processor's."""
     monkeypatch.setattr("platform.machine", lambda: "aarch64")  # where the waiting loop has no word for waiting
     target = Target(ISAS["neon-dotprod"], 128, "generic", "+neon,+dotprod,+lse", kinds.ALL, ARM)
     functions = lowered("work", "work", target.known)
     assembly = functions_assembly(target, functions, "work")
-    assert {"barrier", "wait_for_job", "sample", "forward", "run_job"} <= {function.name for function in functions}
+    assert {"next_piece", "end_step", "wait_for_pass", "sample", "run_pass", "run_job"} <= {
+        function.name for function in functions
+    }
     code = [line.split("//")[0].split() for line in assembly.splitlines() if not line.startswith("\t.")]
     instructions = {words[0] for words in code if words}
-    assert instructions & {"ldar", "ldapr"}, "the generation of a barrier is read before what it guards"
+    assert instructions & {"ldar", "ldapr"}, "the count of finished pieces is read before what they wrote"
     assert "stlr" in instructions, "and written after it"
-    assert "ldaddal" in instructions, "threads count themselves in one instruction, in one order"
+    assert "ldaddal" in instructions, "pieces are counted in one instruction, in one order"
+    assert "casal" in instructions, "and taken in one"
     assert not instructions & {"pause", "mfence", "call", "callq", "lock"}
     assert re.findall(r"\t\.globl\t(\S+)", assembly) == [ENTRY_NAME]
     called = set(re.findall(r"\tbl\s+([A-Za-z_]\w*)", assembly))
-    assert "sched_yield" in called
+    assert "syscall" in called
     present = {symbol(kernel.name) for kernel in KERNELS.values() if kernel.is_in(target)}
     inside = set(re.findall(r"^(\w+):", assembly, re.MULTILINE))
-    assert called - inside - present <= {"sched_yield", "memset", "memcpy", "memmove", "log", "exp", "expf", "logf"}
+    assert called - inside - present <= {
+        "syscall",
+        "memset",
+        "memcpy",
+        "memmove",
+        "log",
+        "exp",
+        "expf",
+        "logf",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("system", "sleeps"), [("linux", "syscall"), ("darwin", "usleep")])
+def test_a_thread_that_waits_sleeps_as_its_system_has_it(
+    system: str, sleeps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    target = Target(ISAS["portable"], 128, "generic", "", kinds.ALL, ARM)
+    assembly = functions_assembly(target, lowered("work", "end_step", target.known), "end_step")
+    called = set(re.findall(r"\tbl\s+([A-Za-z_]\w*)", assembly))
+    assert sleeps in called and not called & ({"syscall", "usleep"} - {sleeps})
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from support_architectures import (
     finish,
 )
 
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.generate.model import load
 from nanochat_tui.formats.gguf import GGUFFile, read_gguf
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]

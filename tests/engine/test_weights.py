@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from support_architectures import DIM, HEADS, HIDDEN, KV_HEADS, WIDTH, draft, finish, write_architecture
 
-from nanochat_tui.engine import plan_matrices
-from nanochat_tui.engine.kernels import kinds as k
-from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.plan_matrices import Matrix
-from nanochat_tui.engine.weights import load_weights
+from nanochat_tui.engine.layout import kinds as k
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.weights import matrices as plan_matrices
+from nanochat_tui.engine.weights.load import load_weights
+from nanochat_tui.engine.weights.matrices import Matrix
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import f32, read_gguf, tensor_from_array
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES
@@ -70,14 +70,14 @@ def test_every_type_is_held_exactly(kind: str, as_float: bool, tmp_path: Path, m
     np.testing.assert_allclose(unpacked(layer.down, weights.group), down, rtol=rtol, atol=0)
     assert layer.qkv.packed.rows == (HEADS + 2 * KV_HEADS) * WIDTH
     kinds = {"F32": k.F32, "BF16": k.BF16, "F16": k.F16, "Q8_0": k.Q8, "I2_S": k.TERNARY_ROW}
-    assert layer.qkv.kind == (k.F32 if as_float else kinds.get(kind, k.TERNARY))
+    assert layer.qkv.kind == (k.F32 if as_float else kinds.get(kind, k.TERNARY_FINE))
     assert weights.group == (64 if kind == "Q2_0" else 128)
 
 
 def test_ternary_tables_are_filled_up_to_whole_statistics_blocks(tmp_path: Path) -> None:
     path = write_architecture(tmp_path / "m.gguf", "qwen3", kind="PQ2_0", table="PTQ1_0")
     shape, weights = load(path)
-    assert weights.embedding.kind == k.TERNARY and weights.head is weights.embedding
+    assert weights.embedding.kind == k.TERNARY_FINE and weights.head is weights.embedding
     assert len(weights.head.weights) * 16 % s.STATISTICS_BLOCK == 0
     with read_gguf(path) as file:
         np.testing.assert_array_equal(unpacked(weights.head, 128), file.array("token_embd.weight"))
@@ -138,7 +138,7 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
     d = draft("llama", kind="I2_S")
     index = next(i for i, t in enumerate(d.tensors) if t.name == "blk.0.attn_v.weight")
     d.tensors[index].data.reshape(-1)[-32:-28] = np.array([np.nan], "<f4").view(np.uint8)
-    with pytest.raises(UserError, match=r"scale of blk\.0\.attn_v"):
+    with pytest.raises(UserError, match=r"tensor blk\.0\.attn_v"):
         load(finish(d, tmp_path / "b.gguf"))
 
 
@@ -155,7 +155,7 @@ def test_frequencies_by_the_file(tmp_path: Path) -> None:
 def split(path: Path, count: int) -> list[Path]:
     """Write a model's tensors over several files, as llama-gguf-split does."""
     from nanochat_tui.formats.gguf import TensorData, i32, write_gguf
-    from nanochat_tui.formats.gguf_values import GGUFValue, ValueType
+    from nanochat_tui.formats.gguf.values import GGUFValue, ValueType
 
     with read_gguf(path) as file:
         tensors = [TensorData(i.name, i.shape, i.type, file.raw(i.name).copy()) for i in file.tensors.values()]

@@ -21,7 +21,7 @@ State = dict[str, object]
     ("change", "message"),
     [
         (lambda model: model.pop("dim"), "dim"),
-        (lambda model: model.update(experts=8), "'experts'"),
+        (lambda model: model.update(experts=8), "“experts”"),
         (lambda model: model.update(dim="256"), "'256'"),
         (lambda model: model.update(dim=True), "True"),
         (lambda model: model.update(tied=1), "tied"),

@@ -13,8 +13,9 @@ from nanochat_tui.export import ExportError, compare_logits, export_model, load_
 from nanochat_tui.export.gguf_export import mhc_records
 from nanochat_tui.formats.gguf import read_gguf
 from nanochat_tui.formats.mhc import read_mhc
+from nanochat_tui.model.architectures import nanochat
 from nanochat_tui.model.config import ModelConfig
-from nanochat_tui.model.support import require_supported
+from nanochat_tui.model.support import require_described
 from nanochat_tui.model.ternary import dequantise, ternarise
 from nanochat_tui.model.tokenizer import codec_from_gguf, load_tokenizer
 
@@ -34,7 +35,8 @@ def test_round_trip_is_exact(tmp_path: Path, n_streams: int, ternary: str) -> No
     config = small_config(n_streams=n_streams)
     weights, report = export(tmp_path, config, ternary=ternary)
     with read_gguf(report.gguf_path) as file:
-        assert require_supported(file) == config
+        require_described(file)
+        assert nanochat.from_metadata(file.metadata, file.tensors) == config
         assert sum(info.elements for info in file.tensors.values()) == config.parameters == report.parameters
         for name, values in weights.items():
             stored = file.array(name)
@@ -69,7 +71,8 @@ def test_untied_head_and_f16_table(tmp_path: Path) -> None:
     config = small_config(tied=False, norm_eps=1e-5, rope_theta=500_000.0, n_kv_heads=4)
     weights, report = export(tmp_path, config, embedding="F16")
     with read_gguf(report.gguf_path) as file:
-        assert require_supported(file) == config
+        require_described(file)
+        assert nanochat.from_metadata(file.metadata, file.tensors) == config
         for name in ("token_embd.weight", "output.weight"):
             assert np.array_equal(file.array(name), weights[name].astype(np.float16).astype(np.float32))
     assert 0 < report.table_relative_rms < 1e-3
@@ -191,3 +194,29 @@ def test_checkpoint_reads_back(tmp_path: Path) -> None:
     assert found == config
     assert set(loaded) == set(weights)
     assert all(loaded[name].tobytes() == weights[name].tobytes() for name in weights)
+
+
+def test_a_refused_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "final", small_config())
+    tokenizer = write_tokenizer(tmp_path / "tokens.json")
+    out = tmp_path / "out"
+
+    def refuse(place: Path, report: object) -> None:
+        assert place.is_file()
+        raise ExportError("does not compute what the checkpoint computes")
+
+    with pytest.raises(ExportError):
+        export_model(tmp_path / "final", out / "m.gguf", out / "m.mhc", tokenizer, check=refuse)  # type: ignore[arg-type]
+    assert list(out.iterdir()) == []
+
+
+def test_another_models_tokenizer_is_not_overwritten(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "final", small_config())
+    tokenizer = write_tokenizer(tmp_path / "tokens.json")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tokens.json").write_text("of another model")
+    report = export_model(tmp_path / "final", out / "m.gguf", out / "m.mhc", tokenizer)
+    assert (out / "tokens.json").read_text() == "of another model"
+    assert report.tokenizer_path == out / "m-tokenizer.json"
+    assert report.tokenizer_path.read_bytes() == tokenizer.read_bytes()

@@ -70,19 +70,21 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words += ["--tokenizer", str(write_tokenizer(tmp_path / "tokens.json"))]
     app(words, standalone_mode=False)
     assert "architecture llama" in capsys.readouterr().out
-    app([*words, "--json"], standalone_mode=False)
+    with pytest.raises(UserError, match=r"already.*--force"):
+        app(words, standalone_mode=False)
+    app([*words, "--force", "--json"], standalone_mode=False)
     found = json.loads(capsys.readouterr().out)
     assert found["architecture"] == "llama"
     assert 0 < found["logits_max_difference"] < 1e-3
     for more, message in [(["--mhc", "x.mhc"], "no mHC"), (["--ternary", "PQ2_0"], "does not know PQ2_0")]:
         with pytest.raises(UserError, match=message):
-            app([*words, *more], standalone_mode=False)
+            app([*words, "--force", *more], standalone_mode=False)
 
 
 @pytest.mark.peer
 def test_llama_cpp_agrees(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    from nanochat_tui.cli.measurement_peer import PeerRunner
+    from nanochat_tui.bench.peer import PeerRunner
 
     path = export(tmp_path)
     config, weights = load_checkpoint(tmp_path / "final")

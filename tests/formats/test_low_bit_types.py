@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support import TINY, write_model
 
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.generate.model import load
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.errors import FormatError
 from nanochat_tui.formats.gguf import GGUFFile, TensorData, read_gguf, string, tensor_from_array, write_gguf
-from nanochat_tui.formats.gguf_layout import RawInfo, resolve
+from nanochat_tui.formats.gguf.layout import RawInfo, resolve
 from nanochat_tui.formats.tensor_types import (
     TENSOR_TYPES,
     encode_ternary,

@@ -1,5 +1,8 @@
 """Tensor types against the written-out blocks of their definitions and against the gguf package."""
 
+import ast
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -8,14 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import nanochat_tui
 from nanochat_tui.formats.errors import FormatError
 from nanochat_tui.formats.tensor_types import (
+    FILE_TYPES,
     TENSOR_TYPES,
+    TensorType,
+    claimed_type,
     encode_ternary,
     encode_ternary_matrix,
     ternary_codes,
     ternary_matrix,
 )
+from nanochat_tui.formats.ternary_blocks import split_i2_s
 
 TERNARY = ["TQ1_0", "TQ2_0", "Q2_0", "Q2_0_g128", "PQ2_0"]
 SHARED = [
@@ -243,3 +251,42 @@ def test_wrong_codes_shapes_and_types_are_refused_by_name() -> None:
         encode_ternary_matrix(pq2, np.full((1, 128), 2, np.int8), np.ones((1, 1), np.float16))
     with pytest.raises(FormatError, match="do not divide"):
         encode_ternary_matrix(pq2, np.ones((1, 128), np.int8), np.ones((1, 3), np.float16))
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in TENSOR_TYPES.values() if kind.code_order], ids=lambda kind: kind.name
+)
+def test_code_order_says_how_two_bits_lie(kind: TensorType) -> None:
+    blocks = np.random.default_rng(3).integers(0, 256, (7, kind.block_bytes), np.uint8)
+    tail = np.zeros(kind.tail_bytes, np.uint8)
+    codes = split_i2_s(blocks, tail)[0] if kind.has_tensor_scale else ternary_codes(kind, blocks)[0]
+    packed = blocks[:, slice(*kind.codes_at)]
+    assert packed.shape[1] * 4 == kind.block_elements
+    if kind.code_order == "sequential":
+        expected = np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
+    else:
+        shifts = (0, 2, 4, 6) if kind.code_order == "strided" else (6, 4, 2, 0)
+        expected = np.stack([packed.reshape(7, -1, 32) >> shift & 3 for shift in shifts], axis=-2)
+    expected = expected.reshape(7, -1)
+    if kind.max_code < 3:
+        expected[expected == 3] = 1
+    assert np.array_equal(codes, expected)
+
+
+def test_file_types_are_read_as_they_are_written_where_they_are_certain() -> None:
+    certain = {name: claimed_type(number) for name, number in FILE_TYPES.items()}
+    assert {name for name, claimed in certain.items() if claimed is None} == {"Q1_0", "I2_S", "Q2_0"}
+    assert all(claimed in (None, name) for name, claimed in certain.items())
+    assert set(FILE_TYPES) <= set(TENSOR_TYPES)
+
+
+def test_nothing_outside_formats_asks_for_i2_s_by_name() -> None:
+    package = Path(nanochat_tui.__file__).parent
+    asking = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in package.rglob("*.py")
+        if path.parts[len(package.parts)] != "formats"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare) and '"I2_S"' in ast.unparse(node).replace("'", '"')
+    ]
+    assert not asking, "the facts are fields of TensorType"

@@ -16,7 +16,7 @@ from nanochat_tui.inspection.text import summary_lines
 from nanochat_tui.model.support import refusal
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "bitnet", "bitnet-b1.58", "qwen35", "maple"])
+@pytest.mark.parametrize("name", ["llama", "minicpm", "qwen3", "bitnet", "bitnet-b1.58", "qwen35", "maple"])
 def test_every_architecture_is_described(tmp_path: Path, name: str) -> None:
     path = write_architecture(tmp_path / "m.gguf", name)
     summary = inspect_file(path)

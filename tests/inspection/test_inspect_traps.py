@@ -227,7 +227,7 @@ def test_files_of_the_original(tmp_path: Path, counts: bool, capsys: pytest.Capt
     assert (summary.parameters, summary.architecture, summary.is_gguf) == (8 * 256, "nanochat-ternary", False)
     assert summary.tensors[0].shape == (8, 256) and summary.types["Q1_58"].bytes == 8 * 256 // 4 + 4 * 16
     assert not summary.runs and "convert" in str(summary.reason)
-    assert run(dispatch, ["inspect", str(path), "--ternary", "--json"]) == 0
+    assert run(dispatch, ["inspect", str(path), "--ternary", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["runs"] is False
 
 

@@ -20,11 +20,6 @@ from nanochat_tui.model.architectures.description import Architecture, Attention
 from nanochat_tui.model.architectures.rotation import PREFIX
 
 
-@pytest.fixture(autouse=True)
-def _all_finished(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support, "UNFINISHED", {})
-
-
 def described(tmp_path: Path, d: Draft) -> Architecture:
     with read_gguf(finish(d, tmp_path / "m.gguf")) as file:
         return describe(file)

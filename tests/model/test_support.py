@@ -14,7 +14,7 @@ from nanochat_tui.formats.gguf import GGUFValue, f32, read_gguf, string, tensor_
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES
 from nanochat_tui.model.architectures import nanochat
 from nanochat_tui.model.config import PRESETS, ModelConfig
-from nanochat_tui.model.support import refusal, require_supported
+from nanochat_tui.model.support import refusal, require_described
 from nanochat_tui.model.tokenizer import to_gguf_metadata
 
 CONFIGS = [
@@ -43,7 +43,8 @@ def test_parts_hold_exactly_the_parameters(config: ModelConfig) -> None:
 
 def test_a_sound_model_runs(tmp_path: Path) -> None:
     with read_gguf(write_model(tmp_path / "m.gguf")) as file:
-        assert require_supported(file) == TINY
+        assert require_described(file) == nanochat.of_config(TINY)
+        assert nanochat.from_metadata(file.metadata, file.tensors) == TINY
         assert refusal(file) is None
 
 
@@ -89,7 +90,7 @@ PREFIX = "nanochat."
 def test_refusals(tmp_path: Path, change: Callable[[dict[str, GGUFValue]], object], message: str) -> None:
     with read_gguf(rewritten(tmp_path / "m.gguf", change)) as file:
         with pytest.raises(UserError, match=message):
-            require_supported(file)
+            require_described(file)
         reason = refusal(file)
     assert reason is not None and "\n" not in reason and "\x1b" not in reason
 

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from nanochat_tui.formats.gguf_values import GGUFValue, array, boolean, string, u32
-from nanochat_tui.model import tokenizer_gguf
+from nanochat_tui.formats.gguf.values import GGUFValue, array, boolean, string, u32
 from nanochat_tui.model.shipped import shipped_tokenizer
 from nanochat_tui.model.tokenizer import (
     TextCodec,
@@ -26,6 +25,7 @@ from nanochat_tui.model.tokenizer import (
     load_tokenizer,
     to_gguf_metadata,
 )
+from nanochat_tui.model.tokenizer import from_gguf as tokenizer_gguf
 
 REFERENCE = json.loads((Path(__file__).parent / "gpt2_reference.json").read_text())
 """Texts and ids by the encoder of the npm package gpt-3-encoder 1.1.4, an implementation of its own."""
@@ -200,7 +200,7 @@ def changed(key: str, value: GGUFValue | None) -> dict[str, GGUFValue]:
         ("model", string("bert"), "WordPiece"),
         ("model", string("llama"), "no scores"),
         ("model", string("\x1b[31m"), r"\\x1b"),
-        ("pre", string("no-such-rules"), "'no-such-rules'"),
+        ("pre", string("no-such-rules"), "“no-such-rules”"),
         ("tokens", array(["a", "a"]), "twice"),
         ("tokens", array(["a", "b"]), "token types"),
         ("merges", array(["ab"]), "impossible merge"),
@@ -285,3 +285,45 @@ def test_other_kinds_cannot_be_exported() -> None:
         to_gguf_metadata(small(), bos=0, eos=259)
     with pytest.raises(TokenizerError, match="spell bytes"):
         TextCodec(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), None, None, False)
+
+
+def spoken(**changes: GGUFValue) -> dict[str, GGUFValue]:
+    return to_gguf_metadata(GPT2, bos=50256, eos=50256) | changes
+
+
+def test_the_same_tokenizer_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_gguf, "_built", {})
+    first = codec_from_gguf(spoken())
+    assert codec_from_gguf(spoken()).tokenizer is first.tokenizer
+    assert codec_from_gguf(spoken(**{"general.name": string("other")})).tokenizer is first.tokenizer
+    assert first.tokenizer.to_str() == from_gguf_metadata(spoken()).to_str()
+    assert from_gguf_metadata(spoken()) is not first.tokenizer, "who asks for a bare one may change it"
+
+
+def test_whatever_differs_makes_another_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[bytes, object] = {}
+    monkeypatch.setattr(tokenizer_gguf, "_built", kept)
+    plain = spoken()
+    merges = list(plain["tokenizer.ggml.merges"].value)  # type: ignore[arg-type]
+    merges[100], merges[101] = merges[101], merges[100]
+    others = [
+        {"tokenizer.ggml.merges": array(merges)},
+        {"tokenizer.ggml.pre": string("llama-bpe")},
+        {"tokenizer.ggml.add_bos_token": boolean(False)},
+        {"tokenizer.ggml.eos_token_id": u32(5)},
+    ]
+    prints = {tokenizer_gguf._fingerprint(plain | other) for other in others} | {tokenizer_gguf._fingerprint(plain)}
+    assert len(prints) == 5
+    texts = [{"tokenizer.ggml.tokens": array(names)} for names in (["a\0b", "c"], ["a", "b\0c"], ["a", "b", "c"])]
+    assert len({tokenizer_gguf._fingerprint(each) for each in texts}) == 3
+    for other in others:
+        codec_from_gguf(plain | other)
+    assert len(kept) == tokenizer_gguf._KEPT
+
+
+def test_a_damaged_tokenizer_is_refused_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_gguf, "_built", {})
+    damaged = spoken(**{"tokenizer.ggml.merges": array(["nothing here"])})
+    for _ in range(2):
+        with pytest.raises(TokenizerError, match="merges do not fit"):
+            codec_from_gguf(damaged)

@@ -33,6 +33,20 @@ def int8(x: F64) -> F64:
     return np.clip(np.rint(x32 / a), -127, 127).astype(np.float64) * a
 
 
+FINER = ("Q4_0", "Q4_1", "Q5_1")
+"""Types whose blocks of 32 have their first half in low and their second in high bits: a scale for each half."""
+
+
+def rounded(x: F64, kind: str, *, per_token: bool = False) -> F64:
+    """int8 with the scales that a matrix of `kind` gets: per token, per 32 or per 16 columns; floats as they are."""
+    if kind in FLOATS:
+        return x
+    if per_token or kind == "I2_S":
+        return int8(x)
+    span = 16 if kind in FINER else 32
+    return int8(x.reshape(*x.shape[:-1], -1, span)).reshape(x.shape)
+
+
 def hadamard(size: int) -> F64:
     """Sylvester's matrix: H[i, j] = (-1)^(number of ones in i and j)."""
     return np.array([[(-1.0) ** bin(i & j).count("1") for j in range(size)] for i in range(size)])
@@ -81,8 +95,8 @@ class Model:
         kind = self.file.tensor(name).type.name
         if name in self.rotated:
             x = self.transform(x * self.signs(x.shape[-1]))
-        if self.rounded and kind not in FLOATS:
-            x = int8(x)
+        if self.rounded:
+            x = rounded(x, kind, per_token=self.name.startswith("bitnet"))
         y = x @ self.weight(name).T
         stem = name.removesuffix(".weight")
         if self.has(f"{stem}.scale"):
@@ -102,9 +116,10 @@ class Model:
         tied = not self.has("output.weight")
         if "output.weight" in self.rotated or (tied and self.plain("prism.hadamard.tied_output", False)):
             x = self.transform(x * self.signs(self.dim))
+        table = "token_embd.weight" if tied else "output.weight"
         if self.rounded:
-            x = int8(x)
-        return x @ self.weight("token_embd.weight" if tied else "output.weight").T
+            x = rounded(x, self.file.tensor(table).type.name)
+        return x @ self.weight(table).T
 
     def angles(self, tokens: int, dims: int, theta: float) -> tuple[F64, F64]:
         """cosines and sines [tokens, 1, dims / 2], scaled as the file says."""

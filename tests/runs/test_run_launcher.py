@@ -19,7 +19,7 @@ from nanochat_tui.processes import process_runs
 from nanochat_tui.runs import launcher, signals
 from nanochat_tui.runs.config import TrainConfig, parse_config
 from nanochat_tui.runs.directory import RunDirectory
-from nanochat_tui.runs.state import read_state
+from nanochat_tui.runs.state import CONSOLE_FILE, read_state
 
 SMALL = {"config": "tiny", "dataset": "synthetic", "steps": 5, "compile": False, "sample_prompt": "fn 'a b'\n"}
 
@@ -99,10 +99,7 @@ def test_prefixes_that_make_no_sense() -> None:
         launcher.train_command([], Path("/r"), ["ssh", "-p", "22"])
     with pytest.raises(UserError, match="cannot start no-such-program-here"):
         launcher.launch(parse_config(SMALL), ["no-such-program-here"], Path("no-such-run"))
-    assert (Path("no-such-run") / launcher.CONSOLE_FILE).exists()
-    for file in Path("no-such-run").iterdir():
-        file.unlink()
-    Path("no-such-run").rmdir()
+    assert not Path("no-such-run").exists()  # nothing was started, so nothing stays
 
 
 def test_a_directory_takes_one_trainer(tmp_path: Path) -> None:
@@ -115,8 +112,8 @@ def test_a_directory_takes_one_trainer(tmp_path: Path) -> None:
         stand_in(run, continues=True)
     request = signals.request_stop(run)
     until(lambda: read_state(run).life == "stopped")
-    assert signals.is_answered(run, request)
-    assert "a word on the console" in (run / launcher.CONSOLE_FILE).read_text()
+    assert read_state(run).control_done == request
+    assert "a word on the console" in (run / CONSOLE_FILE).read_text()
     write_checkpoint_mark(run, 1)
     with pytest.raises(UserError, match="resume it"):
         stand_in(run)
@@ -154,7 +151,7 @@ def test_two_launchers_at_once_start_one_trainer(tmp_path: Path) -> None:
     assert len(results) == 8
     until(lambda: read_state(tmp_path / "run").life == "running")
     assert signals.kill(tmp_path / "run") == started[0].pid
-    until(lambda: read_state(tmp_path / "run").life == "crashed")
+    until(lambda: read_state(tmp_path / "run").life == "killed")
 
 
 def test_the_trainer_survives_whoever_started_it(tmp_path: Path) -> None:
@@ -179,7 +176,7 @@ time.sleep(60)
     until(lambda: json.loads((run / "status.json").read_text())["heartbeat"] > beat)
     assert os.getpgid(pid) != os.getpgid(0)
     assert signals.kill(run) == pid
-    until(lambda: not psutil.pid_exists(pid) or read_state(run).life == "crashed")
+    until(lambda: not psutil.pid_exists(pid) or read_state(run).life == "killed")
 
 
 def test_signals_refuse_what_is_not_certain(tmp_path: Path) -> None:
@@ -195,7 +192,7 @@ def test_signals_refuse_what_is_not_certain(tmp_path: Path) -> None:
         assert victim.poll() is None
         write_status(tmp_path, pid=victim.pid, process_started=born)
         assert signals.kill(tmp_path) == victim.pid
-        victim.wait(10)
+        victim.wait(120)
         assert not process_runs(victim.pid, born)
     finally:
         victim.kill()
@@ -209,10 +206,46 @@ def test_signals_refuse_what_is_not_certain(tmp_path: Path) -> None:
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / launcher.CONSOLE_FILE).symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"console\.txt: No space left on device"):
+    (run / CONSOLE_FILE).symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"console\.txt: the disk is full"):
         stand_in(run)
     assert read_state(run).life == "unknown"
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot make"):
         stand_in(tmp_path / "file" / "run")
+
+
+def test_the_prefix_of_a_launch_is_known_later(tmp_path: Path) -> None:
+    run, prefix = tmp_path / "run", ["env", "X=1 2"]
+    launcher.start([*prefix, "true"], run, prefix=prefix)
+    assert launcher.launch_prefix(run) == "env 'X=1 2'"
+    (run / "launch.json").write_text("{")
+    assert launcher.launch_prefix(run) == launcher.launch_prefix(tmp_path) == ""
+
+
+def test_where_a_command_runs_is_said() -> None:
+    assert launcher.place_text([]) == "on this machine"
+    assert launcher.place_text(["nice", "-n", "10"]) == "on this machine, behind nice -n 10"
+    assert "behind ssh far" in launcher.place_text(["ssh", "-p", "22", "far", "nice"])
+
+
+def test_why_it_ended_before_its_first_step_is_in_its_state(tmp_path: Path) -> None:
+    program = "import sys; print('one'); sys.exit('error: training needs PyTorch')"
+
+    def said(what: str) -> list[str]:
+        # the code is known unless the process ended before it was noted who it is
+        return [f"{what} ended{how} before its first step: training needs PyTorch" for how in (" with code 1", "")]
+
+    launched = launcher.start([sys.executable, "-c", program], tmp_path / "run")
+    assert launched.ended.wait(120)
+    state = read_state(tmp_path / "run")
+    assert state.life == "failed"
+    assert state.error in said("it")
+    # and of a resume too, where the former end stands in the status
+    write_status(tmp_path / "run", state="stopped", step=40, heartbeat=1.0)
+    state = read_state(tmp_path / "run")
+    assert (state.life, state.step) == ("failed", 40)
+    assert state.error in said("the resume")
+    launched = launcher.start(["true"], tmp_path / "silent")
+    assert launched.ended.wait(120)
+    assert read_state(tmp_path / "silent").error == "it ended before its first step; console.txt says no more"

@@ -53,7 +53,7 @@ def test_a_run_from_launch_to_resume(tmp_path: Path) -> None:
         # checkpoint now
         before = {c.name for c in RunDirectory(run).checkpoints()}
         request = signals.request_checkpoint(run)
-        until(lambda: signals.is_answered(run, request), 120)
+        until(lambda: read_state(run).control_done == request, 120)
         assert {c.name for c in RunDirectory(run).checkpoints()} - before
         # stop safely
         signals.request_stop(run)

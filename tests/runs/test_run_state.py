@@ -15,7 +15,8 @@ from run_support import recorded_run, write_status
 from nanochat_tui.errors import UserError
 from nanochat_tui.processes import process_runs
 from nanochat_tui.runs.alarms import find_alarms, spike_steps
-from nanochat_tui.runs.discovery import find_runs, open_run
+from nanochat_tui.runs.compare import RunFigures, differing_settings, read_settings
+from nanochat_tui.runs.discovery import find_runs, look_again, open_run
 from nanochat_tui.runs.metrics import Series
 from nanochat_tui.runs.state import Heartbeat, RunState, read_state
 
@@ -51,7 +52,7 @@ def test_life(tmp_path: Path, fields: dict[str, object], life: str) -> None:
 def test_a_zombie_does_not_run() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     born = psutil.Process(process.pid).create_time()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.01)
     assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
@@ -87,7 +88,7 @@ def test_between_launch_and_first_status(tmp_path: Path) -> None:
     assert read_state(tmp_path).life == "starting"
     (tmp_path / "launch.json").write_text(json.dumps({**launch, "process_started": 1.0}))
     state = read_state(tmp_path)
-    assert (state.life, "console.txt" in state.error) == ("failed", True)
+    assert (state.life, state.error) == ("failed", "it ended before its first step; console.txt says no more")
     # a resume: the old status is older than the process that was just started
     write_status(tmp_path, state="stopped", step=40, heartbeat=time.time() - 1)
     (tmp_path / "launch.json").write_text(json.dumps({**launch, "started": time.time()}))
@@ -160,3 +161,34 @@ def test_the_recorded_run_raises_no_alarm() -> None:
     tail = MetricsTail(RECORDED / "metrics.jsonl")
     tail.poll()
     assert [a.text for a in find_alarms(RunState("finished"), tail.series)] == []
+
+
+def test_a_run_that_goes_on_is_looked_at_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_status(run, **_me(), step=10, total=90)
+    found = find_runs(tmp_path)[0]
+    assert found.state.step == 10
+    stamp = (run / "status.json").stat().st_mtime
+    with (run / "metrics.jsonl").open("w") as file:
+        file.write('{"step": 12}\n{"step": 14}\n{"step": 1')  # the rows are ahead of the status
+    os.utime(run / "metrics.jsonl", (stamp + 5, stamp + 5))
+    assert look_again(found).state.step == 14
+    os.utime(run / "metrics.jsonl", (stamp - 5, stamp - 5))  # or behind it, where a resume went back
+    assert look_again(found).state.step == 10
+    write_status(run, state="finished", step=90, total=90)
+    ended = look_again(found)
+    assert ended.state.life == "finished" and look_again(ended) is ended
+
+
+def test_settings_left_open_are_those_that_were_taken(tmp_path: Path) -> None:
+    """A vocabulary that was given and one that is the preset's own do not differ; threads that were chosen may."""
+    runs = []
+    for name, settings, threads in (("a", {"vocab_size": 50257, "device": "cpu"}, 2), ("b", {}, 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        environment = {"device": "cpu", "dtype": "float32", "threads": threads, "compiled": False}
+        config = {"config": "d20", "threads": None, "device": "auto", **settings}
+        (folder / "config.json").write_text(json.dumps({"config": config, "environment": environment}))
+        runs.append(RunFigures(name, Series(), read_settings(folder)))
+    assert differing_settings(runs) == {"threads": [2, 1]}

@@ -58,7 +58,7 @@ def opening(browser: Any) -> Iterator[Pages]:
 def until(page: Any, expression: str) -> None:
     """Wait for an expression of the page to be true."""
     # Playwright's own waiting evaluates strings inside the page, which the page's policy forbids
-    wait_for(lambda: page.evaluate(f"Boolean({expression})"), 20)
+    wait_for(lambda: page.evaluate(f"Boolean({expression})"), 120)
 
 
 def finished(page: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}A:{% endif %}"
 )
 LONG = TINY.with_(context_length=32_768)
+NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Reading the system's certificates takes longer than most requests here."""
 PROMPT = "fn main"
 """Continued greedily by the models below, it never ends: thousands of tokens, when they are asked for."""
 
@@ -40,11 +43,11 @@ class Running:
     lines: list[str]
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, **options)
+        return httpx.Client(base_url=self.url, timeout=60, verify=NO_CERTIFICATES, **options)
 
     def openai(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(
-            base_url=self.url + "/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60, **options}
+            **{"base_url": self.url + "/v1", "api_key": "none", "max_retries": 0, "timeout": 60, **options}
         )
 
     def post(self, path: str, **body: Any) -> httpx.Response:
@@ -56,7 +59,7 @@ class Running:
         return now.running + now.waiting if now else 0
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -83,7 +86,7 @@ def serving(load: Loader, settings: Settings | None = None, *, ready: bool = Tru
         yield Running(f"http://127.0.0.1:{port}", port, service, server, lines)
     finally:
         server.should_exit = True
-        thread.join(60)
+        thread.join(120)
         assert not thread.is_alive(), "the server did not end"
 
 

@@ -48,17 +48,17 @@ def _balancing(folder: Path, port: int, replicas: list[int]) -> Iterator[str]:
 
     def up() -> bool:
         try:
-            return httpx.get(url + "/health").status_code == 200
+            return httpx.get(url + "/health", timeout=120).status_code == 200
         except httpx.TransportError:
             return False
 
     try:
-        wait_for(lambda: up() or process.poll() is not None, 20)
+        wait_for(lambda: up() or process.poll() is not None, 120)
         assert process.poll() is None, (folder / "error.log").read_text()
         yield url
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
 
 
 def test_nginx_balances_two_replicas_and_streams(base_file: Path, tmp_path: Path, free_port: int) -> None:
@@ -69,13 +69,13 @@ def test_nginx_balances_two_replicas_and_streams(base_file: Path, tmp_path: Path
     ):
         body = {"prompt": PROMPT, "max_tokens": 4, "temperature": 0}
         for _ in range(6):
-            assert httpx.post(url + "/v1/completions", json=body).status_code == 200
+            assert httpx.post(url + "/v1/completions", json=body, timeout=120).status_code == 200
         for replica in (one, other):
             assert any("POST /v1/completions 200" in line for line in replica.lines)
         # the page's own requests carry an Origin, which must be recognised behind the proxy
-        assert httpx.post(url + "/v1/completions", json=body, headers={"origin": url}).status_code == 200
+        assert httpx.post(url + "/v1/completions", json=body, headers={"origin": url}, timeout=120).status_code == 200
         long = {**body, "max_tokens": 30_000, "stream": True}
-        with httpx.stream("POST", url + "/v1/completions", json=long) as answer:
+        with httpx.stream("POST", url + "/v1/completions", json=long, timeout=120) as answer:
             pieces = answer.iter_bytes()
             assert next(pieces).startswith(b"data: ")
             assert one.running() + other.running() == 1  # it has only begun: nothing was kept back
@@ -91,7 +91,7 @@ def test_full_queues_are_passed_on_and_are_no_failures(base_file: Path, tmp_path
         serving(load, settings) as one,
         serving(load, settings) as other,
         _balancing(tmp_path, free_port, [one.port, other.port]) as url,
-        httpx.Client(timeout=60) as client,
+        httpx.Client(timeout=120) as client,
     ):
         held = [
             client.send(client.build_request("POST", replica.url + "/v1/completions", json=long), stream=True)

@@ -27,7 +27,7 @@ CHECKS = [not_a_server_error, content_type_conformance, response_schema_conforma
 def fuzzed(request: pytest.FixtureRequest) -> Iterator[Running]:
     with serving(files(request.getfixturevalue(request.param))) as running:
         yield running
-        assert httpx.get(running.url + "/health").json() == {"status": "ok"}
+        assert httpx.get(running.url + "/health", timeout=120).json() == {"status": "ok"}
         assert not any("error:" in line for line in running.lines), running.lines[-20:]
 
 
@@ -44,7 +44,7 @@ ROUTES = [
 
 
 def test_the_document_has_every_route(fuzzed: Running) -> None:
-    paths = httpx.get(fuzzed.url + "/openapi.json").json()["paths"]
+    paths = httpx.get(fuzzed.url + "/openapi.json", timeout=120).json()["paths"]
     assert {(m.upper(), path) for path, item in paths.items() for m in item} == set(ROUTES)
 
 
@@ -63,7 +63,7 @@ def test_no_request_is_answered_with_a_server_error(
             for name in ("max_tokens", "max_completion_tokens"):
                 if not isinstance(case.body.get(name), str):
                     case.body[name] = 4  # a reply of thousands of tokens finds no more faults than a short one
-        case.call_and_validate(checks=CHECKS, timeout=60)
+        case.call_and_validate(checks=CHECKS, timeout=120)
 
     try:
         send()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from servers import Running
 
 from nanochat_tui.errors import UserError
+from nanochat_tui.model.tokenizer.codec import TextCodec
 from nanochat_tui.serve.bodies import MAX_IDS, MAX_MESSAGES, MAX_TOKENIZED
 from nanochat_tui.serve.middleware import MAX_BRACKETS
 
@@ -23,10 +23,10 @@ MEGABYTES = 4_000_000
 
 @contextmanager
 def watched(running: Running) -> Iterator[dict[str, float]]:
-    """Measure how much this process grows meanwhile, in bytes, and how long /health takes at worst, in seconds."""
+    """Measure how much this process grows meanwhile, in bytes; /health is asked all the time, and must answer."""
     process, over = psutil.Process(os.getpid()), threading.Event()
     before = process.memory_info().rss
-    seen = {"grown": 0.0, "health": 0.0}
+    seen = {"grown": 0.0, "answers": 0.0}
 
     def grow() -> None:
         while not over.wait(0.01):
@@ -35,9 +35,8 @@ def watched(running: Running) -> Iterator[dict[str, float]]:
     def ask() -> None:
         with running.client() as client:
             while not over.wait(0.01):
-                began = time.monotonic()
                 assert client.get("/health").status_code == 200
-                seen["health"] = max(seen["health"], time.monotonic() - began)
+                seen["answers"] += 1
 
     threads = [threading.Thread(target=grow), threading.Thread(target=ask)]
     for thread in threads:
@@ -70,7 +69,6 @@ def test_many_mistakes_cost_no_more_than_one(base: Running, path: str, field: st
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].split(".")[0] == field
     assert seen["grown"] < 400 << 20, f"{seen['grown'] / 2**20:.0f} MiB"
-    assert seen["health"] < 3, f"{seen['health']:.1f} s"
 
 
 @pytest.mark.parametrize("entry", ["{}", "[]"])
@@ -79,7 +77,7 @@ def test_a_million_lists_are_not_even_read(base: Running, entry: str) -> None:
     with watched(base) as seen:
         answer = httpx.post(base.url + "/v1/completions", content=f'{{"prompt":[{entries}]}}', timeout=120)
     assert answer.status_code == 400 and "opening brackets" in answer.json()["error"]["message"]
-    assert seen["grown"] < 100 << 20 and seen["health"] < 3
+    assert seen["grown"] < 100 << 20
 
 
 REPLY = {"role": "user", "content": "x"}
@@ -89,7 +87,7 @@ REPLY = {"role": "user", "content": "x"}
     ("change", "param", "words"),
     [
         ({"prompt": "x", "stop": 5}, "stop", "up to 16 texts"),
-        ({"prompt": "x", "stop": [""]}, "stop", "1 to 1000 characters"),
+        ({"prompt": "x", "stop": ["a" * 1001]}, "stop", "up to 1000 characters"),
         ({"prompt": "x", "stop": ["a"] * 17}, "stop", "16 entries at most"),
         ({"prompt": ["x", 1]}, "prompt", "a list of texts, a list of token ids"),
         ({"prompt": {"a": 1}}, "prompt", "give a text"),
@@ -120,17 +118,25 @@ def test_as_many_messages_as_the_limit_are_taken(base: Running) -> None:
     assert base.post("/v1/chat/completions", messages=[REPLY] * MAX_MESSAGES, max_tokens=1).status_code == 200
 
 
-def test_long_texts_are_tokenised_beside_the_streams(base: Running) -> None:
-    """The gap is one of Python's lock: nothing else in the process runs while one thread keeps it."""
+def test_long_texts_are_tokenised_beside_the_streams(base: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's lock is released on the way: nothing else in the process runs while one thread keeps it."""
     text = "let x = 1;\n" * 80_000
+    meanwhile: list[float] = []
+    encode = TextCodec.encode
     with watched(base) as seen:
-        began = time.monotonic()
+
+        def counted(codec: TextCodec, text: str, *options: bool) -> list[int]:
+            before = seen["answers"]
+            ids = encode(codec, text, *options)
+            meanwhile.append(seen["answers"] - before)
+            return ids
+
+        monkeypatch.setattr(TextCodec, "encode", counted)
         answer = base.post("/tokenize", content=text)
-        took = time.monotonic() - began
         ids = answer.json()["tokens"]
         assert answer.status_code == 200 and len(ids) > 100_000
         assert base.post("/detokenize", tokens=ids[:50_000]).json()["content"] in text
-    assert seen["health"] < max(0.2, took / 3), f"{seen['health']:.2f} s of {took:.2f} s"
+    assert meanwhile[0] >= 2, "the event loop answers while a text is tokenised"
 
 
 def test_more_than_a_million_characters_are_not_tokenised(base: Running) -> None:

@@ -85,16 +85,16 @@ def theirs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         def up() -> bool:
             assert process.poll() is None, log.read_text()[-2000:]
             try:
-                return httpx.get(url + "/v1/models").status_code == 200
+                return httpx.get(url + "/v1/models", timeout=120).status_code == 200
             except httpx.TransportError:
                 return False
 
         try:
-            wait_for(up, 60)
+            wait_for(up, 120)
             yield url
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)
 
 
 def shape(value: Any) -> Any:
@@ -119,14 +119,14 @@ def missing(wanted: Any, found: Any, at: str = "") -> list[str]:
 
 
 def ask(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    answer = httpx.post(url + path, json=body, timeout=60)
+    answer = httpx.post(url + path, json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
 
 
 def stream(url: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    answer = httpx.post(url + path, json=body | {"stream": True}, timeout=60)
+    answer = httpx.post(url + path, json=body | {"stream": True}, timeout=120)
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream")
     lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
@@ -159,11 +159,14 @@ def test_streams_have_the_same_shape(path: str, body: dict[str, Any], ours: Runn
 
 
 def test_models_and_errors_have_the_same_shape(ours: Running, theirs: str) -> None:
-    lists = [httpx.get(url + "/v1/models").json() for url in (theirs, ours.url)]
+    lists = [httpx.get(url + "/v1/models", timeout=120).json() for url in (theirs, ours.url)]
     assert [one["id"] for one in lists[0]["data"]] == [one["id"] for one in lists[1]["data"]] == ["tiny"]
     lost = missing(shape(lists[0]), shape(lists[1]))
     assert set(lost) <= {".data[].permissions"}  # OpenAI gave it up
-    answers = [httpx.post(url + "/v1/completions", json=TEXT | {"prompt": "x" * 600}) for url in (theirs, ours.url)]
+    answers = [
+        httpx.post(url + "/v1/completions", json=TEXT | {"prompt": "x" * 600}, timeout=120)
+        for url in (theirs, ours.url)
+    ]
     assert [one.status_code for one in answers] == [400, 400]
     wanted, found = (one.json() for one in answers)
     assert not missing(shape(wanted), shape(found))

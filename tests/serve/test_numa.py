@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from servers import PROMPT, serving
 from support import TINY, write_model
 
-from nanochat_tui.engine.processors import parse_cpulist
 from nanochat_tui.errors import UserError
 from nanochat_tui.serve.loading import ModelFiles, loader
 from nanochat_tui.serve.numa import Node, find_nodes, run_on
+from nanochat_tui.system import parse_cpulist
 
 linux_only = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no threads")
 

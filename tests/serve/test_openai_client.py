@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+import threading
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from servers import PROMPT, Running, files, serving
+from servers import LONG, PROMPT, Running, files, serving
+from support import write_model
 
+from nanochat_tui.chat.backend import Request, Token
+from nanochat_tui.chat.remote import RemoteBackend
+from nanochat_tui.engine.generate.model import load
+from nanochat_tui.request import SamplingParams
 from nanochat_tui.serve.settings import Settings
 
 ASK = [{"role": "user", "content": "hello"}]
@@ -216,12 +223,12 @@ def test_models(chat: Running) -> None:
         ({"top_logprobs": 3}, None),
         ({"stream_options": {"include_usage": True}}, None),
         ({"temperature": -1}, "temperature"),
-        ({"temperature": 101}, "temperature"),
+        ({"extra_body": {"repeat_penalty": 1e-7}}, "repeat_penalty"),
         ({"top_p": 2}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"n": 0}, "n"),
         ({"n": 33}, "n"),
-        ({"stop": [""]}, None),
+        ({"stop": ["x" * 1001]}, None),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, None),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
@@ -264,10 +271,11 @@ def test_a_prompt_that_leaves_no_room_says_the_limit(base: Running) -> None:
     assert caught.value.code == "context_length_exceeded" and caught.value.param == "prompt"
 
 
-def test_an_unknown_model_is_not_found(base: Running) -> None:
-    with pytest.raises(openai.NotFoundError) as caught:
-        base.openai().completions.create(model="gpt-4o", prompt="x")
-    assert caught.value.code == "model_not_found"
+def test_an_unknown_model_is_not_found_where_names_count(base_file: Path) -> None:
+    with serving(files(base_file), Settings("tiny", strict_model=True)) as running:
+        with pytest.raises(openai.NotFoundError) as caught:
+            running.openai().completions.create(model="gpt-4o", prompt="x")
+        assert caught.value.code == "model_not_found"
 
 
 def test_a_base_model_continues_the_messages_and_takes_no_system(base: Running) -> None:
@@ -297,10 +305,31 @@ def test_keys(base_file) -> None:
         with pytest.raises(openai.AuthenticationError):
             running.openai(api_key="third").models.list()
         for path in ("/metrics", "/v1/models", "/v1/nowhere"):
-            assert httpx.get(running.url + path).status_code == 401
+            assert httpx.get(running.url + path, timeout=120).status_code == 401
         for path in ("/tokenize", "/detokenize", "/v1/completions"):
-            assert httpx.post(running.url + path, json={}).status_code == 401
-        assert httpx.get(running.url + "/metrics", headers={"x-api-key": "second"}).status_code == 200
+            assert httpx.post(running.url + path, json={}, timeout=120).status_code == 401
+        assert httpx.get(running.url + "/metrics", headers={"x-api-key": "second"}, timeout=120).status_code == 200
         for path in ("/health", "/", "/openapi.json"):
-            assert httpx.get(running.url + path).status_code == 200
+            assert httpx.get(running.url + path, timeout=120).status_code == 200
         assert "first" not in "\n".join(running.lines)
+
+
+def test_a_suffix_is_filled_in_before(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "infill.gguf", LONG, infill=True)
+    with load(path, threads=1) as model:
+        expected = model.generate("fn ", suffix="}", max_tokens=8, temperature=0).read()
+        plain = model.generate("fn ", max_tokens=8, temperature=0).read()
+    with serving(files(path)) as running:
+        ask = {"model": "tiny", "prompt": "fn ", "max_tokens": 8, "temperature": 0}
+        client = running.openai().completions
+        assert client.create(**ask, suffix="}").choices[0].text == expected != plain
+        assert client.create(**ask, suffix="").choices[0].text == plain
+        streamed = "".join(part.choices[0].text for part in client.create(**ask, suffix="}", stream=True))
+        assert streamed == expected
+        attached = RemoteBackend(running.url)
+        attached.load()
+        request = Request(prompt="fn ", suffix="}", max_tokens=8, sampling=SamplingParams(temperature=0.0))
+        events = list(attached.chat(request, threading.Event()))
+        assert "".join(event.text for event in events if isinstance(event, Token)) == expected
+        with pytest.raises(openai.BadRequestError, match="must be text"):
+            client.create(**(ask | {"prompt": [1, 2]}), suffix="}")

@@ -12,7 +12,7 @@ import openai
 import pytest
 from servers import PROMPT, Running, files, serving, wait_for
 
-from nanochat_tui.engine.batching import Batcher
+from nanochat_tui.engine.generate.scheduler import Batcher
 from nanochat_tui.serve.settings import Log, Settings
 
 ASK: Any = [{"role": "user", "content": "hello"}]
@@ -75,7 +75,7 @@ def test_while_the_model_is_loaded_it_is_a_server_error_to_try_again(base_file: 
     go, load = threading.Event(), files(base_file)
 
     def slowly(log: Log) -> list[Batcher]:
-        go.wait(60)
+        go.wait(120)
         return list(load(log))
 
     with serving(slowly, ready=False) as running:

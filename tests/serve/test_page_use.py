@@ -272,7 +272,7 @@ def test_writing_on_a_phone(pages: Pages, chat: Running) -> None:
 
 
 def test_small_things_stay_as_they_are(page: Any, chat: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanochat_tui.serve.prompts.thinking_tags", lambda _: ("<think>", "</think>"))
+    monkeypatch.setattr("nanochat_tui.model.chat.prompt.thinking_tags", lambda _: ("<think>", "</think>"))
     scripted(chat, monkeypatch, ["<think>", *SLOW], 0.02)
     send(page, "hello")
     until(page, "document.querySelector('details')")

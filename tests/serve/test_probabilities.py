@@ -9,9 +9,9 @@ import pytest
 from servers import PROMPT, Running
 from support import tiny_tokenizer
 
-from nanochat_tui.engine.replies import Token
-from nanochat_tui.engine.stopping import ReplyText
+from nanochat_tui.engine.generate.stopping import ReplyText
 from nanochat_tui.model.tokenizer import TextCodec
+from nanochat_tui.request import Token
 from nanochat_tui.serve.spelling import Spelling
 from nanochat_tui.serve.writers import TextWriter
 
@@ -25,7 +25,7 @@ def test_offsets_count_characters_of_the_text(text: str, lot: int) -> None:
     before = codec.encode("let a =")
     ids = codec.encode("let a =" + text)[len(before) :]
     reply = ReplyText(codec.stream(after=before), [])
-    tokens = [Token(token, reply.feed(token), -1.0, []) for token in ids]
+    tokens = [Token(reply.feed(token), token, -1.0) for token in ids]
     writer = TextWriter(0, "echo", Spelling(codec, before))
     for start in range(0, len(tokens), lot):
         writer.add(tokens[start : start + lot])
@@ -93,7 +93,7 @@ def test_a_token_in_which_a_stop_string_begins_is_cut_there() -> None:
     reply = ReplyText(codec.stream(), ["ain"])
     writer = TextWriter(0, "", Spelling(codec, codec.encode("")))
     for token in ids:
-        writer.add([Token(token, reply.feed(token), -1.0, [])])
+        writer.add([Token(reply.feed(token), token, -1.0)])
     whole = writer.whole("stop")
     assert whole.text == "let m" and "".join(whole.logprobs.tokens if whole.logprobs else ()) == "let m"
 
@@ -104,4 +104,4 @@ def test_timings_count_every_token(base: Running) -> None:
     with base.client() as client:
         body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "stream": True}
         assert '"predicted_n":8' in client.post("/v1/completions", json=body).text
-    assert httpx.get(base.url + "/health").status_code == 200
+    assert httpx.get(base.url + "/health", timeout=120).status_code == 200

@@ -12,12 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from servers import PROMPT, Running, files, serving, wait_for
 from support import tiny_tokenizer
 
-from nanochat_tui.chat.backend import Request, SamplingSettings, Stats
+from nanochat_tui.chat.backend import Request, Stats
 from nanochat_tui.chat.remote import RemoteBackend
-from nanochat_tui.engine.batching import Batcher
-from nanochat_tui.engine.session import Token
+from nanochat_tui.engine.generate.scheduler import Batcher
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.tokenizer import TextCodec
+from nanochat_tui.request import SamplingParams, Token
 from nanochat_tui.serve.loading import ModelFiles, loader
 from nanochat_tui.serve.replies import TopLogprob
 from nanochat_tui.serve.settings import Log, Settings
@@ -25,7 +25,7 @@ from nanochat_tui.serve.spelling import Spelling, legacy_name
 
 
 def _samples(running: Running) -> dict[str, float]:
-    answer = httpx.get(running.url + "/metrics")
+    answer = httpx.get(running.url + "/metrics", timeout=120)
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(answer.text):
@@ -36,8 +36,8 @@ def _samples(running: Running) -> dict[str, float]:
 
 
 def test_health_is_ok_and_the_page_is_guarded(base: Running) -> None:
-    assert httpx.get(base.url + "/health").json() == {"status": "ok"}
-    page = httpx.get(base.url + "/")
+    assert httpx.get(base.url + "/health", timeout=120).json() == {"status": "ok"}
+    page = httpx.get(base.url + "/", timeout=120)
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and policy.count("'sha256-") == 2
@@ -85,6 +85,8 @@ def test_metrics_count_what_happened(base: Running) -> None:
     assert after["nanochat_num_requests_running"] == after["nanochat_num_requests_waiting"] == 0
     assert after["nanochat_model_load_time_seconds"] > 0 and after["nanochat_tokens_per_second"] > 0
     assert 0 <= after["nanochat_kv_cache_usage_perc"] <= 1
+    assert 1 <= after["nanochat_engine_threads"] <= base.service.model.threads
+    assert after["nanochat_engine_stolen_pieces_total"] >= 0 and after["nanochat_engine_thread_naps_total"] >= 0
     guessed, right = (after[f"nanochat_spec_decode_num_{kind}_tokens_total"] for kind in ("draft", "accepted"))
     assert 0 <= right <= guessed
     assert after["process_resident_memory_bytes"] > 10_000_000
@@ -142,7 +144,7 @@ def test_guesses_of_a_reply_are_counted_in_its_timings(base_file: Path) -> None:
         assert 0 < timings["draft_n_accepted"] <= timings["draft_n"]
         remote = RemoteBackend(running.url)
         remote.load()
-        request = Request(prompt=PROMPT, max_tokens=120, sampling=SamplingSettings(temperature=0.0))
+        request = Request(prompt=PROMPT, max_tokens=120, sampling=SamplingParams(temperature=0.0))
         stats = [event for event in remote.chat(request, threading.Event()) if isinstance(event, Stats)][-1]
         assert 0 < stats.accepted <= stats.drafted
 
@@ -181,19 +183,19 @@ def test_health_says_loading_and_requests_are_told_to_wait(base_file: Path) -> N
     load = files(base_file)
 
     def slowly(log: Log) -> list[Batcher]:
-        go.wait(60)
+        go.wait(120)
         return load(log)
 
     with serving(slowly, ready=False) as running:
-        answer = httpx.get(running.url + "/health")
+        answer = httpx.get(running.url + "/health", timeout=120)
         assert answer.status_code == 503 and answer.json() == {"status": "loading"}
         refused = running.post("/v1/completions", prompt="x")
         assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
         assert refused.json()["error"]["code"] == "loading"
-        assert httpx.get(running.url + "/v1/models").json()["data"][0]["meta"] is None
-        assert httpx.get(running.url + "/metrics").status_code == 200
+        assert httpx.get(running.url + "/v1/models", timeout=120).json()["data"][0]["meta"] is None
+        assert httpx.get(running.url + "/metrics", timeout=120).status_code == 200
         go.set()
-        wait_for(lambda: httpx.get(running.url + "/health").json() == {"status": "ok"})
+        wait_for(lambda: httpx.get(running.url + "/health", timeout=120).json() == {"status": "ok"})
         assert running.post("/v1/completions", prompt="x").status_code == 200
 
 
@@ -203,7 +205,7 @@ def test_health_says_failed_and_hides_why(tmp_path: Path) -> None:
 
     with serving(fail, ready=False) as running:
         wait_for(lambda: running.service.state == "failed")
-        answer = httpx.get(running.url + "/health")
+        answer = httpx.get(running.url + "/health", timeout=120)
         assert answer.status_code == 503 and answer.json()["status"] == "failed"
         refused = running.post("/v1/completions", prompt="x")
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "failed"
@@ -225,13 +227,13 @@ def test_an_engine_that_breaks_is_found_out(base_file: Path, monkeypatch: pytest
         assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
         assert "secret" not in answer.text and "Traceback" not in answer.text
         wait_for(lambda: running.service.state == "failed")
-        assert httpx.get(running.url + "/health").json()["status"] == "failed"
+        assert httpx.get(running.url + "/health", timeout=120).json()["status"] == "failed"
 
 
 def test_other_sites_pages_are_kept_out_unless_allowed(base: Running, base_file: Path) -> None:
     def ask(running: Running, origin: str) -> httpx.Response:
         body = {"prompt": "x", "max_tokens": 1}
-        return httpx.post(running.url + "/v1/completions", json=body, headers={"origin": origin})
+        return httpx.post(running.url + "/v1/completions", json=body, headers={"origin": origin}, timeout=120)
 
     assert ask(base, "https://evil.example").status_code == 403
     assert ask(base, "null").status_code == 403
@@ -249,6 +251,7 @@ def test_other_sites_pages_are_kept_out_unless_allowed(base: Running, base_file:
                 "access-control-request-method": "POST",
                 "access-control-request-headers": "authorization,content-type,x-stainless-lang,x-stainless-retry-count",
             },
+            timeout=60,
         )
         assert preflight.status_code == 200
         allowed = preflight.headers["access-control-allow-headers"].lower()
@@ -261,14 +264,15 @@ def test_a_name_that_was_made_to_lead_here_is_a_stranger(base: Running, base_fil
         own = f"{host}:{running.port}"
         headers = {"host": own, "origin": f"http://{own}", "authorization": "Bearer key"}
         return httpx.post(
-            running.url + "/v1/completions", json={"prompt": "x", "max_tokens": 1}, headers=headers
+            running.url + "/v1/completions", json={"prompt": "x", "max_tokens": 1}, headers=headers, timeout=60
         ).status_code
 
     assert [ask(base, host) for host in ("localhost", "127.0.0.1", "[::1]", "rebound.example")] == [200, 200, 200, 403]
     with serving(files(base_file), Settings("tiny", loopback=False)) as running:
         assert ask(running, "box.home.arpa") == 200
-    with serving(files(base_file), Settings("tiny", api_keys=("key",))) as running:
-        assert ask(running, "behind-a-proxy.example") == 200
+    proxied = Settings("tiny", api_keys=("key",), allowed_hosts=("behind-a-proxy.example",))
+    with serving(files(base_file), proxied) as running:
+        assert [ask(running, host) for host in ("behind-a-proxy.example", "rebound.example")] == [200, 403]
 
 
 @pytest.mark.parametrize("prompt", ["", "fn main() {\n", "fn main() {\n    ", "let a ="])
@@ -278,7 +282,7 @@ def test_a_tokens_bytes_are_those_of_the_text(prompt: str) -> None:
     before = codec.encode(prompt)
     reply = codec.encode(prompt + "    if é {\n        f(\t)\n\n    }")[len(before) :]
     spelling = Spelling(codec, before)
-    entries = [spelling.spell(Token(token, "", -1.0, [(reply[0], "", -2.0)])) for token in reply]
+    entries = [spelling.spell(Token("", token, -1.0, ((reply[0], "", -2.0),))) for token in reply]
     stream = codec.stream(after=before)
     text = "".join([*map(stream.feed, reply), stream.flush()])
     assert b"".join(bytes(e.bytes) for e in entries).decode() == text and "        f(\t)" in text

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nanochat_tui.engine.cache import KVCache
-from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.model import Model
-from nanochat_tui.engine.packing import aligned
-from nanochat_tui.engine.plan import CHUNK
+from nanochat_tui.engine.generate.model import Model
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.layout.memory import aligned
+from nanochat_tui.engine.run.kv_cache import KVCache
+from nanochat_tui.engine.run.tables import CHUNK
 from nanochat_tui.train.model import NanochatModel, rms_norm
 
 Floats = NDArray[np.floating[Any]]

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -20,9 +20,10 @@ import torch
 from support import TINY, write_model
 from teacher_forcing import BOUND, Difference, differences
 
-from nanochat_tui.engine.model import load
+from nanochat_tui.engine.generate.model import load
 from nanochat_tui.export import export_model
 from nanochat_tui.formats.gguf import read_gguf
+from nanochat_tui.model.architectures import nanochat
 from nanochat_tui.model.shipped import shipped_model, shipped_tokenizer
 from nanochat_tui.runs.config import parse_config
 from nanochat_tui.train.model import NanochatModel
@@ -32,11 +33,10 @@ Places = tuple[list[Difference], int]
 PROMPTS = [p["text"] for p in json.loads((Path(__file__).parents[1] / "data" / "held_out_prompts.json").read_text())]
 
 
-def _pytorch(
-    path: Path, config: Any, activations: Literal["int8", "float"], dtype: torch.dtype = torch.float32
-) -> NanochatModel:
-    model = NanochatModel(config, quantise=False, activations=activations, dtype=dtype)
+def _pytorch(path: Path, activations: Literal["int8", "float"], dtype: torch.dtype = torch.float32) -> NanochatModel:
     with read_gguf(path) as file:
+        config = nanochat.from_metadata(file.metadata, file.tensors)
+        model = NanochatModel(config, quantise=False, activations=activations, dtype=dtype)
         state = {name: torch.from_numpy(np.array(file.array(name))) for name in model.state_dict()}
     model.load_state_dict(state)
     return model.eval()
@@ -45,7 +45,7 @@ def _pytorch(
 def _require_equal_logits(path: Path, prompts: list[str]) -> None:
     """Without rounding of activations differences stay small, so whole models are compared."""
     engine = load(path, activations="float", kv="f32")
-    reference = _pytorch(path, engine.config, "float")
+    reference = _pytorch(path, "float")
     for prompt in prompts:
         ids = engine.encode(prompt)[: engine.config.context_length]
         with torch.no_grad():
@@ -56,7 +56,7 @@ def _require_equal_logits(path: Path, prompts: list[str]) -> None:
 def _require_close_logits(path: Path, prompts: list[str]) -> None:
     """Models that were hardly trained amplify differences little: they are compared as a whole with rounding, too."""
     engine = load(path, kv="f32")
-    reference = _pytorch(path, engine.config, "int8")
+    reference = _pytorch(path, "int8")
     for prompt in prompts:
         ids = engine.encode(prompt)[: engine.config.context_length]
         with torch.no_grad():
@@ -72,7 +72,7 @@ def _require_close_logits(path: Path, prompts: list[str]) -> None:
 def _int8_differences(path: Path, prompts: list[str], fault: Callable[[NanochatModel], None] | None = None) -> Places:
     """Compare engine and PyTorch with int8 activations, place by place; `fault` changes the PyTorch model first."""
     engine = load(path, kv="f32", threads=1)
-    reference = _pytorch(path, engine.config, "int8")
+    reference = _pytorch(path, "int8")
     if fault:
         with torch.no_grad():
             fault(reference)
@@ -190,8 +190,8 @@ def test_shipped_model_with_int8_activations_is_as_close_as_pytorch_to_itself() 
     path = shipped_model()
     assert path is not None
     engine = load(path, kv="f32")
-    single = _pytorch(path, engine.config, "int8")
-    double = _pytorch(path, engine.config, "int8", torch.float64).double()
+    single = _pytorch(path, "int8")
+    double = _pytorch(path, "int8", torch.float64).double()
     off: list[list[float]] = [[], []]
     changed, tokens = [0, 0], 0
     for prompt in PROMPTS:

@@ -1,12 +1,14 @@
 """Whole runs on synthetic data: the run directory, exact resume, control."""
 
-import json
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tomllib
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import pytest
 from nanochat_tui.errors import UserError
 from nanochat_tui.runs.config import TrainConfig, parse_config
 from nanochat_tui.runs.directory import RunDirectory
+from nanochat_tui.runs.state import read_state
+from nanochat_tui.train import budget
 from nanochat_tui.train.trainer import Trainer
 
 OPTIONS: dict[str, Any] = {
@@ -55,7 +59,7 @@ def _command(directory: Path, **changes: Any) -> list[str]:
 def test_a_run_learns_and_leaves_a_complete_directory(tmp_path: Path) -> None:
     rows = _train(tmp_path, steps=30)
     assert [r["step"] for r in rows] == list(range(1, 31))
-    assert rows[0]["loss"] == pytest.approx(5.55, abs=0.1)
+    assert rows[0]["loss"] == pytest.approx(5.55, abs=0.15)  # ln 256, one batch
     assert rows[-1]["loss"] < rows[0]["loss"] - 1
     assert rows[-1]["val_loss"] < rows[0]["loss"] - 1
     for key in ("tokens", "seconds", "lr", "grad_norm", "tok_per_s", "perplexity"):
@@ -63,7 +67,7 @@ def test_a_run_learns_and_leaves_a_complete_directory(tmp_path: Path) -> None:
     assert len(rows[-1]["mhc"]) == 4
     run = RunDirectory(tmp_path)
     assert run.status()["state"] == "finished"
-    assert not run.is_alive()
+    assert not read_state(run.path).alive
     assert [c.name for c in run.checkpoints()] == ["step_5", "step_10", "step_15", "step_20", "step_25", "final"]
     assert run.config()["parameters"] == parse_config({**OPTIONS}).model_shape().parameters
     assert {p.name for p in (tmp_path / "final").iterdir()} == {
@@ -100,7 +104,7 @@ def test_resume_is_exact_after_kill_9_also_compiled(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     run = RunDirectory(tmp_path / "killed")
-    assert not run.is_alive()
+    assert not read_state(run.path).alive
     last = run.checkpoints()[-1]
     assert last.name != "final"
     resume = [*_command(tmp_path / "killed", **compiled), "--resume", str(last)]
@@ -115,7 +119,7 @@ def test_control_checkpoints_and_stops(tmp_path: Path) -> None:
 
     def ask(command: str) -> None:
         request = run.send(command)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:
                 if run.status().get("control_done") == request:
@@ -129,7 +133,7 @@ def test_control_checkpoints_and_stops(tmp_path: Path) -> None:
         while not (tmp_path / "status.json").exists():
             time.sleep(0.05)
         ask("checkpoint")
-        assert run.is_alive()
+        assert read_state(run.path).alive
         ask("stop")
 
     watcher = threading.Thread(target=watch)
@@ -148,11 +152,12 @@ def test_a_command_of_before_the_start_is_not_obeyed(tmp_path: Path) -> None:
     assert rows[-1]["step"] == 12
 
 
-def test_minutes_end_the_run_in_time(tmp_path: Path) -> None:
-    began = time.monotonic()
-    rows = _train(tmp_path, minutes=0.05)
-    assert rows[-1]["seconds"] < 6
-    assert time.monotonic() - began < 30
+def test_minutes_end_the_run_and_its_decay_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    clock = types.SimpleNamespace(monotonic=lambda: 0.01 * next(ticks))
+    monkeypatch.setattr(budget, "time", clock)  # a machine that is busy would run too few steps for a decay
+    rows = _train(tmp_path, minutes=0.05, decay_fraction=0.5)
+    assert 3 < rows[-1]["step"] < 300, "the clock was read at least once a step"
     assert RunDirectory(tmp_path).status()["state"] == "finished"
     assert rows[-1]["lr"] < 0.5 * max(r["lr"] for r in rows)
 
@@ -176,7 +181,7 @@ def test_damaged_checkpoint_is_refused_in_words(tmp_path: Path) -> None:
     _train(tmp_path, steps=5)
     weights = tmp_path / "final" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="damaged or incomplete"):
+    with pytest.raises(UserError, match=r"is damaged: model\.safetensors"):
         Trainer(parse_config({**OPTIONS, "steps": 9}), tmp_path, resume=tmp_path / "final")
 
 
@@ -212,7 +217,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, words: list[s
 
 
 def test_init_config_round_trips(tmp_path: Path) -> None:
-    path = tmp_path / "c.json"
-    subprocess.run([sys.executable, "-m", "nanochat_tui.cli.train_entry", "init-config", str(path)], check=True)
-    values = json.loads(path.read_text())
+    path = tmp_path / "c.toml"
+    command = [sys.executable, "-m", "nanochat_tui.cli.train_entry", "init-config", "--output", str(path)]
+    subprocess.run(command, check=True)
+    values = tomllib.loads(path.read_text())
     assert parse_config({**values, "dataset": "synthetic"}) == TrainConfig(dataset="synthetic")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from openai_server import WORDS, serving
 from test_app import say, shown, state, until
 
@@ -31,10 +32,20 @@ async def test_a_conversation_with_a_server_and_its_death_in_mid_reply() -> None
             await say(pilot, app, "again")
             assert "Hello there" in shown(app)
             assert "broke off in mid-reply" in shown(app)
-            assert "Ctrl+R tries again" in shown(app)
+            assert "Ctrl+R to retry" in shown(app)
             server.die_after = None
             await pilot.press("ctrl+r")
-            await until(pilot, lambda: app.chat.conversation.turns[1].reply == "".join(WORDS) and state(app) == "ready")
+            second = app.chat.session.conversation.turns[1]
+            await until(pilot, lambda: second.reply == "".join(WORDS) and state(app) == "ready")
+
+
+async def test_a_key_over_plain_http_is_warned_of_in_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanochat_tui.chat.remote.keys.is_loopback", lambda host: False)  # as a server elsewhere
+    with serving() as server:
+        app = NanochatApp(RemoteBackend(server.url, api_key="sk-1"))
+        async with app.run_test(size=(100, 30), notifications=True) as pilot:
+            await until(pilot, lambda: state(app) == "ready")
+            await until(pilot, lambda: any("unencrypted" in note.message for note in app._notifications))
 
 
 async def test_attach_by_command_and_a_lens_from_logprobs() -> None:
@@ -46,14 +57,14 @@ async def test_attach_by_command_and_a_lens_from_logprobs() -> None:
             await until(pilot, lambda: state(app) == "ready")
             app.chat.prompt.text = f"/attach {server.url}"
             await pilot.press("enter")
-            await until(pilot, lambda: app.chat.backend.name == "tiny" and state(app) == "ready")
+            await until(pilot, lambda: app.chat.model.backend.name == "tiny" and state(app) == "ready")
             await say(pilot, app, "hi")
             assert server.requests[-1]["top_logprobs"] == 8, "they cannot be had later"
             await pilot.press("f5")
-            await until(pilot, lambda: bool(app.chat.ribbon and app.chat.ribbon.tokens[0].top))
-            assert app.chat._lens_note == ""
+            await until(pilot, lambda: bool(app.chat.lens.ribbon and app.chat.lens.ribbon.tokens[0].top))
+            assert app.chat.lens.note == ""
             assert "Branch here" in keys_of(app)
-            ribbon = app.chat.ribbon
+            ribbon = app.chat.lens.ribbon
             assert ribbon is not None
             ribbon.focus()
             await pilot.press("home", "right", "down", "enter")
@@ -68,15 +79,15 @@ async def test_branching_is_not_offered_where_the_server_cannot() -> None:
             await until(pilot, lambda: state(app) == "ready")
             await say(pilot, app, "hi")
             await pilot.press("f5")
-            await until(pilot, lambda: app.chat.ribbon is not None)
-            assert app.chat.ribbon is not None
-            assert app.focused is app.chat.ribbon
+            await until(pilot, lambda: app.chat.lens.ribbon is not None)
+            assert app.chat.lens.ribbon is not None
+            assert app.focused is app.chat.lens.ribbon
             assert "Branch here" not in keys_of(app)
-            count, session = len(server.requests), app.chat.info
+            count, session = len(server.requests), app.chat.session.info
             await pilot.press("home", "down", "enter")
             await pilot.pause(0.1)
             assert len(server.requests) == count
-            assert app.chat.info is session
+            assert app.chat.session.info is session
 
 
 async def test_what_can_go_on_is_known_without_asking_from_the_event_loop() -> None:
@@ -86,11 +97,11 @@ async def test_what_can_go_on_is_known_without_asking_from_the_event_loop() -> N
             await until(pilot, lambda: state(app) == "ready")
             await say(pilot, app, "fn ")
             count = len(server.headers)
-            assert app.chat.backend.can_continue(chat=False)
-            assert not app.chat.backend.can_continue(chat=True)
+            assert app.chat.model.backend.can_continue(chat=False)
+            assert not app.chat.model.backend.can_continue(chat=True)
             assert len(server.headers) == count, "nothing was sent"
             await pilot.press("f5")
-            await until(pilot, lambda: app.chat.ribbon is not None)
+            await until(pilot, lambda: app.chat.lens.ribbon is not None)
             assert "Branch here" in keys_of(app)
     with serving(meta={"chat_template": False}, completions=False) as server:
         backend = RemoteBackend(server.url)
@@ -107,16 +118,16 @@ async def test_probabilities_of_another_day_were_not_kept_and_that_is_said(tmp_p
                 if visit == 0:
                     await say(pilot, app, "hi")
                     continue
-                await until(pilot, lambda app=app: bool(app.chat.conversation.turns))  # type: ignore[misc]
+                await until(pilot, lambda app=app: bool(app.chat.session.conversation.turns))  # type: ignore[misc]
                 await pilot.press("f5")
-                await until(pilot, lambda app=app: app.chat.ribbon is not None)  # type: ignore[misc]
-                assert "were not kept" in app.chat._lens_note
+                await until(pilot, lambda app=app: app.chat.lens.ribbon is not None)  # type: ignore[misc]
+                assert "were not kept" in app.chat.lens.note
                 server.logprobs = False
                 await pilot.press("ctrl+r")
                 await until(pilot, lambda: len(server.requests) == 2)
                 await until(pilot, lambda app=app: state(app) == "ready")  # type: ignore[misc]
                 await pilot.press("f5", "f5")
-                await until(pilot, lambda app=app: "sent no probabilities" in app.chat._lens_note)  # type: ignore[misc]
+                await until(pilot, lambda app=app: "sent no probabilities" in app.chat.lens.note)  # type: ignore[misc]
 
 
 async def test_no_server_is_a_welcome_with_ways_on() -> None:

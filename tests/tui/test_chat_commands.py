@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +13,17 @@ import pytest
 from openai_server import serving
 from scripted import ScriptedBackend
 from test_app import say, shown, state, until
+from textual.binding import Binding
 from textual.pilot import Pilot
 from textual.widgets import OptionList, Static
 
-from nanochat_tui.chat.records import SessionSettings, StoredSession, StoredTurn, new_session
 from nanochat_tui.chat.remote import RemoteBackend
 from nanochat_tui.chat.store import Store
+from nanochat_tui.chat.store.records import SessionSettings, StoredSession, StoredTurn, new_session
 from nanochat_tui.tui.app import NanochatApp
-from nanochat_tui.tui.chat.transcript import WINDOW
+from nanochat_tui.tui.chat.commands import BY_NAME
+from nanochat_tui.tui.chat.screen import ChatScreen
+from nanochat_tui.tui.chat.transcript import WINDOW, Transcript
 from nanochat_tui.tui.widgets.dialogs import Choose, Confirm
 
 
@@ -39,12 +43,12 @@ async def test_models_lets_another_model_of_the_server_be_chosen() -> None:
         app = NanochatApp(RemoteBackend(server.url))
         async with app.run_test(size=(100, 30)) as pilot:
             await until(pilot, lambda: state(app) == "ready")
-            assert app.chat.backend.name == "tiny"
+            assert app.chat.model.backend.name == "tiny"
             await command(pilot, app, "/models")
             await until(pilot, lambda: isinstance(app.screen, Choose))
             app.screen.query_one(OptionList).focus()
             await pilot.press("j", "enter")
-            await until(pilot, lambda: app.chat.backend.name == "other" and state(app) == "ready")
+            await until(pilot, lambda: app.chat.model.backend.name == "other" and state(app) == "ready")
             await say(pilot, app, "hi")
             assert server.requests[-1]["model"] == "other"
 
@@ -55,13 +59,13 @@ async def test_complete_changes_between_answers_and_raw_text() -> None:
     async with app.run_test(size=(100, 30)) as pilot:
         await until(pilot, lambda: state(app) == "ready")
         await command(pilot, app, "/complete")
-        await until(pilot, lambda: not app.chat.conversation.is_chat)
+        await until(pilot, lambda: not app.chat.session.conversation.is_chat)
         assert app.chat.prompt.border_title == "Text to continue"
         await say(pilot, app, "fn ")
         assert (backend.requests[0].prompt, backend.requests[0].messages) == ("fn ", ())
         await command(pilot, app, "/complete")
-        await until(pilot, lambda: app.chat.conversation.is_chat)
-        assert not app.chat.conversation.turns, "a new session"
+        await until(pilot, lambda: app.chat.session.conversation.is_chat)
+        assert not app.chat.session.conversation.turns, "a new session"
         await say(pilot, app, "hello")
         assert [m.content for m in backend.requests[1].messages] == ["hello"]
 
@@ -75,7 +79,7 @@ async def test_continue_lets_the_last_reply_go_on() -> None:
         await command(pilot, app, "/continue")
         await until(pilot, lambda: len(backend.requests) == 2 and state(app) == "ready")
         assert backend.requests[1].prefix == "one"
-        assert app.chat.conversation.turns[0].parts == ["one", " two"]
+        assert app.chat.session.conversation.turns[0].parts == ["one", " two"]
 
 
 async def test_search_sort_and_delete_by_command(tmp_path: Path) -> None:
@@ -90,7 +94,7 @@ async def test_search_sort_and_delete_by_command(tmp_path: Path) -> None:
         options = app.chat.sessions.options
         await until(pilot, lambda: options.option_count == 1)
         await pilot.press("enter", "enter")
-        await until(pilot, lambda: app.chat.conversation.turns[0].prompt == "zebra")
+        await until(pilot, lambda: app.chat.session.conversation.turns[0].prompt == "zebra")
         app.chat.sessions.query_one("#session-search").value = ""  # type: ignore[attr-defined]
         await until(pilot, lambda: options.option_count == 2)
 
@@ -104,14 +108,14 @@ async def test_search_sort_and_delete_by_command(tmp_path: Path) -> None:
         await command(pilot, app, "/sort")
         await until(pilot, lambda: "last used" in hint(app))
 
-        session = app.chat.info
+        session = app.chat.session.info
         assert session is not None
         for key, left in (("n", 2), ("y", 1)):
             await command(pilot, app, "/delete")
             await until(pilot, lambda: isinstance(app.screen, Confirm))
             await pilot.press(key)
-            await until(pilot, lambda left=left: len(app.chat.store.sessions().result(5)) == left)  # type: ignore[misc]
-        assert app.chat.info is None
+            await until(pilot, lambda left=left: len(app.chat.session.store.sessions().result(120)) == left)  # type: ignore[misc]
+        assert app.chat.session.info is None
 
 
 def hint(app: NanochatApp) -> str:
@@ -139,7 +143,7 @@ async def test_half_pages_and_earlier_turns() -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: state(app) == "ready")
         info = new_session("scripted-rust", is_chat=True, settings=SessionSettings())
-        await app.chat.show_stored(
+        await app.chat.flow.show(
             StoredSession(info, tuple(StoredTurn(f"question {i}", (f"answer {i}",)) for i in range(WINDOW + 10)))
         )
         transcript = app.chat.transcript
@@ -172,25 +176,54 @@ async def test_a_server_killed_in_mid_reply_leaves_what_came_and_a_way_on(tmp_pa
             app = NanochatApp(RemoteBackend(process.stdout.readline().strip()), store=Store(tmp_path / "s.db"))
             async with app.run_test(size=(100, 30)) as pilot:
                 await until(pilot, lambda: state(app) == "ready")
-                app.chat.max_tokens = None
+                app.chat.session.max_tokens = None
                 app.chat.prompt.text = "hi"
                 await pilot.press("enter")
-                await until(
-                    pilot, lambda: "word30 " in app.chat.conversation.turns[0].reply if app.chat._runs else False
-                )
+                said, replies = app.chat.session.conversation, app.chat.replies
+                await until(pilot, lambda: replies.runs > 0 and "word30 " in said.turns[0].reply)
                 os.kill(process.pid, signal.SIGKILL)
                 await until(pilot, lambda: state(app) == "ready")
-                assert "Ctrl+R tries again" in shown(app)
-                assert app.chat.info is not None
-                (turn,) = app.chat.store.load(app.chat.info.id).result(5).turns
+                assert "Ctrl+R to retry" in shown(app)
+                assert app.chat.session.info is not None
+                (turn,) = app.chat.session.store.load(app.chat.session.info.id).result(120).turns
                 assert turn.reply.startswith("word0 word1 ")
                 assert "word30 " in turn.reply
                 await pilot.press("ctrl+r")
                 await until(pilot, lambda: "There is no server" in shown(app), 20)
                 await until(pilot, lambda: state(app) == "ready")
-                assert app.chat.conversation.turns[0].reply == turn.reply, "trying again costs nothing"
+                assert app.chat.session.conversation.turns[0].reply == turn.reply, "trying again costs nothing"
                 assert "word30 " in shown(app)
-                (kept,) = app.chat.store.load(app.chat.info.id).result(5).turns
+                (kept,) = app.chat.session.store.load(app.chat.session.info.id).result(120).turns
                 assert kept.reply == turn.reply
         finally:
             process.kill()
+
+
+def test_every_command_and_every_key_does_something() -> None:
+    screen = ChatScreen(ScriptedBackend("x"))
+    assert set(BY_NAME) <= screen.commands.names
+    bound = re.compile(r"(?:screen\.)?command\('(\w+)'\)")
+    bindings = [b for owner in (ChatScreen, Transcript) for b in owner.BINDINGS if isinstance(b, Binding)]
+    named = {found[1] for b in bindings if (found := bound.fullmatch(b.action))}
+    assert len(named) > 15
+    assert named <= screen.commands.names
+    assert screen.commands.names <= set(BY_NAME) | named, "what nothing stands for"
+
+
+async def test_the_lens_goes_with_the_turn_it_looks_at(tmp_path: Path) -> None:
+    app = NanochatApp(ScriptedBackend("x y z"), store=Store(tmp_path / "s.db"))
+    async with app.run_test(size=(100, 34)) as pilot:
+        await until(pilot, lambda: state(app) == "ready")
+        await say(pilot, app, "a")
+        first = app.chat.session.id
+        for leave in ("ctrl+n", "open", "/remove"):
+            if leave == "open":
+                await app.chat.flow.open(first or "")
+                continue
+            await pilot.press("f5")
+            await until(pilot, lambda: app.chat.lens.ribbon is not None and app.chat.lens.display)
+            app.chat.prompt.focus()
+            if leave.startswith("/"):
+                app.chat.prompt.text = leave
+            await pilot.press("enter" if leave.startswith("/") else leave)
+            await until(pilot, lambda: not app.chat.lens.display and app.chat.lens.turn is None)

@@ -30,8 +30,8 @@ from nanochat_tui.tui.log_screen import LogScreen
 from nanochat_tui.tui.messages import ModelUsed, OpenFile
 from nanochat_tui.tui.preferences import Preferences, load_preferences, remember_model, save_preferences
 from nanochat_tui.tui.preferences_screen import PreferencesScreen
-from nanochat_tui.tui.train.choice import Choice
 from nanochat_tui.tui.train.screen import TrainScreen
+from nanochat_tui.tui.widgets.choice import Choice
 from nanochat_tui.tui.widgets.key_line import Item, fitting
 
 
@@ -68,7 +68,7 @@ async def test_preferences_apply_at_once_and_are_kept(tmp_path: Path) -> None:
         await pilot.press("f7")
         await until(pilot, lambda: bool(app.chat.sessions.display))
         await pilot.press("escape", "ctrl+n")
-        await until(pilot, lambda: app.chat.sampling.temperature == 0.3)
+        await until(pilot, lambda: app.chat.session.sampling.temperature == 0.3)
     kept = tomllib.loads(path.read_text())
     assert kept == {
         "appearance": {"theme": "high-contrast"},
@@ -82,15 +82,62 @@ async def test_preferences_apply_at_once_and_are_kept(tmp_path: Path) -> None:
 
 def test_damaged_preferences_are_told_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
-    for text, word in (("[sampling]\ntemperature = -3", "temperature"), ("not toml", "mend"), ("[no]\nx=1", "no")):
+    for text, word in (
+        ("[sampling]\ntemperature = -3", "sampling.temperature"),
+        ("not toml", "fix or delete the file"),
+        ("[no]\nx=1", "no is unknown"),
+        ("a = " + "[" * 100_000, "nested too deeply"),
+        ("sampling = 5", "sampling"),
+    ):
         path.write_text(text)
         found, problem = load_preferences(path)
         assert found == Preferences()
         assert problem is not None
         assert word in problem
+        assert path.read_text() == text
+    path.write_bytes(b"\xff\xfe")
+    assert "UTF-8" in (load_preferences(path)[1] or "")
+    path.unlink()
+    path.mkdir()
+    problem = load_preferences(path)[1] or ""
+    assert "Errno" not in problem
+    assert "directory" in problem
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be kept"):
         save_preferences(Preferences(), tmp_path / "file" / "settings.toml")
+
+
+def test_what_is_wrong_in_the_preferences_costs_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(
+        'newer = 1\nrecent = ["/a", 5, "/b", []]\n[sampling]\ntemperature = 0.3\ntop_k = -1\nsystem = "be brief"\n'
+        '[appearance]\ntheme = "nanochat-light"\nfont = "x"\n[keys]\n"chat.sessions" = "f7"\n"chat.new" = 5\n'
+    )
+    found, problem = load_preferences(path)
+    assert (found.sampling.temperature, found.sampling.top_k, found.sampling.system) == (0.3, 40, "be brief")
+    assert found.appearance.theme == "nanochat-light"
+    assert found.keys == {"chat.sessions": "f7"}
+    assert found.recent == ["/a", "/b"]
+    assert problem is not None
+    assert "appearance.font is unknown" in problem
+    assert "2 more" in problem
+    assert "\n" not in problem
+
+
+async def test_a_theme_and_keys_that_mean_nothing_are_said() -> None:
+    wrong = Preferences.model_validate(
+        {"appearance": {"theme": "no-such"}, "keys": {"no.such": "f7", "chat.new": "foo++", "chat.sessions": "f7"}}
+    )
+    app = NanochatApp(ScriptedBackend("x"), preferences=wrong)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await until(pilot, lambda: any("not used" in n.message for n in app._notifications))
+        (text,) = [n.message for n in app._notifications if "not used" in n.message]
+        assert "no theme no-such" in text
+        assert "keys.no.such is unknown" in text
+        assert "keys.chat.new" in text
+        assert "chat.sessions" not in text
+        await pilot.press("f7")
+        await until(pilot, lambda: bool(app.chat.sessions.display))
 
 
 def test_keys_are_checked() -> None:
@@ -110,10 +157,10 @@ async def test_every_theme_draws_the_ribbon_and_the_chat(theme: str) -> None:
         app.theme = theme
         await say(pilot, app, "fn a() {")
         await pilot.press("f5")
-        await until(pilot, lambda: app.chat.ribbon is not None)
+        await until(pilot, lambda: app.chat.lens.ribbon is not None)
         await pilot.press("right")
-        assert app.chat.ribbon is not None
-        assert app.chat.ribbon.region.height == 1
+        assert app.chat.lens.ribbon is not None
+        assert app.chat.lens.ribbon.region.height == 1
 
 
 async def test_without_a_model_there_is_a_welcome_and_the_picker_leads_on(
@@ -135,7 +182,7 @@ async def test_without_a_model_there_is_a_welcome_and_the_picker_leads_on(
         )
         await pilot.press("enter")
         await until(pilot, lambda: state(app) == "ready", 120)
-        assert app.chat.backend.name == "one"
+        assert app.chat.model.backend.name == "one"
         assert app.preferences.recent == [str((tmp_path / "models" / "one.gguf").resolve())]
 
 
@@ -199,7 +246,7 @@ def test_commands_are_read_as_people_mean_them() -> None:
         assert commands.parse(text) is None, text
     with pytest.raises(UserError, match="did you mean /export"):
         commands.parse("/exprt x")
-    assert [c.name for c in commands.suggestions("/re")] == ["rename", "retry", "remove"]
+    assert [c.name for c in commands.suggestions("/re")] == ["rename", "restore", "retry", "remove"]
 
 
 def test_blocks_of_code_are_found() -> None:
@@ -248,9 +295,9 @@ async def test_loading_can_be_given_up_and_its_late_end_changes_nothing() -> Non
         await until(pilot, lambda: state(app) == "failed")
         assert "Loading was given up" in shown(app)
         backend.load_gate.set()
-        await until(pilot, lambda: not app.chat.loader.is_working)
+        await until(pilot, lambda: not app.chat.model.loader.is_working)
         assert state(app) == "failed"
-        assert not app.chat.ready
+        assert not app.chat.model.ready
 
 
 def test_keys_of_every_mode_can_be_changed_and_none_has_the_name_of_another() -> None:
@@ -306,3 +353,27 @@ async def test_a_checkpoints_copy_is_no_recent_model(tmp_path: Path, monkeypatch
         app.post_message(ModelUsed(tmp_path / "mine.gguf"))
         await until(pilot, lambda: bool(app.preferences.recent))
         assert app.preferences.recent == [str(tmp_path / "mine.gguf")]
+
+
+def test_saving_keeps_the_comments_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(
+        "# mine\nrecent = ['/a']  # of yesterday\n\n[sampling] # how it writes\n# between 0 and 1\ntemperature = 0.3\n"
+        "top_k = 20 # few\n\n[appearance]\n# dark\ntheme = 'high-contrast'\n"
+    )
+    found, problem = load_preferences(path)
+    assert problem is None
+    found.sampling.temperature = 0.5
+    found.sampling.top_k = Preferences().sampling.top_k
+    found.chat.alternatives = 3
+    found.keys["chat.sessions"] = "f7"
+    save_preferences(found, path)
+    text = path.read_text()
+    for comment in ("# mine", "# of yesterday", "# how it writes", "# between 0 and 1", "# dark"):
+        assert comment in text
+    assert "top_k" not in text
+    assert text.index("temperature = 0.5") < text.index("theme")
+    assert load_preferences(path) == (found, None)
+    save_preferences(Preferences(), path)
+    assert load_preferences(path) == (Preferences(), None)
+    assert "# between 0 and 1" in path.read_text()

@@ -368,7 +368,7 @@ async def test_in_the_application_the_chat_is_rendered_and_files_are_opened_by_m
         await until(pilot, lambda: app.chat.status.state.strip() == "ready")
         app.chat.prompt.text = "What is a trit?"
         await pilot.press("enter")
-        await until(pilot, lambda: app.chat._runs == 1 and app.chat.status.state.strip() == "ready")
+        await until(pilot, lambda: app.chat.replies.runs == 1 and app.chat.status.state.strip() == "ready")
         app.post_message(OpenFile(model))
         await until(pilot, lambda: isinstance(app.screen, InspectScreen) and app.screen.opened is not None)
         screen = app.screen

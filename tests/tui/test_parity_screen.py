@@ -14,6 +14,7 @@ from support import TINY, write_model
 from test_app import say, state, until
 
 from nanochat_tui.chat.local import LocalBackend
+from nanochat_tui.chat.remote import RemoteBackend
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.chat.parity_screen import ParityScreen
 
@@ -28,7 +29,7 @@ async def test_a_server_that_says_something_else(model: Path) -> None:
         app = NanochatApp(LocalBackend(model, threads=1))
         async with app.run_test(size=(120, 40)) as pilot:
             await until(pilot, lambda: state(app) == "ready", 120)
-            app.chat.max_tokens = 8
+            app.chat.session.max_tokens = 8
             await say(pilot, app, "fn main() {")
             app.chat.prompt.text = f"/parity {server.url}"
             await pilot.press("enter")
@@ -46,13 +47,11 @@ async def test_a_server_that_says_something_else(model: Path) -> None:
 
 async def test_our_own_server_on_the_same_file_agrees_and_lets_replies_branch(model: Path) -> None:
     pytest.importorskip("fastapi")
-    from nanochat_tui.chat.remote import RemoteBackend
-
     with own_server(model) as url:
         app = NanochatApp(LocalBackend(model, threads=1))
         async with app.run_test(size=(120, 40)) as pilot:
             await until(pilot, lambda: state(app) == "ready", 120)
-            app.chat.max_tokens = 24
+            app.chat.session.max_tokens = 24
             await say(pilot, app, "fn main() {")
             app.chat.prompt.text = f"/parity {url}"
             await pilot.press("enter")
@@ -66,13 +65,15 @@ async def test_our_own_server_on_the_same_file_agrees_and_lets_replies_branch(mo
         app = NanochatApp(RemoteBackend(url))
         async with app.run_test(size=(120, 40)) as pilot:
             await until(pilot, lambda: state(app) == "ready", 30)
-            assert not app.chat.conversation.is_chat, "the server says that the model has no template"
+            assert not app.chat.session.conversation.is_chat, "the server says that the model has no template"
             assert app.chat.status.context_size == 256
-            app.chat.max_tokens = 8
+            app.chat.session.max_tokens = 8
             await say(pilot, app, "fn main() {")
             await pilot.press("f5", "ctrl+r")
-            await until(pilot, lambda: state(app) == "ready" and bool(app.chat.ribbon and app.chat.ribbon.tokens))
-            ribbon = app.chat.ribbon
+            await until(
+                pilot, lambda: state(app) == "ready" and bool(app.chat.lens.ribbon and app.chat.lens.ribbon.tokens)
+            )
+            ribbon = app.chat.lens.ribbon
             assert ribbon is not None
             ribbon.focus()
             await pilot.press("home", "right")
@@ -81,8 +82,40 @@ async def test_our_own_server_on_the_same_file_agrees_and_lets_replies_branch(mo
             expected = ribbon.tokens[0].text + ribbon.choices[place].text
             ribbon.choice = place
             await pilot.press("enter")
-            await until(pilot, lambda: len(app.chat.conversation.turns[0].parts) == 2 and state(app) == "ready")
-            assert app.chat.conversation.turns[0].parts[0] == expected
+            await until(pilot, lambda: len(app.chat.session.conversation.turns[0].parts) == 2 and state(app) == "ready")
+            assert app.chat.session.conversation.turns[0].parts[0] == expected
+
+
+async def test_two_servers_are_compared() -> None:
+    with (
+        serving(logprobs=True, words=["a", " b", " c"]) as ours,
+        serving(logprobs=True, words=["a", " b", " d"]) as other,
+    ):
+        app = NanochatApp(RemoteBackend(ours.url))
+        async with app.run_test(size=(120, 40)) as pilot:
+            await until(pilot, lambda: state(app) == "ready", 30)
+            offered = [title for title, _, _ in app.chat.palette_commands()]
+            assert "Compare with a server" in offered
+            await say(pilot, app, "hi")
+            app.chat.prompt.text = f"/parity {other.url}"
+            await pilot.press("enter")
+            await until(pilot, lambda: isinstance(app.screen, ParityScreen) and app.screen.parity is not None, 30)
+            assert isinstance(app.screen, ParityScreen)
+            assert app.screen.parity is not None
+            assert app.screen.parity.common == 2
+            assert [request["temperature"] for request in (ours.requests[-1], other.requests[-1])] == [0.0, 0.0]
+            titles = [str(box.border_title) for box in app.screen.query("VerticalScroll")]
+            assert ours.url in titles[0]
+            assert other.url in titles[1], "two servers are told apart by their addresses"
+            await pilot.press("r")
+            await until(pilot, lambda: len(ours.requests) == 3 and app.screen.parity is not None, 30)  # type: ignore[attr-defined]
+            backend = app.screen._backends[1]
+            assert isinstance(backend, RemoteBackend)
+            await pilot.press("escape")
+            assert app.screen is app.chat
+            assert backend._http is not None
+            assert backend._http.is_closed, "no connection outlives the screen"
+            await say(pilot, app, "again")
 
 
 @contextmanager
@@ -105,4 +138,4 @@ def own_server(path: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)

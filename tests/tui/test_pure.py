@@ -6,15 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from nanochat_tui.chat.backend import Event, Finished, Message, SamplingSettings, Started, Stats, Token
-from nanochat_tui.chat.records import SessionSettings, StoredTurn
+from nanochat_tui.chat.backend import Event, Finished, Message, Started, Stats, Token
+from nanochat_tui.chat.store.records import SessionSettings, StoredTurn
+from nanochat_tui.request import SamplingParams
+from nanochat_tui.tui.background import explain
 from nanochat_tui.tui.chat.conversation import Conversation
-from nanochat_tui.tui.chat.generation import Batch, batched, explain
+from nanochat_tui.tui.chat.generation import Batch, batched
 from nanochat_tui.tui.chat.history import History
 from nanochat_tui.tui.chat.language import guess_language
 from nanochat_tui.tui.chat.settings_form import FieldError, from_text, to_text
 from nanochat_tui.tui.widgets.highlighting import highlight_code
-from nanochat_tui.tui.widgets.markdown_content import markdown_content
 from nanochat_tui.tui.widgets.status import Status, gauge, speed, status_content
 
 SETTINGS = SessionSettings()
@@ -186,9 +187,9 @@ def test_failures_are_put_into_words() -> None:
 
 
 def test_form_round_trip() -> None:
-    settings = SamplingSettings(0.25, 7, 0.5, 0.05, 1.1, 42)
+    settings = SamplingParams(0.25, 7, 0.5, 0.05, 1.1, 42)
     assert from_text(to_text(settings, 64)) == (settings, 64)
-    assert from_text(to_text(SamplingSettings(), None)) == (SamplingSettings(), None)
+    assert from_text(to_text(SamplingParams(), None)) == (SamplingParams(), None)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_form_round_trip() -> None:
 )
 def test_form_names_the_wrong_field(key: str, text: str) -> None:
     with pytest.raises(FieldError) as caught:
-        from_text(to_text(SamplingSettings(), 256) | {key: text})
+        from_text(to_text(SamplingParams(), 256) | {key: text})
     assert caught.value.key == key
 
 
@@ -273,36 +274,3 @@ def test_highlighting_keeps_every_character_and_is_not_markup() -> None:
 
 def test_highlighting_of_an_unknown_language_is_plain() -> None:
     assert highlight_code("x = 1", "no such language").plain == "x = 1"
-
-
-def test_markdown_as_one_content() -> None:
-    text = "# Title\n\nSome **bold** and `code`.\n\n- one\n- two\n  1. deep\n\n```rust\nfn a() {}\n```\n\n> said\n"
-    content = markdown_content(text)
-    assert content.plain.splitlines() == [
-        "Title",
-        "",
-        "Some bold and code.",
-        "",
-        "• one",
-        "• two",
-        "  1. deep",
-        "",
-        "  fn a() {}",
-        "",
-        "▌ said",
-    ]
-    bold = content.plain.index("bold")
-    assert any(span.start == bold and "bold" in str(span.style) for span in content.spans)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[red]no[/red]", "[link=file:///etc]x", "*", "```", "- ", "| a | b |", "<b>x</b>"]
-)
-def test_markdown_never_loses_or_obeys_odd_text(text: str) -> None:
-    plain = markdown_content(text).plain
-    if text.startswith(("[", "|", "<")):
-        assert plain == text
-
-
-def test_markdown_shows_where_links_lead() -> None:
-    assert markdown_content("[safe](https://evil.example)").plain == "safe (https://evil.example)"

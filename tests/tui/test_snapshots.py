@@ -47,7 +47,7 @@ async def same(pilot: Pilot[None], app: NanochatApp, name: str) -> None:
         FOLDER.mkdir(exist_ok=True)
         path.write_text(text_of(app), encoding="utf-8")
     expected = path.read_text(encoding="utf-8")
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while (text := text_of(app)) != expected and time.monotonic() < end:
         await pilot.pause(0.1)
     if text != expected and not textual.__version__.startswith(MADE_WITH + "."):
@@ -64,7 +64,7 @@ async def test_completion_and_lens() -> None:
         await pilot.pause(0.2)
         await same(pilot, app, "completion")
         await pilot.press("f5")
-        await until(pilot, lambda: app.chat.ribbon is not None and app.chat.ribbon.region.area > 0)
+        await until(pilot, lambda: app.chat.lens.ribbon is not None and app.chat.lens.ribbon.region.area > 0)
         await pilot.pause(0.2)
         await same(pilot, app, "lens")
 

@@ -1,26 +1,23 @@
-"""The application as a process on a real terminal: killed, crashed, without a home, over a pipe, in a browser."""
+"""The application as a process on a real terminal: killed, crashed, without a home, over a pipe."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import pty
 import select
 import signal
-import socket
+import sqlite3
 import struct
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from openai_server import serving
-from support import TINY, write_model
 
 from nanochat_tui.chat.store import Store
 
@@ -40,14 +37,14 @@ class Terminal:
             with contextlib.suppress(OSError):
                 self.seen += os.read(self.descriptor, 1 << 16)
 
-    def until(self, done: Callable[[], object], seconds: float = 25.0) -> None:
+    def until(self, done: Callable[[], object], seconds: float = 120.0) -> None:
         end = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < end, self.seen[-3000:].decode("utf-8", "replace")
             assert self.process.poll() is None or done(), self.seen[-3000:].decode("utf-8", "replace")
             self.read()
 
-    def wait(self, seconds: float = 20.0) -> int:
+    def wait(self, seconds: float = 120.0) -> int:
         end = time.monotonic() + seconds
         while self.process.poll() is None:
             assert time.monotonic() < end
@@ -81,27 +78,33 @@ def terminal(tmp_path: Path, *arguments: str, python: str | None = None, **varia
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(10)
+        process.wait(120)
         os.close(master)
 
 
+def kept(tmp_path: Path) -> str:
+    """Return the reply that the application has on the disk, while it runs."""
+    uri = f"file:{tmp_path / 'data' / 'sessions.db'}?mode=ro"
+    with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(sqlite3.connect(uri, uri=True)) as store:
+        return "".join(reply for (reply,) in store.execute("SELECT reply FROM turn"))
+    return ""
+
+
 def test_killed_in_mid_reply_it_comes_back_with_what_was_said(tmp_path: Path) -> None:
-    with serving(words=[f"word{i} " for i in range(400)], owner="vllm") as server:
+    with serving(words=[f"word{i} " for i in range(400)], hold_after=300, owner="vllm") as server:
         with terminal(tmp_path, "--attach", server.url) as screen:
             screen.until(lambda: b"Message" in screen.seen)
             screen.type("what is the question\r")
             screen.until(lambda: b"word150" in screen.seen)
-            shown = time.monotonic()
-            while time.monotonic() - shown < 1.0 and b"word390" not in screen.seen:
-                screen.read()
+            screen.until(lambda: "word150 " in kept(tmp_path))  # before the reply has ended
             os.kill(screen.process.pid, signal.SIGKILL)
-            screen.process.wait(10)
+            screen.process.wait(120)
         store = Store(tmp_path / "data" / "sessions.db")
-        (info,) = store.sessions().result(5)
-        (turn,) = store.load(info.id).result(5).turns
+        (info,) = store.sessions().result(120)
+        (turn,) = store.load(info.id).result(120).turns
         store.close()
         assert turn.prompt == "what is the question"
-        assert "word150 " in turn.reply, "a second later it is on the disk"
+        assert "word150 " in turn.reply
         with terminal(tmp_path, "--attach", server.url) as screen:
             last = turn.reply.split()[-2].encode()
             screen.until(lambda: last in screen.seen)
@@ -114,8 +117,8 @@ def test_a_crash_leaves_a_clean_terminal_and_a_report(tmp_path: Path) -> None:
 import sys
 from nanochat_tui.cli.entry import main
 from nanochat_tui.tui.chat.screen import ChatScreen
-def broken(self): raise KeyError("broken on purpose")
-ChatScreen.action_toggle_live = broken
+def broken(self, name): raise KeyError("broken on purpose")
+ChatScreen.action_command = broken
 sys.argv = ["nanochat-tui", *sys.argv[1:]]
 main()
 """
@@ -154,9 +157,9 @@ def test_told_to_end_it_keeps_what_was_said_and_leaves_a_clean_terminal(tmp_path
         assert b"Traceback" not in screen.seen
     assert mine.exists(), "its process lives"
     store = Store(tmp_path / "data" / "sessions.db")
-    (info,) = store.sessions().result(5)
-    assert "word20 " in store.load(info.id).result(5).turns[0].reply
-    assert store.take(info.id).result(5)
+    (info,) = store.sessions().result(120)
+    assert "word20 " in store.load(info.id).result(120).turns[0].reply
+    assert store.take(info.id).result(120)
     store.close()
 
 
@@ -219,51 +222,4 @@ def test_it_ends_when_its_terminal_is_gone(tmp_path: Path) -> None:
         spare = os.open(os.devnull, os.O_RDWR)
         os.dup2(spare, screen.descriptor)  # the other end is closed, and nobody sends a signal
         os.close(spare)
-        assert screen.process.wait(40) == 129
-
-
-async def visit(port: int) -> None:
-    """Do what the page's script does: take the application's screen over a websocket, and type into it."""
-    import aiohttp
-
-    async with (
-        aiohttp.ClientSession() as session,
-        session.ws_connect(f"http://127.0.0.1:{port}/ws?width=80&height=24") as socket_,
-    ):
-        seen = b""
-
-        async def until(part: bytes) -> None:
-            nonlocal seen
-            while part not in seen:
-                message = await socket_.receive()
-                assert message.type is aiohttp.WSMsgType.BINARY or message.type is aiohttp.WSMsgType.TEXT, seen[-2000:]
-                seen += message.data if isinstance(message.data, bytes) else message.data.encode()
-
-        await until(b"ready")
-        await socket_.send_json(["stdin", "\x1bOS"])  # F4
-        await until(b"Dashboard")
-
-
-@pytest.mark.slow
-def test_the_web_serves_a_page_and_the_application_in_it(tmp_path: Path) -> None:
-    pytest.importorskip("textual_serve")
-    model = write_model(tmp_path / "m.gguf", TINY)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "nanochat_tui", "web", str(model), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 30
-        while True:
-            assert time.monotonic() < end
-            assert process.poll() is None
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=2) as page:
-                    assert b"nanochat-tui" in page.read()
-                    break
-            except OSError:
-                time.sleep(0.2)
-        asyncio.run(asyncio.wait_for(visit(port), 90))
-    finally:
-        process.terminate()
-        process.wait(10)
+        assert screen.process.wait(120) == 129

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from nanochat_tui.engine.kernels.slots import KV_F16, KV_F32, KV_INT8, PAGE
+from nanochat_tui.engine.layout.slots import KV_F16, KV_F32, KV_INT8, PAGE
 from nanochat_tui.engine.simd.emitter import F32, I8, I32, LANES, VF32, VI32
 from nanochat_tui.engine.simd.intrinsics import kernel
 
@@ -121,7 +121,7 @@ def _attend(e, target, n, kind, q, limits, state, weights, page, base, shown, he
             out.append(b.fadd(sums[i], weight))
             if kind == KV_INT8:
                 weight = b.fmul(weight, e.load(VF32, scales, e.add(e.mul(block, WIDTH), 4 * PAGE)))
-                # the scale of a place nobody has written may be anything
+                # the scale of a place that was not written may be anything
                 weight = b.select(seen, weight, e.splat(0.0))
             e.store(weight, weights, at)
         return out

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nanochat_tui.engine.kernels.kinds import BF16, F16
-from nanochat_tui.engine.kernels.kinds import F32 as KIND_F32
 from nanochat_tui.engine.kernels.tiles import prefetch_weights
-from nanochat_tui.engine.simd.emitter import F32, I32, LANES, VF32, VI16, VI32
+from nanochat_tui.engine.layout.kinds import BF16, F16
+from nanochat_tui.engine.layout.kinds import F32 as KIND_F32
+from nanochat_tui.engine.simd.emitter import F32, LANES, VF32, VI16, VI32
 from nanochat_tui.engine.simd.intrinsics import kernel
 
 FEW = 4
@@ -82,18 +82,3 @@ def _register(name, kind):
 DENSE_NAMES = {KIND_F32: "f32", F16: "f16", BF16: "bf16"}
 for _kind, _name in DENSE_NAMES.items():
     _register(_name, _kind)
-
-
-@kernel("v:iiiii")
-def dequantise(e, target, x, out, scale, columns, lane_stride):
-    """Write int8 activations times their scale as float32: x int8 quads `lane_stride` bytes apart, scale's address."""
-    b = e.b
-    factor = e.load(F32, scale)
-
-    def quad(k):
-        packed = e.load(I32, x, e.mul(k, lane_stride))
-        for i in range(4):
-            value = b.ashr(b.shl(packed, I32(24 - 8 * i)), I32(24))
-            e.store(b.fmul(b.sitofp(value, F32), factor), out, e.add(e.mul(k, 16), 4 * i))
-
-    e.loop(0, b.sdiv(columns, e.i64(4)), 1, [], quad)

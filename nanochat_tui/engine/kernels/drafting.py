@@ -1,13 +1,12 @@
-"""Guess the next tokens of a reply from what was said before (prompt-lookup decoding, Saxena 2023).
+"""Draft tokens of a reply from its own history (prompt-lookup decoding, Saxena 2023).
 
-A guess costs a scan of the history and is only ever a guess: `program` runs it beside the last token and keeps what the
-sampler would have chosen anyway.
+A draft costs a scan of the history: `program` runs its tokens with the last one and accepts what the sampler draws.
 """
 
 from __future__ import annotations
 
-from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.registry import compiled
+from nanochat_tui.engine.layout import slots as s
 from nanochat_tui.engine.simd.intrinsics import get, load_i64, put, store_i64
 
 SHORTEST = 2
@@ -23,7 +22,7 @@ def agreeing(history, end, other, most):
     return n
 
 
-@compiled("v:ii")
+@compiled("v:Si")
 def draft_from_history(sequence, most):
     """Set DRAFT to what followed the last occurrence of the longest repeated ending, up to `most` tokens.
 

@@ -10,20 +10,19 @@ import math
 
 import numpy as np
 
-from nanochat_tui.engine.kernels import kinds as k
-from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.matrices import matrix_product
 from nanochat_tui.engine.kernels.products import activate, round_single, takes_floats
 from nanochat_tui.engine.kernels.registry import compiled
 from nanochat_tui.engine.kernels.rowwise import add_scaled
 from nanochat_tui.engine.kernels.statistics import fill_floats
+from nanochat_tui.engine.layout import slots as s
 from nanochat_tui.engine.simd.intrinsics import get, load_f32, load_i64, put, store_f32, store_i64
 
 LEAST_SHARE = 6.1e-5
 """What the chosen experts' probabilities are divided by at least."""
 
 
-@compiled("v:iiii")
+@compiled("v:MTLi")
 def choose_experts(model, thread, layer_row, token):
     """Find a token's experts by its router logits: ids and weights, the likeliest first, into the thread's buffers.
 
@@ -54,29 +53,28 @@ def choose_experts(model, thread, layer_row, token):
         store_f32(weights + j * 4, np.float32(share / max(chosen, LEAST_SHARE)))
 
 
-@compiled("i:iiiii")
+@compiled("X:TXiii")
 def expert_matrix(thread, matrix, expert, weight_bytes, scale_bytes):
     """Describe one expert's part of a stacked matrix in the thread's own record; return its address."""
     own = get(thread, s.EXPERT_MATRIX)
-    for slot in range(s.MATRIX_WIDTH):
+    for slot in range(s.MATRIX_SLOTS):
         put(own, slot, get(matrix, slot))
-    put(own, k.WEIGHTS, get(matrix, k.WEIGHTS) + expert * weight_bytes)
-    put(own, k.SCALES, get(matrix, k.SCALES) + expert * scale_bytes)
+    put(own, s.MATRIX_WEIGHTS, get(matrix, s.MATRIX_WEIGHTS) + expert * weight_bytes)
+    put(own, s.MATRIX_SCALES, get(matrix, s.MATRIX_SCALES) + expert * scale_bytes)
     return own
 
 
-@compiled("v:iiiiiiii")
+@compiled("v:MTXiiiii")
 def single_product(model, thread, matrix, place, source, y, first, last):
     """Multiply one token by row blocks first..last; its int8 row is at `place` of the thread's buffers."""
-    padded = get(matrix, k.PADDED)
-    groups = padded // get(model, s.GROUP)
+    # the only tile is number `place`, and its row of y is to be the first
     matrix_product(
-        matrix, 1, get(thread, s.X8) + place * padded, get(thread, s.INIT) + place * groups * 4,
-        get(thread, s.SCALE) + place * 4, source, 0, get(thread, s.SUMS), y, 0, first, last, 1, 0, 1, 1, 0,
+        matrix, 1, get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE), source, 0, get(thread, s.SUMS),
+        y, 0, first, last, place + 1, place, place + 1, 1,
     )  # fmt: skip
 
 
-@compiled("v:iiiiiii")
+@compiled("v:MTLiiii")
 def experts_up(model, thread, layer_row, token, source, first, last):
     """Leave activation(gate) · up of a token's experts, row blocks first..last, in the product buffer.
 
@@ -96,7 +94,7 @@ def experts_up(model, thread, layer_row, token, source, first, last):
         activate(layer_row, gate, gate + hidden * 4, out, (last - first) * 16)
 
 
-@compiled("v:iiiiii")
+@compiled("v:MTLiii")
 def experts_down(model, thread, layer_row, token, first, last):
     """Add up what a token's experts say, row blocks first..last, in the projection buffer."""
     hidden, used, dim = get(model, s.HIDDEN), get(layer_row, s.EXPERTS_USED), get(model, s.DIM)

@@ -6,31 +6,30 @@ compiled, so that a model pays for the kinds it holds.
 
 from __future__ import annotations
 
-from nanochat_tui.engine.kernels import kinds as k
 from nanochat_tui.engine.kernels.blocked import TOKENS
 from nanochat_tui.engine.kernels.dense import DENSE_NAMES, FEW
-from nanochat_tui.engine.kernels.kinds import LAYOUTS, sums_factor
 from nanochat_tui.engine.kernels.tables import TABLE_NAMES
 from nanochat_tui.engine.kernels.tiles import by_tile, call_kernel
-from nanochat_tui.engine.simd.emitter import I64
+from nanochat_tui.engine.layout import kinds as k
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.layout.kinds import LAYOUTS
+from nanochat_tui.engine.layout.table import MATRIX
 from nanochat_tui.engine.simd.intrinsics import kernel
 
 
-@kernel("v:iiiiiiiiiiiiiiiii")
+@kernel("v:Xiiiiiiiiiiiiiii")
 def matrix_product(e, target, matrix, tile, x8, init, x_scale, source, x_stride, scratch, y, y_stride, first, last,
-                   count, t0, t1, step, sums_ready):  # fmt: skip
+                   count, t0, t1, step):  # fmt: skip
     """Write y = W x, float32, for row blocks first..last and the tokens of tiles t0, t0 + step … below t1.
 
-    matrix: address of its slots (see `kinds`). tile: one of `TILES`, up to the target's own. x8, init, x_scale: the
-    tokens as `quantise` left them, for integer kinds. source: the tokens as float32 rows x_stride bytes apart, for
-    dense kinds, which never go beyond `count` tokens. scratch: int32 [t1][columns / 16][tile], where block sums are
-    written unless sums_ready is 1 (then it holds them); with tile registers ternary kinds work in `kinds.tile_scratch`
-    bytes of it. y must have room for whole tiles; strides are bytes.
+    matrix: address of its slots (see `slots`). tile: one of `TILES`, up to the target's own. x8, init, x_scale: the
+    tokens as `quantise_for` left them, for integer kinds. source: the tokens as float32 rows x_stride bytes apart, for
+    dense kinds, which never go beyond `count` tokens. scratch: `kinds.tile_scratch` bytes that ternary kinds work in
+    where there are tile registers. y must have room for whole tiles; strides are bytes.
     """
     b = e.b
-    slot = lambda index: e.load(I64, matrix, 8 * index)  # noqa: E731
-    kind, weights, scales = slot(k.KIND), slot(k.WEIGHTS), slot(k.SCALES)
-    columns, padded = slot(k.COLUMNS), slot(k.PADDED)
+    kind, weights, scales = e.read(MATRIX, matrix, s.MATRIX_KIND, s.MATRIX_WEIGHTS, s.MATRIX_SCALES)
+    columns, padded = e.read(MATRIX, matrix, s.MATRIX_COLUMNS, s.MATRIX_PADDED)
 
     def is_(value, number):
         return b.icmp_signed("==", value, e.i64(number))
@@ -47,20 +46,10 @@ def matrix_product(e, target, matrix, tile, x8, init, x_scale, source, x_stride,
             with few:
                 by_tile(e, tile, name, (weights, scales, x8, init, *output), below=TOKENS)
 
-    def table(layout):
-        factor = sums_factor(layout, target.isa.q8_bias)
-
-        def sum_tile(index):
-            per_tile = e.mul(b.sdiv(columns, e.i64(layout.block)), tile, 4)
-            x, out = e.add(x8, e.mul(index, padded, tile)), e.add(scratch, e.mul(index, per_tile))
-            call_kernel(e, "block_sums", (x, tile, columns, e.i64(layout.block), e.i64(factor), out))
-
-        if factor:
-            with b.if_then(is_(sums_ready, 0)):
-                e.loop(t0, t1, step, [], sum_tile)
-        activations = (x8, scratch, x_scale)
+    def table(number):
+        activations = (x8, init, x_scale)
         arguments = (tile, weights, scales, *activations, y, first, last, columns, padded, y_stride, t0, t1, step)
-        by_tile(e, tile, TABLE_NAMES[layout.kind], arguments)
+        by_tile(e, tile, TABLE_NAMES[number], arguments)
 
     def dense(name):
         # tiles of few tokens, then the last ones singly: rows behind `count` do not exist in `source`
@@ -80,8 +69,8 @@ def matrix_product(e, target, matrix, tile, x8, init, x_scale, source, x_stride,
     for number in sorted(target.kinds):
         with b.if_then(is_(kind, number)):
             if number in LAYOUTS:
-                table(LAYOUTS[number])
+                table(number)
             elif number in DENSE_NAMES:
                 dense(DENSE_NAMES[number])
             else:
-                ternary("ternary" if number == k.TERNARY else "ternary_row")
+                ternary(k.TERNARY_NAMES[number])

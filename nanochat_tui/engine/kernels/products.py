@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from nanochat_tui.engine.kernels import kinds as k
-from nanochat_tui.engine.kernels import slots as s
+from nanochat_tui.engine.kernels.activations import quantise_for
 from nanochat_tui.engine.kernels.linear import tile_of
 from nanochat_tui.engine.kernels.matrices import matrix_product
 from nanochat_tui.engine.kernels.registry import compiled
 from nanochat_tui.engine.kernels.rowwise import add, multiply, relu2_multiply, silu_multiply_clamped, walsh_hadamard
-from nanochat_tui.engine.kernels.vectors import quantise, silu_multiply
+from nanochat_tui.engine.kernels.vectors import silu_multiply
+from nanochat_tui.engine.layout import kinds as k
+from nanochat_tui.engine.layout import slots as s
 from nanochat_tui.engine.simd.intrinsics import f32_from_bits, get
 
 
-@compiled("i:i")
+@compiled("i:X")
 def takes_floats(matrix):
     """Return whether a matrix is multiplied by floats and not by int8 tiles."""
-    kind = get(matrix, k.KIND)
+    kind = get(matrix, s.MATRIX_KIND)
     return 1 if kind in (k.F32, k.F16, k.BF16) else 0
 
 
-@compiled("v:iiiiiiiiiiii")
+@compiled("v:MTXiiiiiiiii")
 def product(model, thread, matrix, source, y, y_stride, first, last, count, t0, tiles, step):
     """Multiply tiles of tokens by row blocks first..last of a matrix, with its factors and biases of rows.
 
@@ -29,7 +30,7 @@ def product(model, thread, matrix, source, y, y_stride, first, last, count, t0, 
     tile = tile_of(model, count)
     matrix_product(
         matrix, tile, get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE), source,
-        get(matrix, k.COLUMNS) * 4, get(thread, s.SUMS), y, y_stride, first, last, count, t0, tiles, step, 0,
+        get(matrix, s.MATRIX_COLUMNS) * 4, get(thread, s.SUMS), y, y_stride, first, last, count, t0, tiles, step,
     )  # fmt: skip
     factors, bias = get(matrix, s.MATRIX_FACTORS), get(matrix, s.MATRIX_BIAS)
     if factors == 0 and bias == 0:
@@ -43,7 +44,7 @@ def product(model, thread, matrix, source, y, y_stride, first, last, count, t0, 
                 add(row, bias + first * 64, row, (last - first) * 16)
 
 
-@compiled("v:iiii")
+@compiled("v:Miii")
 def rotate_row(model, row, factors, n):
     """Apply the signed Walsh-Hadamard transform to a row in place; factors: signs / sqrt(block), or 0 for none."""
     if factors != 0:
@@ -51,17 +52,15 @@ def rotate_row(model, row, factors, n):
         walsh_hadamard(row, n, get(model, s.ROTATION_BITS))
 
 
-@compiled("v:iiiii")
+@compiled("v:MTiiX")
 def round_single(model, thread, row, place, matrix):
     """Quantise a row as a tile of one token, at place `place` of the thread's buffers, for a matrix."""
-    padded, group = get(matrix, k.PADDED), get(model, s.GROUP)
-    quantise(
-        row, get(matrix, k.COLUMNS), padded, get(thread, s.X8) + place * padded, 4,
-        get(thread, s.INIT) + place * (padded // group) * 4, 4, 1, get(thread, s.SCALE) + place * 4, group,
-    )  # fmt: skip
+    quantise_for(
+        matrix, row, 1, place, get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE), get(model, s.TOKEN_SCALES)
+    )
 
 
-@compiled("v:iiiii")
+@compiled("v:Liiii")
 def activate(layer_row, gate, up, out, n):
     """Write activation(gate) · up, by the layer's kind of activation; n floats, a multiple of 16."""
     kind = get(layer_row, s.ACTIVATION)

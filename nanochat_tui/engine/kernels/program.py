@@ -2,187 +2,95 @@
 
 from __future__ import annotations
 
-from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.kernels.drafting import draft_from_history
-from nanochat_tui.engine.kernels.forward import forward, row_of
-from nanochat_tui.engine.kernels.head import row_logits
-from nanochat_tui.engine.kernels.registry import compiled, kernels_of, lowered
-from nanochat_tui.engine.kernels.sampler import sample
-from nanochat_tui.engine.kernels.screen import screened_logits
-from nanochat_tui.engine.kernels.threads import barrier, wait_for_job
-from nanochat_tui.engine.simd.intrinsics import get, load_i64, put, store_i64
-from nanochat_tui.engine.simd.library import Target, compile_functions, compile_object
+from nanochat_tui.engine.kernels.head import screened
+from nanochat_tui.engine.kernels.passes import run_pass
+from nanochat_tui.engine.kernels.registry import compiled
+from nanochat_tui.engine.kernels.replies import advance_part, next_rows
+from nanochat_tui.engine.kernels.threads import (
+    announce,
+    end_pass,
+    share_of,
+    wait_for_end,
+    wait_for_pass,
+    wait_for_workers,
+)
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.simd.intrinsics import atomic_add, atomic_load, get, put
 
 
-@compiled("i:ii")
-def ends_reply(sequence, token):
-    """Return whether a token is one of those after which a sequence stops."""
-    for i in range(get(sequence, s.STOP_COUNT)):
-        if load_i64(get(sequence, s.STOP_IDS) + i * 8) == token:
-            return 1
-    return 0
+@compiled("v:MJLT")
+def run_job(model, job, layers, thread):
+    """Run the job's rows; then, as long as a sequence has steps left, sample and run what was sampled.
 
-
-@compiled("v:iiii")
-def advance(model, job, thread, sequence):
-    """Sample from the logits of a sequence's last pass: one token, and one more for every guess that it confirms.
-
-    A guessed token is kept when it is the one drawn, so the reply is, token for token, the one without guessing: the
-    chance of that is the token's probability, and a different draw is distributed as the rest.
+    This is thread 0's part. Other threads see passes only, and come to those for which they are in time.
     """
-    guesses = get(sequence, s.SEQUENCE_ROWS) - 1
-    put(sequence, s.PASSES, get(sequence, s.PASSES) + 1)
-    put(sequence, s.DRAFTED_PASSES, get(sequence, s.DRAFTED_PASSES) + (1 if guesses > 0 else 0))
-    put(sequence, s.PROPOSED, get(sequence, s.PROPOSED) + guesses)
-    kept = 0
-    while True:
-        place = get(sequence, s.SEQUENCE_PLACE) + kept
-        logits = get(job, s.LOGITS_OUT) + place * get(model, s.VOCAB_PADDED) * 4
-        token = sample(model, thread, sequence, place, logits)
-        if get(sequence, s.HISTORY) != 0:
-            store_i64(get(sequence, s.HISTORY) + get(sequence, s.HISTORY_COUNT) * 8, token)
-            put(sequence, s.HISTORY_COUNT, get(sequence, s.HISTORY_COUNT) + 1)
-        if ends_reply(sequence, token) == 1 or get(sequence, s.PRODUCED) >= get(sequence, s.STEPS):
-            put(sequence, s.ACTIVE, 0)
-            break
-        if kept >= guesses or load_i64(get(sequence, s.DRAFT) + kept * 8) != token:
-            break
-        kept += 1
-    put(sequence, s.LAST_TOKEN, token)
-    put(sequence, s.ACCEPTED, get(sequence, s.ACCEPTED) + kept)
-    if get(sequence, s.PASSES) >= get(sequence, s.MOST_PASSES):
-        put(sequence, s.ACTIVE, 0)
-    # the row that was sampled last is in the cache, and what was guessed beyond it is overwritten
-    put(sequence, s.SEQUENCE_POSITION, get(sequence, s.SEQUENCE_POSITION) + kept + 1)
-
-
-@compiled("v:iiii")
-def put_row(job, index, sequence, ahead):
-    """Make row `index` a sequence's token: the last sampled one, or the guess that many places ahead of it."""
-    row = row_of(job, index)
-    token = get(sequence, s.LAST_TOKEN) if ahead == 0 else load_i64(get(sequence, s.DRAFT) + (ahead - 1) * 8)
-    put(row, s.TOKEN, token)
-    put(row, s.POSITION, get(sequence, s.SEQUENCE_POSITION) + ahead)
-    put(row, s.PAGES, get(sequence, s.SEQUENCE_PAGES))
-    put(row, s.ROW_STATE, get(sequence, s.SEQUENCE_STATE))
-    put(row, s.LOGITS_PLACE, index)
-
-
-@compiled("i:ii")
-def guesses_of(sequence, most):
-    """Return how many guesses DRAFT holds for a sequence's next pass, at most `most`: looked up, or given for it."""
-    if get(sequence, s.NGRAM) > 0:
-        draft_from_history(sequence, most)
-    elif get(sequence, s.DRAFT_AT) != get(sequence, s.HISTORY_COUNT):
-        return 0
-    return min(most, get(sequence, s.DRAFT_COUNT))
-
-
-@compiled("v:i")
-def next_rows(job):
-    """Make the job's rows the next pass of every sequence that goes on."""
-    sequences, n = get(job, s.SEQUENCE_COUNT), 0
-    going = 0
-    for i in range(sequences):
-        going += get(get(job, s.SEQUENCES) + i * 8 * s.SEQUENCE_SLOTS, s.ACTIVE)
-    for i in range(sequences):
-        sequence = get(job, s.SEQUENCES) + i * 8 * s.SEQUENCE_SLOTS
-        if get(sequence, s.ACTIVE) == 0:
-            continue
-        guesses = 0
-        if get(sequence, s.DRAFT_MOST) > 0:
-            # guesses are worth a row only while every other sequence still gets one, and no further than the reply goes
-            room = min(
-                get(sequence, s.STEPS) - get(sequence, s.PRODUCED) - 1,
-                get(sequence, s.LIMIT) - get(sequence, s.SEQUENCE_POSITION) - 1,
-            )
-            most = min(get(sequence, s.DRAFT_MOST), room, (s.HEAD_ROWS - going) // going)
-            if most > 0:
-                guesses = guesses_of(sequence, most)
-        put(sequence, s.SEQUENCE_PLACE, n)
-        put(sequence, s.SEQUENCE_ROWS, guesses + 1)
-        for ahead in range(guesses + 1):
-            put_row(job, n, sequence, ahead)
-            n += 1
-    put(job, s.COUNT, n)
-    put(job, s.WANTED, n)
-
-
-@compiled("v:iiiii")
-def run_job(tid, model, job, layers, thread):
-    """Run the job's rows; then, as long as a sequence has steps left, sample and run what was sampled."""
-    control, threads = get(model, s.CONTROL), get(model, s.THREADS)
-    if tid == 0 and get(job, s.ONLY_SEQUENCES) == 1:
+    crew, sequences = get(job, s.JOB_CREW), get(job, s.SEQUENCE_COUNT)
+    put(thread, s.BASE, atomic_load(share_of(get(model, s.CONTROL), 0)))
+    wait_for_workers(get(model, s.CONTROL), crew)
+    put(thread, s.HASTY, 0)
+    if get(job, s.ONLY_SEQUENCES) == 1:
         next_rows(job)
-    barrier(control, threads)  # before it nothing of the job is read: thread 0 may still be writing
-    sequences = get(job, s.SEQUENCE_COUNT)
     while True:
-        count = get(job, s.COUNT)
+        count, wanted, best = get(job, s.COUNT), get(job, s.WANTED), 0
         if count == 0:
             break
         # the weights are read once if threads share rows; many tokens rather share the work between the matrices
-        by_rows = 1 if threads == 1 or count <= s.HEAD_ROWS or count < threads * get(model, s.TILE) else 0
-        forward(model, job, layers, thread, tid, count, by_rows)
-        if get(job, s.WANTED) > 0:
-            row_logits(model, job, thread, tid, count, by_rows)
+        by_rows = 1 if crew == 1 or count <= s.HEAD_ROWS or count < crew * get(model, s.TILE) else 0
+        if get(model, s.SCREEN_COLUMNS) > 0:
+            best = screened(model, job)
+        number = announce(model, thread, crew, count, by_rows, wanted, sequences, best)
+        put(thread, s.NUMBER, 0)
+        put(thread, s.CREW, crew)
+        put(thread, s.OPEN, 0)
+        put(thread, s.BEST_NOW, best)
+        if run_pass(model, job, layers, thread, count, by_rows, wanted, sequences) == 1:
+            end_pass(model, thread, number)
+        else:
+            wait_for_end(model, thread, number)
         if sequences == 0:
             break
-        for i in range(tid, sequences, threads):
-            sequence = get(job, s.SEQUENCES) + i * 8 * s.SEQUENCE_SLOTS
-            if get(sequence, s.ACTIVE) == 1:
-                advance(model, job, thread, sequence)
-        # thread 0 looks after a single sequence, and goes on with the rows at once
-        barrier(control, threads if sequences > 1 else 1)
-        if tid == 0:
-            next_rows(job)
-        barrier(control, threads)
-    barrier(control, threads)
+        if sequences == 1:
+            advance_part(model, job, thread, 0, 1)
+        next_rows(job)
 
 
-@compiled("i:iiiiii")
+@compiled("v:iiMJLT")
+def join_pass(tid, number, model, job, layers, thread):
+    """Take part in a pass as thread `tid`, if it is still the last one that was announced and wants so many threads."""
+    control = get(model, s.CONTROL)
+    facts = control + 8 * (s.PASS_FACTS + number % 2 * s.FACT_SLOTS)
+    crew, base = atomic_load(facts + 8 * s.FACT_CREW), atomic_load(facts + 8 * s.FACT_BASE)
+    count, by_rows = atomic_load(facts + 8 * s.FACT_COUNT), atomic_load(facts + 8 * s.FACT_BY_ROWS)
+    wanted, sequences = atomic_load(facts + 8 * s.FACT_WANTED), atomic_load(facts + 8 * s.FACT_SEQUENCES)
+    best = atomic_load(facts + 8 * s.FACT_BEST)
+    # the facts of a pass are overwritten only after the next one was announced
+    if atomic_load(control + 8 * s.PASS) != number or tid >= crew:
+        return
+    put(thread, s.NUMBER, tid)
+    put(thread, s.CREW, crew)
+    put(thread, s.BASE, base)
+    put(thread, s.OPEN, 0)
+    put(thread, s.BEST_NOW, best)
+    if run_pass(model, job, layers, thread, count, by_rows, wanted, sequences) == 1:
+        end_pass(model, thread, number)
+
+
+@compiled("i:iiMJLT")
 def work(tid, seen, model, job, layers, threads):
-    """Thread 0 runs the current job once; the others run job after job until none came for a while.
+    """Thread 0 runs the current job; the others take part in pass after pass until none came for a while.
 
-    Returns the number of the last job seen. tid: this thread's number; seen: the last job it knows of;
+    Returns the number of the last pass seen. tid: this thread's number; seen: the last pass it knows of;
     tables: see `slots`.
     """
     if tid == 0:
-        # the pool looks here for whether the job it announced was begun
-        put(get(model, s.CONTROL), s.STARTED, get(get(model, s.CONTROL), s.SEQUENCE))
-        run_job(0, model, job, layers, threads)
-        return seen
+        run_job(model, job, layers, threads)
+        return 0
+    ready = get(model, s.CONTROL) + 8 * s.READY
+    atomic_add(ready, 1)
     while True:
-        sequence = wait_for_job(get(model, s.CONTROL), seen)
-        if sequence == seen:
+        number = wait_for_pass(get(model, s.CONTROL), seen)
+        if number == seen:
+            atomic_add(ready, -1)
             return seen
-        seen = sequence
-        if sequence < 0:
-            return seen
-        run_job(tid, model, job, layers, threads + tid * 8 * s.THREAD_SLOTS)
-
-
-SAMPLER, SCREEN = "sample", screened_logits.__name__
-"""Functions that are compiled apart from the rest of the program: to divide the work between processes, and because it
-is not always wanted."""
-
-
-def build_program(target: Target) -> list[bytes]:
-    """Compile the program without its sampler for a target; return the object code, which has `objects.ENTRY_NAME`."""
-    functions = lowered("work", "work", target.known, apart=frozenset({SAMPLER}))
-    return [compile_functions(target, functions, "work")]
-
-
-def build_kernels(target: Target) -> list[bytes]:
-    """Compile the kernels that a target's program calls, and the sampler; return the object code of each."""
-    kernels = compile_object(target, names=kernels_of("work", target.known))
-    return [kernels, compile_functions(target, lowered("work", SAMPLER, target.known), SAMPLER)]
-
-
-def build_screen(target: Target) -> list[bytes]:
-    """Compile what screens an output table, with its kernels; return the object code of each."""
-    kernels = compile_object(target, names=kernels_of(SCREEN, target.known))
-    return [kernels, compile_functions(target, lowered(SCREEN, SCREEN, target.known), SCREEN)]
-
-
-BUILDERS = {"program": build_program, "kernels": build_kernels, "screen": build_screen}
-"""What makes the parts of `compile_cache.PARTS`."""
+        seen = number
+        join_pass(tid, number, model, job, layers, threads + tid * 8 * s.THREAD_SLOTS)

@@ -10,11 +10,10 @@ import math
 
 import numpy as np
 
-from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.registry import compiled
 from nanochat_tui.engine.kernels.rowwise import convolve_silu, delta_rule, l2_normalise
-from nanochat_tui.engine.kernels.threads import barrier
 from nanochat_tui.engine.kernels.vectors import rms_norm, silu_multiply
+from nanochat_tui.engine.layout import slots as s
 from nanochat_tui.engine.simd.intrinsics import f32_from_bits, get, load_f32
 
 EPSILON = np.float32(1e-6)
@@ -35,7 +34,7 @@ def logistic(x):
     return np.float32(1.0 / (1.0 + math.exp(-np.float64(x))))
 
 
-@compiled("v:iiiiii")
+@compiled("v:MTLRii")
 def head_step(model, thread, layer_row, row, head, token):
     """Let one value head see one token; row: the token's row of the job's table.
 
@@ -64,26 +63,28 @@ def head_step(model, thread, layer_row, row, head, token):
     silu_multiply(z, out, out, width)
 
 
-@compiled("v:iiiiii")
-def delta_net(model, job, thread, layer_row, tid, count):
-    """Run the recurrence over the job's tokens, whose products are in the QKV and SMALL buffers; all threads come.
-
-    Leaves float32 [token][value heads · width] in the attention buffer. The caller has waited for the products.
-    """
-    control, threads = get(model, s.CONTROL), get(model, s.THREADS)
+@compiled("v:MJLiii")
+def convolve_channels(model, job, layer_row, part, parts, count):
+    """Convolve a part of the channels of the job's tokens, whose products are in the QKV buffer, with their state's."""
     channels, taps = get(layer_row, s.CHANNELS), get(layer_row, s.TAPS)
     blocks = channels // 16
-    c0, c1 = blocks * tid // threads * 16, blocks * (tid + 1) // threads * 16
+    c0, c1 = blocks * part // parts * 16, blocks * (part + 1) // parts * 16
     for token in range(count):
         row = get(job, s.ROWS) + token * 8 * s.ROW_SLOTS
         convolve_silu(
             get(model, s.QKV) + token * get(model, s.QKV_STRIDE) + c0 * 4, get(layer_row, s.CONVOLUTION) + c0 * 4,
             get(row, s.ROW_STATE) + get(layer_row, s.STATE_OFFSET) + c0 * 4, c1 - c0, taps, channels,
         )  # fmt: skip
-    barrier(control, threads)
+
+
+@compiled("v:MJTLiii")
+def delta_heads(model, job, thread, layer_row, part, parts, count):
+    """Let a part of the value heads see the job's tokens, convolved in the QKV and with products in the SMALL buffer.
+
+    Leaves float32 [token][value heads · width] in the attention buffer.
+    """
     heads = get(layer_row, s.VALUE_HEADS)
-    for head in range(heads * tid // threads, heads * (tid + 1) // threads):
+    for head in range(heads * part // parts, heads * (part + 1) // parts):
         for token in range(count):
             row = get(job, s.ROWS) + token * 8 * s.ROW_SLOTS
             head_step(model, thread, layer_row, row, head, token)
-    barrier(control, threads)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from nanochat_tui.engine.kernels import kinds as k
-from nanochat_tui.engine.kernels.kinds import LAYOUTS
 from nanochat_tui.engine.kernels.tables import bytes_to_i32, codes_of
+from nanochat_tui.engine.layout import kinds as k
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.layout.kinds import LAYOUTS
+from nanochat_tui.engine.layout.table import MATRIX
 from nanochat_tui.engine.simd.base import STEP_BYTES, STEP_COLUMNS
-from nanochat_tui.engine.simd.emitter import F32, I8, I16, I32, I64, LANES, VF32
+from nanochat_tui.engine.simd.emitter import F32, I8, I16, I32, LANES, VF32
 from nanochat_tui.engine.simd.intrinsics import kernel
 
 WORD = 4 * LANES
@@ -112,16 +114,16 @@ def _table(e, target, r, columns, layout):
     e.loop(0, parts, 1, [], part)
 
 
-@kernel("v:iii")
+@kernel("v:Xii")
 def matrix_row(e, target, matrix, row, out):
     """Write row `row` of a matrix (address of its slots, see `kinds`) as float32 [columns]."""
     b = e.b
-    kind, weights, scales, columns, padded = (e.load(I64, matrix, 8 * n) for n in
-                                              (k.KIND, k.WEIGHTS, k.SCALES, k.COLUMNS, k.PADDED))  # fmt: skip
+    kind, weights, scales = e.read(MATRIX, matrix, s.MATRIX_KIND, s.MATRIX_WEIGHTS, s.MATRIX_SCALES)
+    columns, padded = e.read(MATRIX, matrix, s.MATRIX_COLUMNS, s.MATRIX_PADDED)
     r = _Row(e, weights, scales, row, out)
     for number in sorted(target.kinds):
         with b.if_then(b.icmp_signed("==", kind, e.i64(number))):
-            if number in (k.TERNARY, k.TERNARY_ROW):
+            if number in k.TERNARY_NAMES:
                 _ternary(e, target, r, columns, padded, number == k.TERNARY_ROW)
             elif number in k.DENSE:
                 _dense(e, r, columns, number)

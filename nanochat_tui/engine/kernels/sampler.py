@@ -1,6 +1,6 @@
-"""Choose the next token: penalties, temperature, top-k, top-p, min-p, seeded draw.
+"""Choose the next token: penalties, temperature, top-k, typical-p, top-p, min-p, seeded draw.
 
-The order is penalties, temperature, then the three cuts on the resulting distribution. Exactness before
+The order is penalties, temperature, then the four cuts on the resulting distribution. Exactness before
 speed, but few logits are looked at: block maxima rule out most of the vocabulary, and a heap hands out the
 rest from the most to the least likely (ties: smaller id first) until the cuts stop it. Log-probabilities
 are those of the unmodified distribution.
@@ -12,7 +12,6 @@ import math
 
 import numpy as np
 
-from nanochat_tui.engine.kernels import slots as s
 from nanochat_tui.engine.kernels.registry import compiled
 from nanochat_tui.engine.kernels.statistics import (
     block_maxima,
@@ -21,6 +20,7 @@ from nanochat_tui.engine.kernels.statistics import (
     largest_of,
     sum_of_blocks,
 )
+from nanochat_tui.engine.layout import slots as s
 from nanochat_tui.engine.simd.intrinsics import (
     f32_from_bits,
     get,
@@ -93,7 +93,7 @@ def kth_maximum(maxima, blocks, k, sorted_out):
     return load_f32(sorted_out + (n - 1) * 4)
 
 
-@compiled("i:iiifi")
+@compiled("i:Miifi")
 def collect(model, logits, maxima, threshold, heap):
     """Fill the heap with the ids whose logits reach the threshold; return their number."""
     vocab = get(model, s.VOCAB)
@@ -109,7 +109,7 @@ def collect(model, logits, maxima, threshold, heap):
     return n
 
 
-@compiled("f:iiii")
+@compiled("f:Miii")
 def threshold_of_best(model, maxima, k, scratch):
     """Return a logit that at least k tokens reach and, for a small k, not many more."""
     blocks = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
@@ -129,7 +129,7 @@ def uniform(seed, draw):
     return np.float64(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@compiled("v:iiii")
+@compiled("v:MTSi")
 def penalise(model, thread, sequence, logits):
     """Copy the logits to the thread's own with the penalties applied to every token seen.
 
@@ -153,7 +153,7 @@ def penalise(model, thread, sequence, logits):
     block_maxima(work, 0, padded // s.STATISTICS_BLOCK, get(thread, s.WORK_MAXIMA))
 
 
-@compiled("i:iiif")
+@compiled("i:Miif")
 def first_largest(model, logits, maxima, largest):
     """Return the smallest id with the largest logit."""
     for block in range(get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK):
@@ -164,7 +164,7 @@ def first_largest(model, logits, maxima, largest):
     return 0
 
 
-@compiled("d:iiifd")
+@compiled("d:MTifd")
 def total_weight(model, thread, logits, largest, inverse):
     """Leave every block's sum of exp((logit - largest) · inverse) in the HEAP buffer; return the total."""
     blocks = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
@@ -175,7 +175,7 @@ def total_weight(model, thread, logits, largest, inverse):
     return total
 
 
-@compiled("i:iiifdd")
+@compiled("i:MTifdd")
 def draw_from_all(model, thread, logits, largest, inverse, r):
     """Draw from the whole softmax of logits · inverse; r in [0, 1)."""
     bound = r * total_weight(model, thread, logits, largest, inverse)
@@ -195,7 +195,7 @@ def draw_from_all(model, thread, logits, largest, inverse, r):
     return chosen
 
 
-@compiled("f:iifdddd")
+@compiled("f:Mifdddd")
 def threshold_of_cuts(model, logits, largest, inverse, top_p, min_p, total):
     """Return a logit below which neither the nucleus nor min-p keeps any token.
 
@@ -210,18 +210,70 @@ def threshold_of_cuts(model, logits, largest, inverse, top_p, min_p, total):
     return np.float32(np.float64(largest) + math.log(least) / inverse - 1e-3)
 
 
-@compiled("i:iiiiifdd")
+@compiled("i:iiiid")
+def keep_typical(heap, n, weights, taken, share):
+    """Keep the tokens whose surprise is nearest to the entropy (Meister et al. 2022); return how many.
+
+    Of `taken` tokens, the likeliest first, with float32 weights, as many are kept as reach `share` of their mass, and
+    moved to the front. Surprise grows from the first to the last, so those kept lie side by side.
+    """
+    total, moment = 0.0, 0.0
+    for i in range(taken):
+        weight = np.float64(load_f32(weights + i * 4))
+        if weight > 0.0:
+            total += weight
+            moment += weight * math.log(weight)
+    # surprise less entropy is mean - log(weight), whatever the weights add up to
+    mean, first = moment / total, 0
+    while first < taken and math.log(max(1e-45, np.float64(load_f32(weights + first * 4)))) > mean:
+        first += 1
+    end, mass = first, 0.0
+    while (end == first or mass < share * total) and (first > 0 or end < taken):
+        above, below = math.inf, math.inf
+        if first > 0:
+            above = math.log(np.float64(load_f32(weights + (first - 1) * 4))) - mean
+        if end < taken and load_f32(weights + end * 4) > 0:
+            below = mean - math.log(np.float64(load_f32(weights + end * 4)))
+        if above == math.inf and below == math.inf:
+            break
+        if above <= below:
+            first -= 1
+            mass += np.float64(load_f32(weights + first * 4))
+        else:
+            mass += np.float64(load_f32(weights + end * 4))
+            end += 1
+    for i in range(end - first):
+        store_f32(weights + i * 4, load_f32(weights + (first + i) * 4))
+        store_i32(heap + (n - 1 - i) * 4, load_i32(heap + (n - 1 - first - i) * 4))
+    return end - first
+
+
+@compiled("d:iiiiifd")
+def take_next(heap, n, taken, weights, logits, largest, inverse):
+    """Take the best of what is left of a heap of n ids and keep it right behind the rest; return its weight.
+
+    Token number i, the likeliest being 0, then stands at place n - 1 - i, its float32 weight at place i of `weights`.
+    """
+    token = take_best(heap, n - taken, logits)
+    store_i32(heap + (n - taken - 1) * 4, token)
+    weight = math.exp(np.float64(load_f32(logits + token * 4) - largest) * inverse)
+    store_f32(weights + taken * 4, np.float32(weight))
+    return weight
+
+
+@compiled("i:MTSiifdd")
 def draw_from_best(model, thread, sequence, logits, maxima, largest, inverse, r):
-    """Draw from what top-k, top-p (of the mass that top-k left) and min-p leave; r in [0, 1)."""
+    """Draw from what top-k, typical-p, top-p (of the mass that those left) and min-p leave; r in [0, 1)."""
     heap, weights = get(thread, s.HEAP), get(thread, s.ALTERNATIVES_HEAP)
     vocab = get(model, s.VOCAB)
     k = get(sequence, s.TOP_K) if 0 < get(sequence, s.TOP_K) < vocab else 0
     top_p = np.float64(f32_from_bits(get(sequence, s.TOP_P_BITS)))
     min_p = np.float64(f32_from_bits(get(sequence, s.MIN_P_BITS)))
-    total = 0.0
+    typical_p = np.float64(f32_from_bits(get(sequence, s.TYPICAL_P_BITS)))
+    total, threshold = 0.0, LEAST
     if k > 0:
         threshold = threshold_of_best(model, maxima, k, heap)
-    else:
+    elif typical_p >= 1.0:
         if top_p < 1.0:
             total = total_weight(model, thread, logits, largest, inverse)
         threshold = threshold_of_cuts(model, logits, largest, inverse, top_p, min_p, total)
@@ -229,20 +281,22 @@ def draw_from_best(model, thread, sequence, logits, maxima, largest, inverse, r)
     if n == 0:
         return 0
     limit = min(n, k) if k > 0 else n
-    # an id taken from the heap's front is kept right behind the heap, which has become shorter by one
     taken, kept, mass = 0, 0, 0.0
-    while kept < limit:
-        # with top-k the total is that of the k, so all of them are taken before the first is kept
-        while taken < (limit if k > 0 else kept + 1):
-            token = take_best(heap, n - taken, logits)
+    if k > 0 or typical_p < 1.0:
+        # the total is that of these tokens alone, so all of them are taken before the first is kept
+        while taken < limit:
+            total += take_next(heap, n, taken, weights, logits, largest, inverse)
             taken += 1
-            store_i32(heap + (n - taken) * 4, token)
-            weight = math.exp(np.float64(load_f32(logits + token * 4) - largest) * inverse)
-            store_f32(weights + (taken - 1) * 4, np.float32(weight))
-            if k > 0:
-                total += weight
+        if typical_p < 1.0:
+            limit, total = keep_typical(heap, n, weights, limit, typical_p), 0.0
+            for i in range(limit):
+                total += np.float64(load_f32(weights + i * 4))
+    while kept < limit:
+        if taken <= kept:
+            take_next(heap, n, taken, weights, logits, largest, inverse)
+            taken += 1
         weight = np.float64(load_f32(weights + kept * 4))
-        if kept > 0 and weight < min_p:
+        if kept > 0 and weight < min_p * np.float64(load_f32(weights)):
             break
         mass += weight
         kept += 1
@@ -256,7 +310,7 @@ def draw_from_best(model, thread, sequence, logits, maxima, largest, inverse, r)
     return load_i32(heap + (n - kept) * 4)
 
 
-@compiled("i:iiiiif")
+@compiled("i:MTSiif")
 def choose(model, thread, sequence, logits, maxima, largest):
     """Return the next token's id by the sequence's settings."""
     top = largest
@@ -275,12 +329,13 @@ def choose(model, thread, sequence, logits, maxima, largest):
         not cut
         and f32_from_bits(get(sequence, s.TOP_P_BITS)) >= 1.0
         and f32_from_bits(get(sequence, s.MIN_P_BITS)) <= 0.0
+        and f32_from_bits(get(sequence, s.TYPICAL_P_BITS)) >= 1.0
     ):
         return draw_from_all(model, thread, logits, top, inverse, r)
     return draw_from_best(model, thread, sequence, logits, maxima, top, inverse, r)
 
 
-@compiled("i:iiiii")
+@compiled("i:MTSii")
 def sample(model, thread, sequence, place, logits):
     """Choose a sequence's next token from the logits (row `place` of the job's) and write what is told of it.
 

@@ -1,6 +1,6 @@
 """The likeliest tokens without reading the whole output table: bounds from a table of half the size decide.
 
-A screen (see `engine.screening`) holds a coarse copy of every row and how far the row may be from it. The largest a
+A screen (see `weights.screening`) holds a coarse copy of every row and how far the row may be from it. The largest a
 logit can be follows from both by Cauchy and Schwarz; only rows that could have one of the k best logits are multiplied
 exactly, by the same operations as otherwise, so the k best are the same to the bit. The others count as minus infinity.
 This is exact maximum inner product search with pruning.
@@ -13,17 +13,18 @@ import math
 import numpy as np
 from llvmlite import ir
 
-from nanochat_tui.engine.kernels import kinds as k
-from nanochat_tui.engine.kernels import slots as s
-from nanochat_tui.engine.kernels.kinds import LAYOUTS, sums_factor
 from nanochat_tui.engine.kernels.registry import compiled
 from nanochat_tui.engine.kernels.sampler import keep_largest
 from nanochat_tui.engine.kernels.tables import bytes_to_i32
-from nanochat_tui.engine.kernels.threads import barrier
-from nanochat_tui.engine.kernels.tiles import LINE, call_kernel, prefetch_weights
+from nanochat_tui.engine.kernels.tiles import LINE, prefetch_weights
+from nanochat_tui.engine.layout import kinds as k
+from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.layout.kinds import LAYOUTS, sums_factor
 from nanochat_tui.engine.simd.base import Dots
 from nanochat_tui.engine.simd.emitter import F32, I32, I64, LANES, VF32, VI32
 from nanochat_tui.engine.simd.intrinsics import (
+    bits_of_f32,
+    f32_from_bits,
     get,
     kernel,
     load_f32,
@@ -48,17 +49,18 @@ REST, SLACK, MIDDLE = s.SCREEN_DIRECTIONS, s.SCREEN_DIRECTIONS + 1, s.SCREEN_DIR
 """Places of what `screen_input` writes behind the token's coordinates."""
 
 
-@kernel("v:iiii")
-def screen_input(e, target, x, directions, columns, out):
-    """Write what the bounds need of a token, float32: its coordinates, its length beside them, slack, 7.5 · its sum.
+@kernel("v:iiiii")
+def screen_input(e, target, x, x_scales, directions, columns, out):
+    """Write what the bounds need of a token, float32: its coordinates, its length outside them, slack, 7.5 · its sum.
 
-    x: int8 [columns], a multiple of 16. directions: as `screening.Screen.directions`.
+    x: int8 [columns], a multiple of 64. x_scales: float32 [columns / 32]. directions: as `screening.Screen.basis`.
     """
     b = e.b
     row = e.mul(columns, 4)
 
     def vector(at, total, square, *along):
-        v = e.to_f32(bytes_to_i32(e, e.add(x, at), 0, signed=True))
+        scale = e.load(F32, x_scales, e.mul(b.sdiv(at, e.i64(k.ACTIVATION_BLOCK)), 4))
+        v = b.fmul(e.to_f32(bytes_to_i32(e, e.add(x, at), 0, signed=True)), e.splat(scale))
         place = e.add(directions, e.mul(at, 4))
         found = [
             e.fma(v, e.load(VF32, place, e.mul(row, d)), sum_) for d, sum_ in zip(range(len(along)), along, strict=True)
@@ -83,7 +85,7 @@ def screen_input(e, target, x, directions, columns, out):
 
 
 @kernel("v:iiiiiiiii")
-def screen_bounds(e, target, table, columns, x, x_scale, facts, first, last, bounds, largest):
+def screen_bounds(e, target, table, columns, x, x_scales, facts, first, last, bounds, largest):
     """Write the largest logit that every row can have, float32, and the largest of 16 rows, for blocks first..last.
 
     table: as `screening.Screen.table`. x: the token's int8 [columns], a multiple of 64. facts: of `screen_input`.
@@ -96,7 +98,6 @@ def screen_bounds(e, target, table, columns, x, x_scale, facts, first, last, bou
     halves = 2 * LANES
     record = e.add(codes, (s.SCREEN_DIRECTIONS + 2) * halves)
     step = 8 * 64
-    scale_of_x = e.splat(e.load(F32, x_scale))
 
     def block(index):
         base = e.add(table, e.mul(index, record))
@@ -105,38 +106,33 @@ def screen_bounds(e, target, table, columns, x, x_scale, facts, first, last, bou
             # `at` counts bytes of codes: 64 columns of 16 rows
             words = e.add(base, at)
             prefetch_weights(e, words, step)
-            sums = list(carried)
-            for word in range(8):
-                packed = e.load(VI32, words, word * WIDTH)
-                quads = e.add(x, b.sdiv(at, e.i64(LANES // 2)), 8 * word)
-                dots = Dots(isa, e, [sums[word % 4]], 15)
-                dots.step(b.and_(packed, nibbles), [isa.broadcast(e, quads, 0)])
-                dots.step(b.and_(b.lshr(packed, four), nibbles), [isa.broadcast(e, quads, 4)])
-                (sums[word % 4],) = dots.end()
-            return sums
+            products = []
+            place = e.mul(b.sdiv(at, e.i64(k.ACTIVATION_BLOCK * LANES // 2)), 4)
+            for half, total in enumerate(carried):
+                # integers of 32 columns share a scale of the token; two sums wait less for their own last product
+                sums = [e.constant(VI32, 0)] * 2
+                for word in range(4 * half, 4 * half + 4):
+                    packed = e.load(VI32, words, word * WIDTH)
+                    quads = e.add(x, b.sdiv(at, e.i64(LANES // 2)), 8 * word)
+                    dots = Dots(isa, e, [sums[word % 2]], 15)
+                    dots.step(b.and_(packed, nibbles), [isa.broadcast(e, quads, 0)])
+                    dots.step(b.and_(b.lshr(packed, four), nibbles), [isa.broadcast(e, quads, 4)])
+                    (sums[word % 2],) = dots.end()
+                scale = e.splat(e.load(F32, x_scales, e.add(place, 4 * half)))
+                products.append(e.fma(e.to_f32(b.add(*sums)), scale, total))
+            return products
 
-        zero = e.constant(VI32, 0)
-        parts = e.loop(0, codes, step, [zero] * 4, columns64)
-        product = e.to_f32(b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3])))
+        product = b.fadd(*e.loop(0, codes, step, [e.splat(0.0)] * 2, columns64))
         behind = e.add(base, codes)
         bound = b.fmul(b.fsub(product, fact(MIDDLE)), e.load_half(behind, s.SCREEN_DIRECTIONS * halves))
         for d in range(s.SCREEN_DIRECTIONS):
             bound = e.fma(e.load_half(behind, d * halves), fact(d), bound)
         bound = e.fma(e.load_half(behind, (s.SCREEN_DIRECTIONS + 1) * halves), fact(REST), bound)
-        bound = b.fmul(b.fadd(bound, fact(SLACK)), scale_of_x)
+        bound = b.fadd(bound, fact(SLACK))
         e.store(bound, bounds, e.mul(index, WIDTH))
         e.store(e.max_lanes(bound), largest, e.mul(index, 4))
 
     e.loop(first, last, 1, [], block)
-
-
-@kernel("v:iii")
-def screened_sums(e, target, x, columns, sums):
-    """Write the block sums of a token that products with a Q8 table need, int32 [columns / 32]."""
-    layout = LAYOUTS[k.Q8]
-    factor = sums_factor(layout, target.isa.q8_bias)
-    if factor:
-        call_kernel(e, "block_sums", (x, e.i64(1), columns, e.i64(layout.block), e.i64(factor), sums))
 
 
 @kernel("v:iii")
@@ -147,10 +143,11 @@ def screened_ahead(e, target, rows, row, size):
 
 
 @kernel("f:iiiiii")
-def screened_row(e, target, rows, row, x, sums, x_scale, columns):
+def screened_row(e, target, rows, row, x, sums, x_scales, columns):
     """Return a row's logit as the kernels for a whole Q8 table compute it, to the bit.
 
-    rows: as `screening.Screen.rows`. x: the token's int8 [columns], a multiple of 64. sums: of `screened_sums`.
+    rows: as `screening.Screen.rows`. x, sums, x_scales: the token as `quantise_for` left it for the table; columns a
+    multiple of 64.
     """
     b, isa = e.b, target.isa
     layout = LAYOUTS[k.Q8]
@@ -164,13 +161,14 @@ def screened_row(e, target, rows, row, x, sums, x_scale, columns):
         place = e.mul(b.sdiv(at, e.i64(layout.block)), 4)
         for block in (0, 1):
             dot = b.extract_element(found, I32(block * LANES // 2))
-            if sums_factor(layout, isa.q8_bias):
+            if sums_factor(k.Q8, isa.q8_bias):
                 dot = b.add(dot, e.load(I32, sums, e.add(place, 4 * block)))
-            total = e.fma(b.sitofp(dot, F32), e.load(F32, scales, e.add(place, 4 * block)), total)
+            scale, a = (e.load(F32, each, e.add(place, 4 * block)) for each in (scales, x_scales))
+            total = e.fma(b.sitofp(dot, F32), b.fmul(scale, a), total)
         return [total]
 
     (total,) = e.loop(0, columns, ROW_STEP, [e.f32(0.0)], two_blocks)
-    return b.fmul(total, e.load(F32, x_scale))
+    return total
 
 
 @kernel("v:ii")
@@ -187,12 +185,12 @@ def not_below(e, target, values, bound):
     return e.b.zext(e.b.bitcast(found, ir.IntType(LANES)), I64)
 
 
-@compiled("f:iiii")
-def first_bound(model, thread, tid, most):
-    """Return the `most`-th largest of the bounds of this thread's row blocks."""
+@compiled("f:MTiii")
+def first_bound(model, thread, tid, threads, most):
+    """Return the `most`-th largest of the bounds of this share's row blocks."""
     largest, best = get(model, s.SCREEN_BOUNDS), get(thread, s.HEAP)
     blocks, found, low = get(model, s.VOCAB_PADDED) // s.ROW_BLOCK, 0, LOWEST
-    for first in range(tid * TURN, blocks, get(model, s.THREADS) * TURN):
+    for first in range(tid * TURN, blocks, threads * TURN):
         bits = not_below(largest + first * 4, low)
         while bits != 0:
             found = keep_largest(best, found, most, load_f32(largest + (first + trailing_zeros(bits)) * 4))
@@ -201,15 +199,15 @@ def first_bound(model, thread, tid, most):
     return load_f32(best + (found - 1) * 4) if found > 0 else LOWEST
 
 
-@compiled("i:iiiiiff")
-def list_rows(model, thread, tid, bounds, n, low, high):
-    """Add this thread's rows with bounds from `low` to below `high` to its list of n; return how many it has then.
+@compiled("i:MTiiiiff")
+def list_rows(model, thread, tid, threads, bounds, n, low, high):
+    """Add this share's rows with bounds from `low` to below `high` to its list of n; return how many it has then.
 
     high: NaN for no limit. A bound that is no number hides no row, and is listed without a limit only.
     """
     largest, ids, size = get(model, s.SCREEN_BOUNDS), get(thread, s.ALTERNATIVES_HEAP), get(model, s.SCREEN_ROW_BYTES)
     blocks, vocab = get(model, s.VOCAB_PADDED) // s.ROW_BLOCK, get(model, s.VOCAB)
-    for first in range(tid * TURN, blocks, get(model, s.THREADS) * TURN):
+    for first in range(tid * TURN, blocks, threads * TURN):
         bits = not_below(largest + first * 4, low)
         while bits != 0:
             begin = (first + trailing_zeros(bits)) * s.ROW_BLOCK
@@ -225,7 +223,7 @@ def list_rows(model, thread, tid, bounds, n, low, high):
     return n
 
 
-@compiled("i:iiiiiii")
+@compiled("i:MTiiiii")
 def multiply_rows(model, thread, bounds, begin, end, most, found):
     """Compute the listed rows begin..end that can still be among the `most` largest logits, of which HEAP has `found`.
 
@@ -236,7 +234,7 @@ def multiply_rows(model, thread, bounds, begin, end, most, found):
     for i in range(begin, end):
         row, logit = load_i32(ids + i * 4), LOWEST
         if found < most or not load_f32(bounds + row * 4) < load_f32(best + (most - 1) * 4):
-            logit = screened_row(get(model, s.SCREEN_ROWS), row, get(model, s.HEAD_X8), get(thread, s.SUMS),
+            logit = screened_row(get(model, s.SCREEN_ROWS), row, get(model, s.HEAD_X8), get(model, s.HEAD_INIT),
                                  get(model, s.HEAD_SCALE), get(model, s.DIM))  # fmt: skip
             found = keep_largest(best, found, most, logit)
             read += 1
@@ -245,14 +243,18 @@ def multiply_rows(model, thread, bounds, begin, end, most, found):
     return found
 
 
-@compiled("i:iiiii")
-def share_largest(model, thread, tid, most, found):
-    """Make the list of the largest logits that of all threads; return how many it has."""
-    threads, best, told = get(model, s.THREADS), get(thread, s.HEAP), get(thread, s.WORK_MAXIMA)
+@compiled("v:Tii")
+def tell_largest(thread, most, found):
+    """Leave the list of this share's largest logits for the others."""
+    best, told = get(thread, s.HEAP), get(thread, s.WORK_MAXIMA)
     for i in range(most):
         store_f32(told + i * 4, load_f32(best + i * 4) if i < found else LOWEST)
-    barrier(get(model, s.CONTROL), threads)
-    found = 0
+
+
+@compiled("i:Tiii")
+def hear_largest(thread, tid, threads, most):
+    """Make the list of the largest logits that of all shares; return how many it has."""
+    best, found = get(thread, s.HEAP), 0
     for other in range(threads):
         told = get(thread + (other - tid) * 8 * s.THREAD_SLOTS, s.WORK_MAXIMA)
         for i in range(most):
@@ -260,12 +262,12 @@ def share_largest(model, thread, tid, most, found):
     return found
 
 
-@compiled("v:iiiii")
-def write_rows(model, thread, tid, logits, n):
-    """Write the n listed logits in their places, minus infinity beside them, and all statistics blocks' maxima."""
+@compiled("v:MTiiii")
+def write_rows(model, thread, tid, threads, logits, n):
+    """Write the n listed logits in their places, minus infinity elsewhere, and all statistics blocks' maxima."""
     ids, found, maxima = get(thread, s.ALTERNATIVES_HEAP), get(thread, s.WORK_LOGITS), get(model, s.BLOCK_MAXIMA)
     groups = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
-    for first in range(tid * TURN_GROUPS, groups, get(model, s.THREADS) * TURN_GROUPS):
+    for first in range(tid * TURN_GROUPS, groups, threads * TURN_GROUPS):
         for group in range(first, min(first + TURN_GROUPS, groups)):
             store_f32(maxima + group * 4, LOWEST)
     for i in range(n):
@@ -280,31 +282,42 @@ def write_rows(model, thread, tid, logits, n):
             store_f32(place, logit)
 
 
-@compiled("v:iiiii")
-def screened_logits(model, thread, tid, most, logits):
-    """Leave the `most` largest logits of the only head input, and some others, in `logits` and the block maxima.
+@compiled("v:MTiiiii")
+def screened_logits(model, thread, tid, threads, phase, most, logits):
+    """Do share `tid` of `threads` of a phase 0 to 2; the next one begins when all shares are done. Threads take them.
 
+    In the end the `most` largest logits of the only head input, and some others, are in `logits` and the block maxima.
     The rest is minus infinity: single logits where a statistics block has a finite maximum, else only the maximum.
+    thread: the row of THREAD whose number is the share's; no other thread uses what is kept there between phases.
     """
-    threads, dim, x = get(model, s.THREADS), get(model, s.DIM), get(model, s.HEAD_X8)
-    groups = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
-    first, last = groups * tid // threads * GROUP_BLOCKS, groups * (tid + 1) // threads * GROUP_BLOCKS
-    facts = get(thread, s.QUERY)  # the queries of attention are not needed any more
-    screen_input(x, get(model, s.SCREEN_BASIS), dim, facts)
-    screen_bounds(get(model, s.SCREEN), dim, x, get(model, s.HEAD_SCALE), facts, first, last, logits,
-                  get(model, s.SCREEN_BOUNDS))  # fmt: skip
-    screened_sums(x, dim, get(thread, s.SUMS))
-    # likely tokens have small ids, so threads take turns from here on
-    barrier(get(model, s.CONTROL), threads)
-    # rows with the largest bounds first: their logits rule out most of the others
-    begin = first_bound(model, thread, tid, most)
-    n = list_rows(model, thread, tid, logits, 0, begin, NO_NUMBER)
-    found = multiply_rows(model, thread, logits, 0, n, most, 0)
-    if threads > 1:
-        found = share_largest(model, thread, tid, most, found)
-    if begin >= LOWEST:  # else it is no number, and all rows were listed
-        enough = load_f32(get(thread, s.HEAP) + (most - 1) * 4) if found >= most else LOWEST
-        end = list_rows(model, thread, tid, logits, n, enough, begin)
-        multiply_rows(model, thread, logits, n, end, most, found)
-        n = end
-    write_rows(model, thread, tid, logits, n)
+    dim, x = get(model, s.DIM), get(model, s.HEAD_X8)
+    if phase == 0:
+        groups = get(model, s.VOCAB_PADDED) // s.STATISTICS_BLOCK
+        first, last = groups * tid // threads * GROUP_BLOCKS, groups * (tid + 1) // threads * GROUP_BLOCKS
+        facts = get(thread, s.QUERY)  # the queries of attention are not needed any more
+        screen_input(x, get(model, s.HEAD_SCALE), get(model, s.SCREEN_BASIS), dim, facts)
+        screen_bounds(get(model, s.SCREEN), dim, x, get(model, s.HEAD_SCALE), facts, first, last, logits,
+                      get(model, s.SCREEN_BOUNDS))  # fmt: skip
+        if tid == 0:
+            put(thread, s.SCREEN_PASSES, get(thread, s.SCREEN_PASSES) + 1)
+    elif phase == 1:
+        # likely tokens have small ids, so shares take turns from here on
+        # rows with the largest bounds first: their logits rule out most of the others
+        begin = first_bound(model, thread, tid, threads, most)
+        n = list_rows(model, thread, tid, threads, logits, 0, begin, NO_NUMBER)
+        found = multiply_rows(model, thread, logits, 0, n, most, 0)
+        tell_largest(thread, most, found)
+        put(thread, s.SCREEN_LISTED, n)
+        put(thread, s.SCREEN_FOUND, found)
+        put(thread, s.SCREEN_BEGIN_BITS, bits_of_f32(begin))
+    else:
+        n, found = get(thread, s.SCREEN_LISTED), get(thread, s.SCREEN_FOUND)
+        begin = f32_from_bits(get(thread, s.SCREEN_BEGIN_BITS))
+        if threads > 1:
+            found = hear_largest(thread, tid, threads, most)
+        if begin >= LOWEST:  # else it is no number, and all rows were listed
+            enough = load_f32(get(thread, s.HEAP) + (most - 1) * 4) if found >= most else LOWEST
+            end = list_rows(model, thread, tid, threads, logits, n, enough, begin)
+            multiply_rows(model, thread, logits, n, end, most, found)
+            n = end
+        write_rows(model, thread, tid, threads, logits, n)

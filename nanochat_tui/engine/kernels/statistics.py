@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanochat_tui.engine.kernels.slots import STATISTICS_BLOCK
+from nanochat_tui.engine.layout.slots import STATISTICS_BLOCK
 from nanochat_tui.engine.simd.emitter import LANES, VF32
 from nanochat_tui.engine.simd.intrinsics import kernel
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanochat_tui.engine.kernels.kinds import TILES
+from nanochat_tui.engine.layout.kinds import TILES
 from nanochat_tui.engine.simd.emitter import F32, LANES
 from nanochat_tui.engine.simd.objects import symbol
 
@@ -24,12 +24,23 @@ def prefetch_weights(e, weights, size, scales=None, scale_size=0):
 
 
 def store_tile(e, sums, start, x_scale, y, y_stride, block):
-    """Store the 16 outputs of tokens `start` and following, times each token's activation scale."""
+    """Store the 16 outputs of tokens `start` and following, times each token's activation scale if it has one."""
     row = e.add(y, e.mul(start, y_stride), e.mul(block, 4 * LANES))
-    scales = e.add(x_scale, e.mul(start, 4))
     for t, total in enumerate(sums):
-        scale = e.splat(e.load(F32, scales, 4 * t))
-        e.store(e.b.fmul(total, scale), row, e.mul(y_stride, t))
+        scale = None if x_scale is None else e.splat(e.load(F32, x_scale, e.add(e.mul(start, 4), 4 * t)))
+        e.store(total if scale is None else e.b.fmul(total, scale), row, e.mul(y_stride, t))
+
+
+def token_scales(e, place, tokens):
+    """Return what the values of some tokens, which lie side by side, are to be multiplied by: a vector of each."""
+    return [e.splat(e.load(F32, place, 4 * t)) for t in range(tokens)]
+
+
+def scaled(e, products, scales, totals):
+    """Return each token's products times its scale, added to the totals if there are any."""
+    if not totals:
+        return [e.b.fmul(n, a) for n, a in zip(products, scales, strict=True)]
+    return [e.fma(n, a, total) for n, a, total in zip(products, scales, totals, strict=True)]
 
 
 def by_tile(e, tile, name, arguments, below=None):

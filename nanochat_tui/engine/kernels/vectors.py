@@ -1,17 +1,12 @@
-"""Row-wise kernels: RMS norm, activation quantiser, SwiGLU's product, RoPE, mHC mixing."""
+"""Row-wise kernels: RMS norm, SwiGLU's product, RoPE, mHC mixing."""
 
 from __future__ import annotations
 
-from llvmlite import ir
-
-from nanochat_tui.engine.kernels.slots import MIX_MATRIX, MIX_READ, MIX_WRITE
-from nanochat_tui.engine.simd.emitter import F32, I8, I32, LANES, VF32, VI32
+from nanochat_tui.engine.layout.slots import MIX_MATRIX, MIX_READ, MIX_WRITE
+from nanochat_tui.engine.simd.emitter import F32, LANES, VF32
 from nanochat_tui.engine.simd.intrinsics import kernel
 
-MIN_ABSMAX = 1e-8
-"""Smallest absolute maximum of a row of activations, so that a row of zeros has a scale."""
 WIDTH = 4 * LANES
-VI8, VI32x4 = ir.VectorType(I8, LANES), ir.VectorType(I32, 4)
 
 
 @kernel("v:iiiif")
@@ -33,55 +28,6 @@ def rms_norm(e, target, x, weight, out, n, epsilon):
         e.store(b.fmul(normed, e.load(VF32, weight, at)), out, at)
 
     e.loop(0, size, WIDTH, [], scale)
-
-
-@kernel("v:iiiiiiiiii")
-def quantise(e, target, x, n, padded, out, lane_stride, init, init_stride, factor, scale_out, block):
-    """Round a row of activations to int8 with one scale: a = max(|x|) / 127, q = rint(x / a).
-
-    x: n floats (a multiple of 16); `out`: quads of int8 `lane_stride` bytes apart, zero up to `padded` columns;
-    `init`: int32 per `block` columns, -factor times the block's sum of q; `scale_out`: address of a (float32).
-    """
-    b = e.b
-    size = e.mul(n, 4)
-
-    def absmax(at, largest):
-        return [e.maximum(e.fabs(e.load(VF32, x, at)), largest)]
-
-    largest = e.max_lanes(e.loop(0, size, WIDTH, [e.splat(0.0)], absmax)[0])
-    a = b.fdiv(e.maximum(largest, e.f32(MIN_ABSMAX)), e.f32(127.0))
-    e.store(a, scale_out)
-    divisor, reciprocal = e.splat(b.fneg(a)), e.splat(b.fdiv(e.f32(1.0), a))
-
-    def quotient(value):
-        # corrected once, a product with the rounded reciprocal is the rounded quotient (Markstein 1990), in a tenth of
-        # a division's time
-        first = b.fmul(value, reciprocal)
-        return e.fma(e.fma(divisor, first, value), reciprocal, first)
-
-    def store_quads(column, integers):
-        # the int8 values of 16 columns are four quads, which lie apart when several tokens share a tile
-        packed = b.bitcast(b.trunc(integers, VI8), VI32x4)
-        for i in range(4):
-            quad = b.extract_element(packed, I32(i))
-            e.store(quad, out, e.mul(e.add(b.sdiv(column, e.i64(4)), i), lane_stride))
-
-    def group(g):
-        start = e.mul(g, block)
-        end = e.add(start, block)
-        end = b.select(b.icmp_signed("<", end, n), end, n)
-
-        def vector(column, total):
-            integers = e.to_i32(quotient(e.load(VF32, x, e.mul(column, 4))))
-            store_quads(column, integers)
-            return [b.add(total, integers)]
-
-        total = e.sum_lanes(e.loop(start, end, LANES, [e.constant(VI32, 0)], vector)[0])
-        negative = b.mul(total, b.sub(I32(0), b.trunc(factor, I32)))
-        e.store(negative, init, e.mul(g, init_stride))
-
-    e.loop(0, b.sdiv(padded, block), 1, [], group)
-    e.loop(n, padded, LANES, [], lambda column: store_quads(column, e.constant(VI32, 0)))
 
 
 @kernel("v:iiii")

@@ -9,6 +9,7 @@ switches threads, and code of other libraries that configures them otherwise mee
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,15 @@ TILE_BYTES = TILE_ROWS * ROW_BYTES
 PALETTE = 1
 
 
-def configuration() -> bytes:
-    """Return what `ldtilecfg` reads, 64 bytes: palette 1, every register with all its rows and columns."""
-    return struct.pack("<BB14x8H16x8B8x", PALETTE, 0, *[ROW_BYTES] * REGISTERS, *[TILE_ROWS] * REGISTERS)
+Sizes = Mapping[int, tuple[int, int]]
+"""Rows and bytes per row of registers by number; those that are not named have all."""
+
+
+def configuration(sizes: Sizes | None = None) -> bytes:
+    """Return what `ldtilecfg` reads, 64 bytes: palette 1, then every register's bytes per row and its rows."""
+    chosen = [(sizes or {}).get(number, (TILE_ROWS, ROW_BYTES)) for number in range(REGISTERS)]
+    rows, widths = zip(*chosen, strict=True)
+    return struct.pack("<BB14x8H16x8B8x", PALETTE, 0, *widths, *rows)
 
 
 class TileRegisters:
@@ -33,11 +40,11 @@ class TileRegisters:
     def __init__(self, e: Any) -> None:
         self._e = e
 
-    def configure(self) -> None:
-        """Make all eight registers available, full size; emit it first, in the function's entry block."""
+    def configure(self, sizes: Sizes | None = None) -> None:
+        """Make all eight registers available; emit it first, in the function's entry block."""
         e = self._e
         place = e.b.alloca(VI32)
-        e.b.store(ir.Constant(VI32, list(struct.unpack("<16i", configuration()))), place)
+        e.b.store(ir.Constant(VI32, list(struct.unpack("<16i", configuration(sizes)))), place)
         self._configure(e.b.ptrtoint(place, ir.IntType(64)))
 
     def _configure(self, address: Any) -> None:

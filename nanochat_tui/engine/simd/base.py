@@ -44,7 +44,7 @@ class Isa:
     hardware_half: bool = False
     """Whether float16 conversion may be left to the target (F16C, NEON)."""
     tiles: type[TileRegisters] | None = None
-    """Operations on tile registers, where there are such (see `amx`)."""
+    """Operations on tile registers, where there are such (see `simd.amx`)."""
 
     def unpack(self, e, packed):
         """Return the four vectors of 2-bit codes (as bytes) of one 64-byte load."""

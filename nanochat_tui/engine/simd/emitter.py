@@ -64,6 +64,12 @@ class Emitter:
         value.align = 1
         return value
 
+    def read(self, table, address, *slots):
+        """Load slots of the table at an address; raises TypeError if they are another table's."""
+        if any(slot.table is not table for slot in slots):
+            raise TypeError(f"a kernel reads slots of other tables from a {table} table")
+        return [self.load(I64, address, 8 * slot) for slot in slots]
+
     def store(self, value, address, offset=0):
         """Store a value (no alignment assumed)."""
         pointer = self.b.inttoptr(self.add(address, offset), value.type.as_pointer())

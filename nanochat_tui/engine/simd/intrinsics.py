@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,9 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global
 from numba.core.typing.templates import signature as make_signature
 from numba.extending import lower_builtin
 
+from nanochat_tui.engine.layout.table import plain
 from nanochat_tui.engine.simd.emitter import F32, I8, I16, I32, I64
-from nanochat_tui.engine.simd.library import KERNELS, EmittedKernel, function_type
+from nanochat_tui.engine.simd.library import KERNELS, SIGNATURES, EmittedKernel, function_type
 from nanochat_tui.engine.simd.objects import symbol
 
 _NUMBA = {"i": types.int64, "f": types.float32, "d": types.float64, "v": types.void}
@@ -48,18 +50,20 @@ def kernel(
 ) -> Callable[[Callable[..., Any]], Any]:
     """Register `emit(e, target, *arguments)` as a kernel and return a function for Numba code that calls it.
 
-    `signature` names the result, then the arguments: "v:iif" takes two int64 (addresses, counts) and a
-    float32 and returns nothing. kind: the kind of matrix (see `kernels.kinds`), tokens: the size of tile, tiles: the
-    tile registers without which it is left out; such a kernel is called by other kernels only.
+    `signature` names the result, then the arguments: "v:iif" takes two int64 (addresses, counts) and a float32 and
+    returns nothing; capital letters are addresses of tables (see `layout.table`). kind: the kind of matrix (see
+    `layout.kinds`), tokens: the size of tile, tiles: the tile registers without which it is left out; such a kernel is
+    called by other kernels only.
     """
 
     def decorate(emit: Callable[..., Any]) -> Any:
         name = emit.__name__
         if name in KERNELS:
             raise ValueError(f"two kernels are called {name}")
-        KERNELS[name] = EmittedKernel(name, signature, emit, kind, tokens, tiles)
+        SIGNATURES[name] = signature
+        KERNELS[name] = EmittedKernel(name, plain(signature), emit, kind, tokens, tiles)
 
-        return linked(signature, emit)
+        return linked(plain(signature), emit)
 
     return decorate
 
@@ -192,16 +196,66 @@ def atomic_store(b, address, value):
     b.store_atomic(value, _pointer(b, address, I64), "release", 8)
 
 
+@_single("i:ii")
+def atomic_max(b, address, value):
+    """Raise an int64 shared between threads to a value and return what it was."""
+    return b.atomic_rmw("max", _pointer(b, address, I64), value, "seq_cst")
+
+
+@_single("i:iii")
+def exchange_if(b, address, expected, value):
+    """Write an int64 shared between threads if it is what is expected; return what it was."""
+    pair = b.cmpxchg(_pointer(b, address, I64), expected, value, "seq_cst", "acquire")
+    return b.extract_value(pair, 0)
+
+
+def _external(b, name, result, arguments):
+    function = b.module.globals.get(name)
+    if function is None:
+        function = ir.Function(b.module, ir.FunctionType(result, [argument.type for argument in arguments]), name)
+    return b.call(function, arguments)
+
+
 @_single("v:")
 def relax(b):
     """Tell the processor that this is a waiting loop, where it has a word for it."""
     if platform.machine().lower() in ("x86_64", "amd64"):
-        name = "llvm.x86.sse2.pause"
-        function = b.module.globals.get(name)
-        if function is None:
-            function = ir.Function(b.module, ir.FunctionType(ir.VoidType(), []), name)
-        b.call(function, [])
+        _external(b, "llvm.x86.sse2.pause", ir.VoidType(), [])
 
 
-# Where a spinning thread gives its turn to another: POSIX and Windows name it differently.
-yield_processor = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
+FUTEX = {"x86_64": 202, "amd64": 202, "aarch64": 98, "arm64": 98}
+"""Numbers of Linux's system call futex, by processor."""
+FUTEX_WAIT, FUTEX_WAKE = 128, 129
+"""Its operations, for threads of one process."""
+NAP_MICROSECONDS = 100
+"""How long a thread sleeps at a time where no other thread can wake it."""
+
+
+def _futex() -> int:
+    """Return the number of futex on this platform, 0 if there is none."""
+    return FUTEX.get(platform.machine().lower(), 0) if sys.platform == "linux" and sys.byteorder == "little" else 0
+
+
+@_single("v:iii")
+def nap(b, address, expected, limit):
+    """Sleep until `wake`, at once awake if the int64 at the address is not what is expected (its low 32 bits).
+
+    limit: address of how long at most, int64 seconds and nanoseconds. Elsewhere than on Linux always for a moment.
+    """
+    number = _futex()
+    if number:
+        low = b.zext(b.trunc(expected, I32), I64)
+        _external(b, "syscall", I64, [I64(number), address, I64(FUTEX_WAIT), low, limit, I64(0), I64(0)])
+    elif os.name == "nt":
+        _external(b, "Sleep", ir.VoidType(), [I32(1)])
+    else:
+        _external(b, "usleep", I32, [I32(NAP_MICROSECONDS)])
+
+
+@_single("v:i")
+def wake(b, address):
+    """Wake all threads that `nap` at an address."""
+    number = _futex()
+    if number:
+        every = I64((1 << 31) - 1)
+        _external(b, "syscall", I64, [I64(number), address, I64(FUTEX_WAKE), every, I64(0), I64(0), I64(0)])

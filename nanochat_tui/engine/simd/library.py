@@ -14,8 +14,8 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-from nanochat_tui.engine.dispatch import NARROW
-from nanochat_tui.engine.kernels.kinds import ALL
+from nanochat_tui.engine.layout.kinds import ALL
+from nanochat_tui.engine.simd import NARROW
 from nanochat_tui.engine.simd.base import Isa
 from nanochat_tui.engine.simd.emitter import F32, I64, Emitter
 from nanochat_tui.engine.simd.objects import OPTIMISATION, host_machine, load_objects, symbol
@@ -33,7 +33,7 @@ class Target:
     features: str
     """LLVM's text form, e.g. "+avx2,+fma,-avx512f"."""
     kinds: frozenset[int] = ALL
-    """Kinds of matrices (see `kernels.kinds`) that code is made for."""
+    """Kinds of matrices (see `layout.kinds`) that code is made for."""
     triple: str | None = None
     """LLVM's name of another platform than this one, to look at its code."""
     known: frozenset[tuple[str, int]] = frozenset()
@@ -58,6 +58,8 @@ class EmittedKernel:
 
 
 KERNELS: dict[str, EmittedKernel] = {}
+SIGNATURES: dict[str, str] = {}
+"""Signatures of kernels, and of the functions around them, with the letters of tables (see `layout.table`)."""
 
 
 def function_type(signature: str) -> ir.FunctionType:

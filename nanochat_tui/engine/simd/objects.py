@@ -20,7 +20,7 @@ def symbol(name: str) -> str:
 
 
 def host_machine(cpu: str, features: str) -> Any:
-    """Return LLVM's machine for code of this process. cpu, features: LLVM's names, see `dispatch.compiled_for`."""
+    """Return LLVM's machine for code of this process. cpu, features: LLVM's names, see `targets.compiled_for`."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     made = binding.Target.from_triple(binding.get_process_triple())

@@ -8,14 +8,16 @@ from __future__ import annotations
 from dataclasses import replace
 from types import ModuleType
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFFile, metadata_string
-from nanochat_tui.model.architectures import bitnet, llama, maple, nanochat, qwen3, qwen35
+from nanochat_tui.model.architectures import bitnet, llama, maple, minicpm, nanochat, qwen3, qwen35
 from nanochat_tui.model.architectures.description import Architecture
 from nanochat_tui.model.architectures.keys import Keys
+from nanochat_tui.model.architectures.namespace import check_namespace
 from nanochat_tui.model.architectures.rotation import read_rotation
+from nanochat_tui.text import display_safe
 
-_MODULES: tuple[ModuleType, ...] = (nanochat, llama, qwen3, bitnet, qwen35, maple)
+_MODULES: tuple[ModuleType, ...] = (nanochat, llama, minicpm, qwen3, bitnet, qwen35, maple)
 BY_NAME: dict[str, ModuleType] = {name: module for module in _MODULES for name in module.NAMES}
 """Modules by the value of `general.architecture`."""
 
@@ -29,7 +31,6 @@ EXPLAINED: dict[str, str] = {
         "branch of it for a file of STQ1_0"
     ),
     "qwen35moe": "of Qwen3.5 only the dense models are implemented; take one of those (qwen35), or use llama.cpp",
-    "minicpm": "BitCPM's scales are not implemented; use llama.cpp",
     "clip": "it is the vision part of a model; give the language part",
     "mmproj": "it is the vision part of a model; give the language part",
 }
@@ -45,7 +46,7 @@ def describe(file: GGUFFile) -> Architecture:
     name = metadata_string(file.metadata, "general.architecture", "")
     if not name:
         raise UnknownArchitectureError(
-            "the file names no architecture, so it is not known how to run it; fetch it again or convert it anew"
+            "the file names no architecture, so it is not known how to run it; fetch or convert it again"
         )
     module = BY_NAME.get(name)
     if module is None:
@@ -55,5 +56,7 @@ def describe(file: GGUFFile) -> Architecture:
         )
     keys = Keys.of(file)
     found: Architecture = module.describe(keys)
+    if note := check_namespace(keys, found):
+        found = replace(found, notes=(*found.notes, note))
     rotation = read_rotation(file.metadata, keys.shapes, found.tied)
     return found if rotation is None else replace(found, rotation=rotation)

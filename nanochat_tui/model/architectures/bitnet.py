@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import metadata_string
 from nanochat_tui.model.architectures.dense import dense
 from nanochat_tui.model.architectures.description import Activation, Architecture
 from nanochat_tui.model.architectures.keys import Keys
+from nanochat_tui.text import display_safe
 
 NAMES = ("bitnet", "bitnet-25", "bitnet-b1.58")
 _WIDTHS_2B4T = (2560, 6912)
@@ -31,7 +32,7 @@ def describe(keys: Keys) -> Architecture:
     ffn = replace(ffn, activation=activation, sub_norm=True)
     # 2B4T turned 5e5 and always wrote so; the older models turned llama's 1e4
     made = dense(keys, attention, ffn, keys.rope(attention.head_dim))
-    return replace(made, notes=notes)
+    return replace(made, notes=notes, token_scales=True)
 
 
 def _activation(keys: Keys, hidden: int) -> tuple[Activation, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_tui.model.config import ModelConfig
+from nanochat_tui.model.config import MHC_RECORD_FLOATS
 
 Role = Literal["table", "norm", "ternary", "mhc", "vector"]
 Activation = Literal["silu", "relu2"]
@@ -184,10 +184,21 @@ class Rotation:
 
 
 @dataclass(frozen=True, slots=True)
+class HyperConnections:
+    """Residual streams that a small matrix mixes around every attention and feed-forward part (mHC-lite).
+
+    streams: 1 (a plain residual, no records), 2 or 4. version: of the records' meaning, see `model.mhc`.
+    """
+
+    streams: int
+    version: Literal[1, 2]
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """A whole model. Scales multiply: embedding rows, each residual branch, the logits.
 
-    `config` is the shape in the project's own terms, for `nanochat` files only. `notes` are sentences for stderr.
+    `hyper` is None where the architecture has no such thing. `notes` are sentences for stderr.
     `optional` tensors may be there: biases and scales of matrices, by name with their shape.
     """
 
@@ -203,12 +214,21 @@ class Architecture:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     rotation: Rotation | None = None
-    config: ModelConfig | None = None
+    hyper: HyperConnections | None = None
     notes: tuple[str, ...] = ()
     unnamed: int = 0
     """Rows at the end of embedding and head that stand for no token: padding, whose logits are -infinity."""
     present: frozenset[str] = frozenset()
     """Names of the file's optional tensors (biases, scales of matrices) that take part."""
+    token_scales: bool = False
+    """Whether the model was trained with int8 inputs of its linears, one scale per token, which are computed with
+    then; for others several scales per token are nearer to what was trained."""
+    rounds_head: bool = False
+    """Whether the model was trained with the head's input as int8, one scale per 32 values."""
+    ignored: frozenset[str] = frozenset()
+    """Names of tensors that the file may hold and that take no part: blocks that predict further tokens."""
+    own_format: bool = False
+    """Whether only this project's exporter writes such files: widths may be any then, tensor types may not."""
 
     @property
     def n_layers(self) -> int:
@@ -224,6 +244,16 @@ class Architecture:
     def recurrences(self) -> list[DeltaNet]:
         """The recurrent layers, in order."""
         return [layer.mixer for layer in self.layers if isinstance(layer.mixer, DeltaNet)]
+
+    @property
+    def n_streams(self) -> int:
+        """Residual streams; 1 is a plain residual."""
+        return self.hyper.streams if self.hyper is not None else 1
+
+    @property
+    def mhc_records(self) -> int:
+        """Number of mHC records: attention and feed-forward of every block; 0 for a plain residual."""
+        return 0 if self.n_streams == 1 else 2 * self.n_layers
 
     @property
     def n_heads(self) -> int:
@@ -256,12 +286,7 @@ class Architecture:
         return sum(math.prod(part.shape) for part in self.parts())
 
     def parts(self) -> Iterator[Part]:
-        """Yield every tensor that the model is made of."""
-        if self.config is not None:
-            from nanochat_tui.model.architectures import nanochat
-
-            yield from nanochat.parts(self.config).values()
-            return
+        """Yield every tensor that the model is made of, in the order of this project's files."""
         table = (self.vocab_size, self.dim)
         yield Part("token_embd.weight", table, "table")
         yield Part("output_norm.weight", (self.dim,), "norm")
@@ -275,6 +300,10 @@ class Architecture:
                 yield Part(name, part.shape, part.role)
                 if part.role == "ternary":
                     yield from self._extras(name.removesuffix(".weight"), part.shape)
+            if self.n_streams > 1:
+                record = (MHC_RECORD_FLOATS[self.n_streams],)
+                yield Part(f"blk.{number}.attn_mhc", record, "mhc")
+                yield Part(f"blk.{number}.ffn_mhc", record, "mhc")
 
     def _extras(self, stem: str, shape: tuple[int, ...]) -> Iterator[Part]:
         if f"{stem}.bias" in self.present:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import (
     GGUFFile,
     GGUFValue,
@@ -18,6 +18,7 @@ from nanochat_tui.formats.gguf import (
     metadata_string,
 )
 from nanochat_tui.model.architectures.description import Attention, FeedForward, Rope, Scaling
+from nanochat_tui.text import display_safe
 
 MAX_LAYERS = 1024
 """More blocks than any model has: a damaged count is refused before tensors are looked for."""
@@ -32,6 +33,8 @@ class Keys:
     prefix: str
     metadata: Mapping[str, GGUFValue]
     shapes: Mapping[str, tuple[int, ...]]
+    used: set[str] = field(default_factory=set, compare=False)
+    """Keys that were read: what a description did not ask for is looked at by `namespace`."""
 
     @classmethod
     def of(cls, file: GGUFFile) -> Keys:
@@ -39,16 +42,25 @@ class Keys:
         name = metadata_string(file.metadata, "general.architecture")
         return cls(name, file.metadata, {info.name: info.shape for info in file.tensors.values()})
 
+    def _name(self, key: str) -> str:
+        name = f"{self.prefix}.{key}"
+        self.used.add(name)
+        return name
+
+    def value(self, key: str) -> GGUFValue | None:
+        """Return a value as it is in the file, or None."""
+        return self.metadata.get(self._name(key))
+
     def count(self, key: str, default: int | None = None, *, maximum: int = MAX_WIDTH, minimum: int = 1) -> int:
         """Return an integer within limits; without default the key has to be there. Raises UserError."""
-        name = f"{self.prefix}.{key}"
+        name = self._name(key)
         if default is None:
             return metadata_int(self.metadata, name, minimum=minimum, maximum=maximum)
         return metadata_int(self.metadata, name, default, minimum=minimum, maximum=maximum)
 
     def number(self, key: str, default: float | None = None) -> float:
         """Return a positive float, as the shortest decimal that is this float32. Raises UserError."""
-        name = f"{self.prefix}.{key}"
+        name = self._name(key)
         value = metadata_float(self.metadata, name) if default is None else metadata_float(self.metadata, name, default)
         if value <= 0:
             raise UserError(f"the file's {name} is {value:g} and must be above 0; export it again")
@@ -56,19 +68,19 @@ class Keys:
 
     def text(self, key: str, default: str) -> str:
         """Return a text. Raises UserError if it is something else."""
-        return metadata_string(self.metadata, f"{self.prefix}.{key}", default)
+        return metadata_string(self.metadata, self._name(key), default)
 
     def flag(self, key: str, default: bool) -> bool:
         """Return a truth value. Raises UserError if it is something else."""
-        return metadata_bool(self.metadata, f"{self.prefix}.{key}", default)
+        return metadata_bool(self.metadata, self._name(key), default)
 
     def has(self, key: str) -> bool:
         """Whether the file has a key."""
-        return f"{self.prefix}.{key}" in self.metadata
+        return self._name(key) in self.metadata
 
     def per_layer(self, key: str, layers: int) -> list[int] | None:
         """Return an array with one entry per layer (numbers or truth values), or None. Raises UserError."""
-        name = f"{self.prefix}.{key}"
+        name = self._name(key)
         found = self.metadata.get(name)
         if found is None:
             return None
@@ -122,7 +134,7 @@ class Keys:
 
     def _heads(self, key: str, default: int | None = None) -> int:
         """Return a number of heads. An array has one per layer, 0 for a layer without attention; the others agree."""
-        name = f"{self.prefix}.{key}"
+        name = self._name(key)
         if not self._is_array(key):
             return self.count(key, default)
         found = set(metadata_integers(self.metadata, name).tolist()) - {0}
@@ -139,7 +151,7 @@ class Keys:
         return heads
 
     def _is_array(self, key: str) -> bool:
-        found = self.metadata.get(f"{self.prefix}.{key}")
+        found = self.metadata.get(self._name(key))
         return found is not None and isinstance(found.value, np.ndarray)
 
     def without_attention(self, layers: int) -> list[int] | None:
@@ -173,6 +185,17 @@ class Keys:
         if heads % kv_heads:
             raise UserError(f"{heads} query heads cannot share {kv_heads} key heads; the file is damaged")
         return Attention(heads, kv_heads, width, qk_norm=qk_norm, sub_norm=sub_norm)
+
+    def window(self) -> int:
+        """Return the positions that every layer sees, its own included; 0 for all of them. Raises UserError."""
+        window = self.count("attention.sliding_window", 0, minimum=0, maximum=MAX_POSITIONS)
+        window = 0 if window >= self.context else window
+        if self.has("attention.sliding_window_pattern") and window:
+            raise UserError(
+                f"the file gives some layers a window of {window} positions ({self.prefix}.attention."
+                "sliding_window_pattern), which this version does not do for this architecture; use llama.cpp"
+            )
+        return window
 
     def feed_forward(self) -> FeedForward:
         """Return the usual gated feed-forward part."""

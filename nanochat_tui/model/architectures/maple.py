@@ -47,7 +47,7 @@ def describe(keys: Keys) -> Architecture:
 
 
 def _clamps(keys: Keys, layers: int) -> list[float]:
-    found = keys.metadata.get(f"{keys.prefix}.swiglu_clamp_exp")
+    found = keys.value("swiglu_clamp_exp")
     if found is None:
         return [0.0] * layers
     values = np.atleast_1d(np.asarray(found.value, dtype=np.float64))

@@ -5,30 +5,44 @@ Written by export, read by engine and inspection; the names are llama.cpp's wher
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
 from nanochat_tui.errors import UserError
-from nanochat_tui.formats.gguf_values import GGUFValue, f32, metadata_float, metadata_int, string, u32
+from nanochat_tui.formats.gguf.values import (
+    GGUFValue,
+    boolean,
+    f32,
+    metadata_bool,
+    metadata_float,
+    metadata_int,
+    string,
+    u32,
+)
 from nanochat_tui.model.architectures.description import (
     Architecture,
     Attention,
     FeedForward,
+    HyperConnections,
     Layer,
     Part,
     Rope,
+    layer_parts,
 )
 from nanochat_tui.model.architectures.keys import MAX_LAYERS, MAX_WIDTH, Keys
-from nanochat_tui.model.config import MHC_RECORD_FLOATS, ModelConfig
+from nanochat_tui.model.config import ModelConfig
 
 NAME = "nanochat"
 NAMES = (NAME,)
+_NEXTN_NOTE = "the file holds {} blocks that predict further tokens (nextn); plain generation does not use them"
 
 
 def describe(keys: Keys) -> Architecture:
     """Return the model that a file describes. Raises UserError."""
-    return of_config(from_metadata(keys.metadata, keys.shapes))
+    config = from_metadata(keys.metadata, keys.shapes)
+    keys.used.update(to_metadata(config))
+    return of_config(config)
 
 
 def of_config(config: ModelConfig) -> Architecture:
@@ -43,8 +57,30 @@ def of_config(config: ModelConfig) -> Architecture:
         rope=Rope(config.head_dim, config.rope_theta),
         norm_eps=config.norm_eps,
         tied=config.tied,
-        config=config,
+        hyper=HyperConnections(config.n_streams, config.mhc_version),
+        token_scales=True,
+        rounds_head=True,
+        own_format=True,
+        notes=(_NEXTN_NOTE.format(config.nextn),) if config.nextn else (),
+        ignored=frozenset(part.name for part in nextn_parts(config)),
     )
+
+
+def nextn_parts(config: ModelConfig) -> Iterator[Part]:
+    """Yield the tensors of the blocks that predict further tokens, numbered on from the trunk's.
+
+    A block's own, with a plain residual, and as llama.cpp names them: `nextn.eh_proj.weight` [dim, 2 dim], whose inputs
+    are the embedding of the token before the one that is predicted and then the state of the block before (of the
+    trunk: after `output_norm`), each through its norm, `nextn.enorm` and `nextn.hnorm`; `nextn.shared_head_norm` comes
+    before the head, which is the model's.
+    """
+    layer = Layer(Attention(config.n_heads, config.n_kv_heads, config.head_dim), FeedForward(config.hidden_dim))
+    for number in range(config.n_layers, config.n_layers + config.nextn):
+        for part in layer_parts(layer, config.dim):
+            yield Part(f"blk.{number}.{part.name}", part.shape, part.role)
+        yield Part(f"blk.{number}.nextn.eh_proj.weight", (config.dim, 2 * config.dim), "ternary")
+        for name in ("enorm", "hnorm", "shared_head_norm"):
+            yield Part(f"blk.{number}.nextn.{name}.weight", (config.dim,), "norm")
 
 
 def is_nanochat(metadata: Mapping[str, GGUFValue]) -> bool:
@@ -57,7 +93,7 @@ def to_metadata(config: ModelConfig) -> dict[str, GGUFValue]:
     """Return the keys that describe the model's shape; the inverse of `from_metadata`."""
     return {
         "general.architecture": string(NAME),
-        f"{NAME}.block_count": u32(config.n_layers),
+        f"{NAME}.block_count": u32(config.n_layers + config.nextn),
         f"{NAME}.context_length": u32(config.context_length),
         f"{NAME}.embedding_length": u32(config.dim),
         f"{NAME}.feed_forward_length": u32(config.hidden_dim),
@@ -70,6 +106,8 @@ def to_metadata(config: ModelConfig) -> dict[str, GGUFValue]:
         f"{NAME}.mhc.version": u32(config.mhc_version),
         f"{NAME}.ternary.group_size": u32(config.group_size),
         f"{NAME}.text.indentation": u32(config.indentation),
+        **({f"{NAME}.nextn_predict_layers": u32(config.nextn)} if config.nextn else {}),
+        **({f"{NAME}.ternary.least_squares": boolean(True)} if config.least_squares else {}),
     }
 
 
@@ -83,11 +121,12 @@ def from_metadata(metadata: Mapping[str, GGUFValue], tensors: Collection[str]) -
         return metadata_int(metadata, f"{NAME}.{key}", minimum=minimum, maximum=maximum)
 
     heads = count("attention.head_count", MAX_WIDTH)
+    nextn = metadata_int(metadata, f"{NAME}.nextn_predict_layers", 0, maximum=MAX_LAYERS)
     streams = metadata_int(metadata, f"{NAME}.mhc.stream_count", 1)
     try:
         return ModelConfig(
             dim=count("embedding_length", MAX_WIDTH),
-            n_layers=count("block_count", MAX_LAYERS),
+            n_layers=count("block_count", MAX_LAYERS) - nextn,
             n_heads=heads,
             n_kv_heads=metadata_int(metadata, f"{NAME}.attention.head_count_kv", heads, minimum=1, maximum=heads),
             hidden_dim=count("feed_forward_length", MAX_WIDTH),
@@ -100,6 +139,8 @@ def from_metadata(metadata: Mapping[str, GGUFValue], tensors: Collection[str]) -
             norm_eps=_positive(metadata, "attention.layer_norm_rms_epsilon", 1e-6),
             mhc_version=2 if metadata_int(metadata, f"{NAME}.mhc.version", 2, minimum=1, maximum=2) == 2 else 1,
             indentation=metadata_int(metadata, f"{NAME}.text.indentation", 0, maximum=16),
+            least_squares=metadata_bool(metadata, f"{NAME}.ternary.least_squares", False),
+            nextn=nextn,
         )
     except ValueError as error:
         raise UserError(f"the file describes an impossible model ({error}); export it again") from error
@@ -115,25 +156,4 @@ def _positive(metadata: Mapping[str, GGUFValue], key: str, default: float) -> fl
 
 def parts(config: ModelConfig) -> dict[str, Part]:
     """Return every tensor of a model, by name, in the order of the file."""
-    dim, kv, hidden = config.dim, config.kv_dim, config.hidden_dim
-    table = (config.vocab_size, dim)
-    found = [Part("token_embd.weight", table, "table"), Part("output_norm.weight", (dim,), "norm")]
-    if not config.tied:
-        found.append(Part("output.weight", table, "table"))
-    for layer in range(config.n_layers):
-        block = f"blk.{layer}."
-        found += [
-            Part(f"{block}attn_norm.weight", (dim,), "norm"),
-            Part(f"{block}attn_q.weight", (dim, dim), "ternary"),
-            Part(f"{block}attn_k.weight", (kv, dim), "ternary"),
-            Part(f"{block}attn_v.weight", (kv, dim), "ternary"),
-            Part(f"{block}attn_output.weight", (dim, dim), "ternary"),
-            Part(f"{block}ffn_norm.weight", (dim,), "norm"),
-            Part(f"{block}ffn_gate.weight", (hidden, dim), "ternary"),
-            Part(f"{block}ffn_up.weight", (hidden, dim), "ternary"),
-            Part(f"{block}ffn_down.weight", (dim, hidden), "ternary"),
-        ]
-        if config.n_streams > 1:
-            record = (MHC_RECORD_FLOATS[config.n_streams],)
-            found += [Part(f"{block}attn_mhc", record, "mhc"), Part(f"{block}ffn_mhc", record, "mhc")]
-    return {part.name: part for part in found}
+    return {part.name: part for part in (*of_config(config).parts(), *nextn_parts(config))}

@@ -40,9 +40,10 @@ def describe(keys: Keys) -> Architecture:
 def _recurrent(keys: Keys, layers: int) -> list[int]:
     """Return 1 for every recurrent layer. Three keys can tell; what is said twice has to agree. Raises UserError."""
     zeros = keys.without_attention(layers)
+    by_interval = keys.has("full_attention_interval")
     said = keys.per_layer("attention.recurrent_layers", layers)
     if said is None:
-        if zeros is not None and not keys.has("full_attention_interval"):
+        if zeros is not None and not by_interval:
             return zeros
         interval = keys.count("full_attention_interval", 4, maximum=MAX_LAYERS)
         said = [int((i + 1) % interval != 0) for i in range(layers)]

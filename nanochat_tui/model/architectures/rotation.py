@@ -12,9 +12,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import GGUFValue, metadata_bool, metadata_int, metadata_integers, metadata_string
 from nanochat_tui.model.architectures.description import Rotation
+from nanochat_tui.text import display_safe
 
 PREFIX = "prism.hadamard."
 FOREIGN = "onebit.hadamard"

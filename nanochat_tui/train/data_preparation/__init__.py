@@ -3,5 +3,14 @@
 from nanochat_tui.train.data_preparation.options import PrepareOptions, PrepareReport, Progress
 from nanochat_tui.train.data_preparation.pipeline import prepare_data
 from nanochat_tui.train.data_preparation.sources import Source
+from nanochat_tui.train.data_preparation.vocabulary import TrainedTokenizer, train_tokenizer
 
-__all__ = ["PrepareOptions", "PrepareReport", "Progress", "Source", "prepare_data"]
+__all__ = [
+    "PrepareOptions",
+    "PrepareReport",
+    "Progress",
+    "Source",
+    "TrainedTokenizer",
+    "prepare_data",
+    "train_tokenizer",
+]

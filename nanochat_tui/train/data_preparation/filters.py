@@ -11,9 +11,9 @@ from nanochat_tui.model.text import spaces_to_tabs, tabs_to_spaces
 class Reason(StrEnum):
     """Why a file stayed out; the value is what reports print."""
 
+    FOLDER = "skipped folder"
     LICENCE = "licence not permissive"
     NO_LICENCE = "licence unknown"
-    FOLDER = "skipped folder"
     SMALL = "too small"
     LARGE = "too large"
     ENCODING = "not UTF-8"
@@ -23,8 +23,14 @@ class Reason(StrEnum):
     TABS = "indented with tabs"
     SPECIAL_TOKEN = "holds a special token"  # noqa: S105
     ROUND_TRIP = "tokenizer does not reproduce it"
+    BENCHMARK = "holds text of a benchmark"
+    RESERVED = "reserved for another evaluation"
+    OTHER_VERSION = "another version or copy of a crate"
     EXACT_DUPLICATE = "exact duplicate"
     NEAR_DUPLICATE = "near duplicate"
+    SIMILAR = "near duplicate with numbers folded"
+    CRATE_SHARE = "over its crate's share"
+    GROUP_SHARE = "over its group's share"
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
-# An allow-list, because a licence nobody thought of must stay out. Lower case, without versions of exceptions.
+# An allow-list, because an unknown licence must stay out. Lower case, without versions of exceptions.
 _PERMISSIVE = frozenset(
     """
     mit mit-0 expat x11 apache-2.0 apache-2 bsd bsd-1-clause bsd-2-clause bsd-3-clause bsd-2-clause-patent
@@ -81,6 +82,7 @@ class _Expression:
         return value
 
 
+@functools.lru_cache(maxsize=4096)
 def is_permissive(expression: str) -> bool:
     """Say whether a licence expression leaves at least one way to use the text under permissive terms.
 

@@ -1,20 +1,21 @@
 """Which licence a source file is under, and whether that licence is permissive.
 
-Three statements are read, from the most to the least specific: an `SPDX-License-Identifier` line in the file
-itself, the stanza of a Debian copyright file (the DEP-5 format) that matches the file's path, and `license`
-of the nearest Cargo.toml. Every statement found must be permissive; the most specific one is recorded.
+Four statements are read, from the most to the least specific: an `SPDX-License-Identifier` line in the file
+itself, the stanza of a Debian copyright file (the DEP-5 format) that matches the file's path, `license` of the nearest
+Cargo.toml, and what the package that the source came in says of itself. Every statement found must be permissive; the
+most specific one is recorded.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from nanochat_tui.train.data_preparation.crates import is_vendored
 from nanochat_tui.train.data_preparation.licence_expressions import is_permissive
+from nanochat_tui.train.data_preparation.manifests import manifests, table
 
 UNKNOWN = "unknown"
 
@@ -92,27 +93,6 @@ def read_dep5(path: Path) -> Dep5Copyright:
     return Dep5Copyright(path.read_text(encoding="utf-8", errors="replace"))
 
 
-@functools.lru_cache(maxsize=4096)
-def _manifest(path: Path) -> dict[str, object] | None:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, tomllib.TOMLDecodeError):
-        return None
-
-
-def _table(value: object, key: str) -> dict[str, object]:
-    found = value.get(key) if isinstance(value, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def _manifests(folder: PurePosixPath, root: Path) -> Iterator[tuple[dict[str, object], int]]:
-    """Yield the readable Cargo.toml files from `folder` (relative to `root`) upwards, with their depth."""
-    for inner in (folder, *folder.parents):
-        manifest = _manifest(root / inner / "Cargo.toml")
-        if manifest is not None:
-            yield manifest, len(inner.parts)
-
-
 @functools.lru_cache(maxsize=16384)
 def cargo_licence(root: Path, folder: PurePosixPath) -> tuple[str, int] | None:
     """Return `license` of the nearest Cargo.toml at or above `folder` inside `root`, and its depth below `root`.
@@ -122,21 +102,21 @@ def cargo_licence(root: Path, folder: PurePosixPath) -> tuple[str, int] | None:
     """
     inherited = False
     depth = 0
-    for manifest, level in _manifests(folder, root):
+    for manifest, place in manifests(folder, root):
         if inherited:
-            licence = _table(_table(manifest, "workspace"), "package").get("license")
+            licence = table(table(manifest, "workspace"), "package").get("license")
             if isinstance(licence, str):
                 return licence, depth
             continue
-        depth = level
-        package = _table(manifest, "package") or _table(manifest, "project")
+        depth = len(place.parts)
+        package = table(manifest, "package") or table(manifest, "project")
         licence = package.get("license")
         if isinstance(licence, str):
             return licence, depth
-        if not _table(package, "license").get("workspace"):
+        if not table(package, "license").get("workspace"):
             return None
         inherited = True
-        licence = _table(_table(manifest, "workspace"), "package").get("license")
+        licence = table(table(manifest, "workspace"), "package").get("license")
         if isinstance(licence, str):
             return licence, depth
     return None
@@ -159,8 +139,12 @@ class Licence:
         return self.name != UNKNOWN
 
 
-def file_licence(root: Path, path: str, head: str, copyright_file: Path | None) -> Licence:
+def file_licence(
+    root: Path, path: str, head: str, copyright_file: Path | None, package_licence: str | None = None
+) -> Licence:
     """Find the licence of `path` (relative to `root`); `head` is the beginning of its text.
+
+    `package_licence` is what the package around the source says of itself: it does not speak for vendored folders.
 
     Raises:
         OSError: the copyright file cannot be read.
@@ -174,6 +158,8 @@ def file_licence(root: Path, path: str, head: str, copyright_file: Path | None) 
         stated.append((dep5.depth, 1, dep5.licence))
     if (cargo := cargo_licence(root, PurePosixPath(path).parent)) is not None:
         stated.append((cargo[1], 0, cargo[0]))
+    if package_licence is not None and not is_vendored(path):
+        stated.append((-1, 0, package_licence))
     if not stated:
         return Licence(UNKNOWN, False)
     name = max(stated)[2]

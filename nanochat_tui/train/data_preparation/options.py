@@ -43,6 +43,21 @@ class PrepareOptions:
     validation_fraction: float = 0.02
     validation_max_shared: float = 0.10
     """A validation file shares at most this share of its 5-line windows with any other file."""
+    max_similarity: float = 0.7
+    """Two files with more than this share of word 5-grams in common, numbers folded, are near duplicates (MinHash)."""
+    hold_out: tuple[str, ...] = ()
+    """Crates held out by name: all of validation; no version or copy of them is trained on, nor a file that shares
+    more than `validation_max_shared` of its 5-line windows with them. Without any, validation is single files."""
+    one_version: bool = False
+    """Keep the newest version of each crate only, and one copy of it."""
+    max_crate_share: float = 1.0
+    """Largest share of the training tokens that one crate may have."""
+    max_group_share: float = 1.0
+    """The same for all sources of a `Source.group` together, vendored crates in it not counted."""
+    benchmarks: tuple[str, ...] = ()
+    """Texts of evaluations: a file with 13 successive words of one of them stays out."""
+    reserved: Callable[[str], bool] | None = None
+    """Says of a document's key (`source/path`) whether it is measured elsewhere: it stays out, with its duplicates."""
     eot_token: str = "<|endoftext|>"  # noqa: S105
     seed: int = 1
     """Order of the documents."""
@@ -53,14 +68,18 @@ class PrepareOptions:
 
     def check(self) -> None:
         """Raise UserError if a number makes no sense."""
-        for name in ("min_letters", "max_duplicate", "validation_fraction", "validation_max_shared"):
+        shares = ("min_letters", "max_duplicate", "validation_fraction", "validation_max_shared", "max_similarity")
+        for name in shares:
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise UserError(f"{name} is a share between 0 and 1, not {share}")
+        for name in ("max_crate_share", "max_group_share"):
+            if not 0 < (share := getattr(self, name)) <= 1:
+                raise UserError(f"{name} is a share above 0 and at most 1, not {share}")
         for name in ("indentation", "tabs_filter"):
             if not 0 <= (width := getattr(self, name) or 0) <= 16:
                 raise UserError(f"{name} is 0 to 16 spaces, not {width}")
         if not 0 <= self.min_bytes <= self.max_bytes:
-            raise UserError(f"min_bytes {self.min_bytes} and max_bytes {self.max_bytes} leave no file; mend them")
+            raise UserError(f"min_bytes {self.min_bytes} and max_bytes {self.max_bytes} leave no file; change them")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"at least 1 worker is needed, not {self.workers}")
         if not self.extensions or not all(self.extensions):
@@ -108,6 +127,8 @@ class PrepareReport:
     sources: dict[str, Count] = field(default_factory=dict)
     licences: dict[str, Count] = field(default_factory=dict)
     """The most frequent first."""
+    crates: dict[str, dict[str, Count]] = field(default_factory=dict)
+    """By split and crate."""
     validation_moved: int = 0
     """Validation candidates sent to training because they share too much with other files."""
     validation_shared: float = 0.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
+from nanochat_tui.text import display_safe
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,16 @@ class Source:
     """A folder of source files under one name.
 
     `name` is what reports and files.tsv say, and the first part of a document's key; `copyright` is the Debian
-    copyright file that speaks for the folder, its patterns being relative to `folder`.
+    copyright file that speaks for the folder, its patterns being relative to `folder`; `licence` is what the package
+    around it says of itself. Sources of one `group` are parts of one project: a crate that is in two of them is one
+    crate, and `PrepareOptions.max_group_share` limits the group.
     """
 
     folder: Path
     name: str
     copyright: Path | None = None
+    licence: str | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,11 @@ def list_files(index: int, source: Source, extensions: tuple[str, ...]) -> list[
 
 def in_skipped_folder(path: str, patterns: tuple[str, ...]) -> bool:
     """Say whether a folder on `path` matches one of `patterns`, shell style, whole parts: `stdarch`, `tests/ui`."""
-    folder = "/" + path.rpartition("/")[0]
+    return _skips("/" + path.rpartition("/")[0], patterns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _skips(folder: str, patterns: tuple[str, ...]) -> bool:
     return any(
         fnmatch.fnmatchcase("/" + "/".join(parts), "*/" + pattern)
         for parts in itertools.accumulate(([part] for part in folder[1:].split("/")), list.__add__)

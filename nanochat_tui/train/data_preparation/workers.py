@@ -13,19 +13,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError, plain_reason
 from nanochat_tui.model.text import spaces_to_tabs
+from nanochat_tui.text import display_safe
 from nanochat_tui.train.data_preparation import filters
-from nanochat_tui.train.data_preparation.dedup import content_digest, line_windows
+from nanochat_tui.train.data_preparation.benchmarks import holds_any
+from nanochat_tui.train.data_preparation.crates import Crate, find_crate
+from nanochat_tui.train.data_preparation.dedup import Hashes, content_digest, line_windows
 from nanochat_tui.train.data_preparation.filters import Reason, TextRules
 from nanochat_tui.train.data_preparation.licences import UNKNOWN, file_licence
+from nanochat_tui.train.data_preparation.minhash import Signature, shingles, signature
 from nanochat_tui.train.data_preparation.sources import FileRef, Source, in_skipped_folder
 
 CHUNK = 64
@@ -44,6 +48,8 @@ class Settings:
     tokenizer: Path
     indentation: int
     eot_id: int
+    benchmarks: Hashes
+    """Sorted hashes of the 13-grams that a file must not hold."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ class Scanned:
     size: int = 0
     """UTF-8 bytes of the text."""
     digest: bytes = b""
-    windows: npt.NDArray[np.uint64] | None = None
+    windows: Hashes | None = None
+    signature: Signature | None = None
+    crate: Crate = Crate("")  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -80,29 +88,30 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _read(path: Path, limit: int | None = None) -> bytes:
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """Return a file's content, or its first `limit` bytes. Raises UserError."""
     try:
         with path.open("rb") as file:
             return file.read(limit)
     except OSError as error:
-        raise UserError(f"cannot read {display_safe(str(path))}: {error.strerror}") from error
+        raise UserError(f"cannot read {display_safe(str(path))}: {plain_reason(error)}") from error
 
 
 def scan_file(ref: FileRef, settings: Settings) -> Scanned:
     """Run the filters that need one file only, in the order of the report."""
     source = settings.sources[ref.source]
+    if in_skipped_folder(ref.path, settings.skip_folders):
+        return Scanned(Reason.FOLDER)  # unread: half the files of a compiler's tree
     too = filters.check_size(ref.size, settings.rules)
     # What is left out for its size is read no further than its licence line.
-    data = _read(source.folder / ref.path, None if too is None else _SPDX_HEAD)
+    data = read_bytes(source.folder / ref.path, None if too is None else _SPDX_HEAD)
     head = data[:_SPDX_HEAD].decode("utf-8", "replace")
-    licence = file_licence(source.folder, ref.path, head, source.copyright)
+    licence = file_licence(source.folder, ref.path, head, source.copyright, source.licence)
     if not settings.any_licence:
         if licence.known and not licence.permissive:
             return Scanned(Reason.LICENCE, licence.name)
         if not licence.known and settings.require_licence:
             return Scanned(Reason.NO_LICENCE)
-    if in_skipped_folder(ref.path, settings.skip_folders):
-        return Scanned(Reason.FOLDER, licence.name)
     if too is not None:
         return Scanned(too, licence.name)
     text = filters.decode(data)
@@ -110,8 +119,18 @@ def scan_file(ref: FileRef, settings: Settings) -> Scanned:
         return Scanned(Reason.ENCODING, licence.name)
     if (reason := filters.check_text(text, settings.rules)) is not None:
         return Scanned(reason, licence.name)
+    if holds_any(text, settings.benchmarks):
+        return Scanned(Reason.BENCHMARK, licence.name)
     suffix = os.path.splitext(ref.path)[1]  # noqa: PTH122
-    return Scanned(None, licence.name, len(text.encode()), content_digest(text), line_windows(text, suffix))
+    return Scanned(
+        None,
+        licence.name,
+        len(text.encode()),
+        content_digest(text),
+        line_windows(text, suffix),
+        signature(shingles(text)),
+        find_crate(source.folder, PurePosixPath(ref.path).parent, source.name),
+    )
 
 
 def tokenise_file(job: tuple[FileRef, bytes], settings: Settings, tokenizer: Tokenizer) -> Tokenised:
@@ -122,11 +141,17 @@ def tokenise_file(job: tuple[FileRef, bytes], settings: Settings, tokenizer: Tok
     """
     ref, digest = job
     path = settings.sources[ref.source].folder / ref.path
-    text = filters.decode(_read(path))
+    text = filters.decode(read_bytes(path))
     if text is None or content_digest(text) != digest:
         raise UserError(f"{display_safe(str(path))} changed while it was being prepared; start again")
     text = spaces_to_tabs(text, settings.indentation)
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception as error:  # the library raises bare Exception, as for a Unigram model without an unknown token
+        raise UserError(
+            f"the tokenizer cannot encode {display_safe(str(path))} ({display_safe(str(error))}); "
+            "use one that knows every character, such as a byte-level BPE (nanochat-train tokenizer makes one)"
+        ) from None
     if settings.eot_id in ids or tokenizer.decode(ids, skip_special_tokens=False) != text:
         return Tokenised(None)
     return Tokenised(np.array(ids, np.uint32))

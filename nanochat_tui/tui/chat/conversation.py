@@ -7,18 +7,21 @@ appended to it and the model continues the whole, so that a second prompt builds
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 from nanochat_tui.chat.backend import FinishReason, Message, Request, Stats, Token
-from nanochat_tui.chat.records import SessionSettings, StoredTurn
+from nanochat_tui.chat.store.records import SessionSettings, StoredTurn
 
 TOKENS_KEPT = 16
 """Newest turns whose single tokens stay in memory: half a kilobyte each, a hundred times their text."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
-    """One prompt and its reply. The reply is kept in parts: a continuation adds one, a retry replaces the last."""
+    """One prompt and its reply. The reply is kept in parts: a continuation adds one, a retry writes the last again.
+
+    Two turns are the same only if they are one: equal words may stand in two places.
+    """
 
     prompt: str
     parts: list[str] = field(default_factory=lambda: [""])
@@ -29,6 +32,10 @@ class Turn:
     """The tokens of each part, as far as they came in this run of the program; the lens shows them."""
     error: str | None = None
     """Why the reply broke off, if it did."""
+    versions: list[Turn] = field(default_factory=list)
+    """What stood here before and was written again or edited, oldest first; these have no versions themselves."""
+    place: int = 0
+    """Where this one stands among all of them."""
 
     @property
     def reply(self) -> str:
@@ -44,18 +51,55 @@ class Turn:
         text = "".join(t.text for t in found if not t.thinking)
         return found if self.reply in (text, text + "\n") else []  # a following turn ends the last line
 
-    def copy(self) -> Turn:
-        """Return a turn that does not change with this one."""
-        return replace(self, parts=[*self.parts], tokens=[[*part] for part in self.tokens])
+    # Versions
 
-    def take(self, other: Turn) -> None:
-        """Become what `other` is."""
-        for one in fields(self):
-            setattr(self, one.name, getattr(other, one.name))
+    @property
+    def mark(self) -> str:
+        """Which version this is, as in "2/3"; empty if there is only one."""
+        return f"{self.place + 1}/{len(self.versions) + 1}" if self.versions else ""
+
+    def all_versions(self) -> list[Turn]:
+        """Return every version, oldest first: the others, and a copy of this one in its place."""
+        own = replace(self, parts=[*self.parts], tokens=[[*part] for part in self.tokens], versions=[], place=0)
+        return [*self.versions[: self.place], own, *self.versions[self.place :]]
+
+    def begin_version(self) -> None:
+        """Keep what is here as a version; what is written from now on is a newer one."""
+        self.versions = self.all_versions()
+        self.place = len(self.versions)
+
+    def show_version(self, place: int) -> None:
+        """Become the version at `place`, which must exist; the present one is kept."""
+        self._become(self.all_versions(), place)
+
+    def drop_version(self, place: int) -> None:
+        """Forget the present version, of which nothing came, and become the one at `place` of the others."""
+        self._become(self.versions, place)
+
+    def follow(self, other: Turn) -> None:
+        """Be a newer version of `other`, whose place in the conversation this one takes."""
+        self.versions = other.all_versions()
+        self.place = len(self.versions)
+
+    def _become(self, versions: list[Turn], place: int) -> None:
+        shown = versions[place]
+        for name in ("prompt", "parts", "reason", "stats", "thinking", "tokens", "error"):
+            setattr(self, name, getattr(shown, name))
+        self.versions = [*versions[:place], *versions[place + 1 :]]
+        self.place = place
 
     def stored(self) -> StoredTurn:
         """Return what is kept of it."""
-        return StoredTurn(self.prompt, tuple(self.parts), self.thinking, self.reason, self.stats)
+        others = tuple(version.stored() for version in self.versions)
+        return StoredTurn(self.prompt, tuple(self.parts), self.thinking, self.reason, self.stats, others, self.place)
+
+    @classmethod
+    def from_stored(cls, old: StoredTurn) -> Turn:
+        """Return a turn as it was kept; its tokens were not."""
+        versions = [cls.from_stored(version) for version in old.versions]
+        return cls(
+            old.prompt, list(old.parts) or [""], old.reason, old.stats, old.thinking, [], None, versions, old.place
+        )
 
 
 class Conversation:
@@ -63,10 +107,9 @@ class Conversation:
 
     def __init__(self, *, is_chat: bool, turns: Iterable[StoredTurn] = ()) -> None:
         self.is_chat = is_chat
-        self.turns = [
-            Turn(old.prompt, list(old.parts) or [""], old.reason, old.stats, old.thinking)  # tokens are not kept
-            for old in turns
-        ]
+        self.turns = [Turn.from_stored(old) for old in turns]
+        self.deleted: list[tuple[int, Turn]] = []
+        """Turns that were deleted, in that order, each with the number it had."""
 
     @property
     def last(self) -> Turn | None:
@@ -84,8 +127,10 @@ class Conversation:
             self._end_line(self.last)
         turn = Turn(text, tokens=[[]])
         self.turns.append(turn)
-        if len(self.turns) > TOKENS_KEPT:  # all that grows with every reply but its text; the lens computes them anew
-            self.turns[-TOKENS_KEPT - 1].tokens = []
+        if len(self.turns) > TOKENS_KEPT:  # all that grows with every reply but its text; the lens computes them again
+            old = self.turns[-TOKENS_KEPT - 1]
+            for version in (old, *old.versions):
+                version.tokens = []
         return turn
 
     def go_on(self) -> Turn | None:
@@ -98,9 +143,12 @@ class Conversation:
         return self.last
 
     def retry(self) -> Turn | None:
-        """Discard the last part of the last reply, to write it anew; None if there is none."""
+        """Begin another version of the last reply, without its last part, which is to be written again; None if there
+        is none.
+        """
         if self.last is None:
             return None
+        self.last.begin_version()
         self.last.parts[-1] = ""
         self.last.tokens[len(self.last.parts) - 1 :] = [[]]
         if len(self.last.parts) == 1:
@@ -119,9 +167,18 @@ class Conversation:
         removed, self.turns[index:] = self.turns[index:], []
         return removed
 
-    def delete(self, index: int) -> Turn:
-        """Remove one turn and return it."""
-        return self.turns.pop(index)
+    def delete(self, index: int) -> None:
+        """Remove one turn; `undelete` brings it back."""
+        self.deleted.append((index, self.turns.pop(index)))
+
+    def undelete(self) -> int | None:
+        """Bring back the turn that was deleted last; returns its number, None if there is none."""
+        if not self.deleted:
+            return None
+        index, turn = self.deleted.pop()
+        index = min(index, len(self.turns))
+        self.turns.insert(index, turn)
+        return index
 
     def branch(self, index: int, at: int, chosen: Token) -> Turn:
         """Take another token at place `at` of a reply: what came after it goes, and the reply can go on from there."""

@@ -1,15 +1,10 @@
 """Threads that load a model and write replies, reporting to a widget by messages.
 
-They are daemon threads and not Textual workers, because the application waits for its workers at exit and a compilation
-cannot be interrupted. Tokens are sent in batches: a model writes hundreds per second, a terminal shows thirty frames.
+Tokens are sent in batches: a model writes hundreds per second, a terminal shows thirty frames.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +13,8 @@ from dataclasses import dataclass
 from textual.message import Message
 
 from nanochat_tui.chat.backend import Backend, Event, Finished, Request, Started, Stats, Token
-from nanochat_tui.errors import UserError
+from nanochat_tui.tui.background import explain, start_thread
+from nanochat_tui.tui.collecting import keep_what_is_loaded
 from nanochat_tui.tui.messages import (
     BackendFailed,
     BackendProgress,
@@ -31,10 +27,6 @@ from nanochat_tui.tui.messages import (
 
 BATCH_SECONDS = 0.04
 """Least time between two pieces of text: 25 a second, which reads as continuous and leaves the event loop its time."""
-
-YIELDS = 5
-"""How much nicer the threads that compute are than the one that draws. With as many of them as there are processors,
-the drawing thread would otherwise wait for its turn for up to a tenth of a second."""
 
 Post = Callable[[Message], object]
 
@@ -84,34 +76,6 @@ def batched(
         yield joined()
 
 
-def explain(exc: Exception) -> str:
-    """Put a failure into words for the person at the keyboard."""
-    if isinstance(exc, UserError):
-        return str(exc)
-    if isinstance(exc, MemoryError):
-        return "There is not enough memory; use a smaller model."
-    return f"Something went wrong inside ({type(exc).__name__}: {exc}); please report it."
-
-
-def _thread(target: Callable[[], None], name: str) -> threading.Thread:
-    """Return a daemon thread that sees the caller's context variables, by which Textual finds the application."""
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        _yield_to_drawing()
-        context.run(target)
-
-    return threading.Thread(target=run, name=name, daemon=True)
-
-
-def _yield_to_drawing() -> None:
-    """Let this thread, and those it starts, such as the engine's, stand back for the one that draws."""
-    if sys.platform == "linux":  # elsewhere priorities belong to whole processes
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + YIELDS))
-
-
 class Loader:
     """Loads a backend in the background."""
 
@@ -119,11 +83,11 @@ class Loader:
         self._backend = backend
         self._post = post
         self._stop = threading.Event()
-        self._thread = _thread(self._run, "load")
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin; messages follow."""
-        self._thread.start()
+        self._thread = start_thread("load", self._run, yields=True)
 
     def stop(self) -> None:
         """Give up at the next report of progress."""
@@ -132,7 +96,7 @@ class Loader:
     @property
     def is_working(self) -> bool:
         """Whether the thread still runs."""
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
         def progress(step: str) -> None:
@@ -149,6 +113,7 @@ class Loader:
                 return
             self._post(BackendFailed(self._backend, explain(exc)))
         else:
+            keep_what_is_loaded()
             if not self._stop.is_set():
                 self._post(BackendReady(self._backend))
 
@@ -162,11 +127,11 @@ class Generation:
         self._request = request
         self._post = post
         self._cancel = threading.Event()
-        self._thread = _thread(self._run, f"reply-{run}")
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin; messages follow, the last one being `ReplyEnded`."""
-        self._thread.start()
+        self._thread = start_thread(f"reply-{self.run}", self._run, yields=True)
 
     def stop(self) -> None:
         """End the reply at the next token."""
@@ -174,6 +139,8 @@ class Generation:
 
     def join(self, seconds: float) -> bool:
         """Wait for the thread to end; returns whether it did."""
+        if self._thread is None:
+            return True
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -183,7 +150,7 @@ class Generation:
             for event in batched(self._backend.chat(self._request, self._cancel)):
                 match event:
                     case Started():
-                        post(ReplyStarted(run, event.prompt_tokens, event.note))
+                        post(ReplyStarted(run, event.prompt_tokens or 0, event.note))
                     case Batch():
                         post(ReplyText(run, event.text, event.tokens, event.thinking))
                     case Stats():

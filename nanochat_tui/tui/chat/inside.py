@@ -94,7 +94,7 @@ def stream_rows(inside: Inside) -> list[Content]:
     rows.append(
         Content.assemble(
             ("decided ", "$text 60%"),
-            (f"first at {sublayer(trace.depth)}, for good at {sublayer(trace.settled)}", "$text-primary"),
+            (f"first at {sublayer(trace.depth)}, final at {sublayer(trace.settled)}", "$text-primary"),
         )
     )
     return rows

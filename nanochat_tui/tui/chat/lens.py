@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
 
 from nanochat_tui.chat.backend import Token
-from nanochat_tui.chat.printable import printable
+from nanochat_tui.text import printable
 
 LEVELS = 16
 WIDEST = 40
@@ -27,15 +28,32 @@ class Cell:
     width: int
 
 
-def spelled(text: str) -> str:
-    """Return a token's text as the lens writes it: control characters visible, nothing empty, no line breaks."""
+def _as_hexadecimal(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "".join(f"<{byte:02X}>" for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("nanochat.hexadecimal", _as_hexadecimal)
+
+
+def spelled(text: str, data: bytes = b"") -> str:
+    """Return a token's text as the lens writes it: control characters visible, nothing empty, no line breaks.
+
+    A part of a character has no text of its own; where the bytes of the token are known, `data`, they are shown, as
+    in "<F0>".
+    """
+    if data and (not text or "\ufffd" in text):
+        text = data.decode("utf-8", "nanochat.hexadecimal")
     if not text:
         return "∅"
     shown = printable(text).replace("\n", "⏎").replace("\t", "⇥   ")
     return set_cell_size(shown, WIDEST - 1) + "…" if cell_len(shown) > WIDEST else shown
 
 
-def layout(tokens: Sequence[Token], width: int, after: Sequence[Cell] = ()) -> list[Cell]:
+def layout(
+    tokens: Sequence[Token], width: int, after: Sequence[Cell] = (), spell: Callable[[Token], str] | None = None
+) -> list[Cell]:
     """Return the places of tokens in rows of `width` cells; a token with a line break ends its row.
 
     `after` are the cells of the first tokens, laid out before at the same width; only the others are computed.
@@ -48,7 +66,7 @@ def layout(tokens: Sequence[Token], width: int, after: Sequence[Cell] = ()) -> l
         if "\n" in tokens[last.index].text:
             row, column = row + 1, 0
     for index in range(len(cells), len(tokens)):
-        text = spelled(tokens[index].text)
+        text = spell(tokens[index]) if spell is not None else spelled(tokens[index].text)
         size = cell_len(text)
         if column and column + size > width:
             row, column = row + 1, 0
@@ -61,17 +79,13 @@ def layout(tokens: Sequence[Token], width: int, after: Sequence[Cell] = ()) -> l
 
 def level(logprob: float | None) -> int:
     """Return the colour's number, 0 (hardly likely) to LEVELS - 1 (certain); the middle if nothing is known."""
-    if logprob is None or math.isnan(logprob):
-        return LEVELS // 2
-    return max(0, min(LEVELS - 1, int(math.exp(min(0.0, logprob)) * LEVELS)))
+    known = probability(logprob)
+    return LEVELS // 2 if known is None else min(LEVELS - 1, int(known * LEVELS))
 
 
-def percent(logprob: float | None) -> str:
-    """Return a probability: "34.2 %", "<0.1 %", "?"."""
-    if logprob is None:
-        return "?"
-    value = math.exp(min(0.0, logprob)) * 100
-    return f"{value:.1f} %" if value >= 0.05 else "<0.1 %"
+def probability(logprob: float | None) -> float | None:
+    """Return a probability from its natural logarithm; None if nothing is known."""
+    return None if logprob is None or math.isnan(logprob) else math.exp(min(0.0, logprob))
 
 
 def choices(token: Token) -> list[Token]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -19,8 +19,9 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from nanochat_tui.chat.backend import Token
-from nanochat_tui.tui.chat.lens import LEVELS, Cell, choices, is_same, layout, level, percent, spelled
+from nanochat_tui.tui.chat.lens import LEVELS, Cell, choices, is_same, layout, level, probability, spelled
 from nanochat_tui.tui.messages import BranchChosen
+from nanochat_tui.tui.numbers import percent
 
 BAR = 24
 
@@ -30,9 +31,11 @@ class TokenRibbon(Widget, can_focus=True):
 
     HELP = """\
 ### Token lens
-Every token of the reply, coloured by how likely it was: red is unlikely, green is certain. **← →** (or **h l**) go from
-token to token, **PageUp PageDown** by ten, **Home End** to the ends. **↑ ↓** choose another token that might have stood
-there, and **Enter** branches: a new session in which the reply goes on from that token. **Esc** closes.
+Every token of the reply, coloured by how likely it was: red is unlikely, green is certain. **{lens.before|←}
+{lens.next|→}** (or **{lens.before|h} {lens.next|l}**) go from token to token, **{lens.ten_before|PageUp}
+{lens.ten_on|PageDown}** by ten, **{lens.first|Home} {lens.last|End}** to the ends. **{lens.likelier|↑} {lens.less|↓}**
+choose another token that might have stood there, and **{lens.branch|Enter}** branches: a new session in which the reply
+continues from that token. **{chat.back|Esc}** closes.
 """
 
     DEFAULT_CSS = "TokenRibbon { height: auto; }"
@@ -58,8 +61,17 @@ there, and **Enter** branches: a new session in which the reply goes on from tha
     cursor: reactive[int] = reactive(0, layout=False)
     choice: reactive[int] = reactive(0, layout=False)
 
-    def __init__(self, turn: int, tokens: Sequence[Token], *, can_branch: bool = True, id: str | None = None) -> None:
+    def __init__(
+        self,
+        turn: int,
+        tokens: Sequence[Token],
+        *,
+        can_branch: bool = True,
+        bytes_of: Callable[[int], bytes] | None = None,
+        id: str | None = None,
+    ) -> None:
         super().__init__(id=id)
+        self._bytes_of = bytes_of
         self.turn = turn
         self.can_branch = can_branch
         self.tokens: list[Token] = list(tokens)
@@ -96,13 +108,18 @@ there, and **Enter** branches: a new session in which the reply goes on from tha
             self.choice = next((i for i, other in enumerate(self.choices) if is_same(other, token)), 0)
         self.post_message(self.Moved(self))
 
+    def spell(self, token: Token) -> str:
+        """Return a token as it is written here: as its bytes, where it is a part of a character."""
+        known = token.id is not None and self._bytes_of is not None
+        return spelled(token.text, self._bytes_of(token.id) if known else b"")  # type: ignore[misc, arg-type]
+
     # Drawing
 
     def _lay_out(self, width: int) -> list[Cell]:
         if width != self._width or len(self._cells) > len(self.tokens):
             self._cells, self._width = [], width
         if len(self._cells) < len(self.tokens):
-            self._cells = layout(self.tokens, max(8, width), self._cells)
+            self._cells = layout(self.tokens, max(8, width), self._cells, self.spell)
         return self._cells
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
@@ -199,7 +216,7 @@ class Alternatives(Static):
     """What could have stood in the place of the token under the cursor. A fixed number of rows."""
 
     def show(self, ribbon: TokenRibbon, rows: int, note: str = "") -> None:
-        """Write the rows anew."""
+        """Write the rows again."""
         token = ribbon.token
         if token is None:
             self.update(Content("nothing yet"))
@@ -207,8 +224,8 @@ class Alternatives(Static):
         found = ribbon.choices
         head = Content.assemble(
             (f"token {ribbon.cursor + 1} of {len(ribbon.tokens)}  ", "$text 60%"),
-            (f"“{spelled(token.text)}”", "bold"),
-            (f"  {percent(token.logprob)}", "$text-primary"),
+            (f"“{ribbon.spell(token)}”", "bold"),
+            (f"  {percent(probability(token.logprob))}", "$text-primary"),
             (f"  id {token.id}" if token.id is not None else "", "$text 60%"),
             (f"  {note}" if note else "", "$text-warning"),
         )
@@ -217,9 +234,9 @@ class Alternatives(Static):
         for place, choice in list(enumerate(found))[start : start + rows]:
             taken = "●" if is_same(choice, token) else " "
             pointer = "›" if place == ribbon.choice else " "
-            size = 0.0 if choice.logprob is None else 2.718281828459045 ** min(0.0, choice.logprob)
-            bar = "█" * round(size * BAR)
-            line = f"{pointer}{taken} {spelled(choice.text).replace(' ', '·')[:16]:<17}{percent(choice.logprob):>8} "
+            bar = "█" * round((probability(choice.logprob) or 0.0) * BAR)
+            name, share = ribbon.spell(choice).replace(" ", "·")[:16], percent(probability(choice.logprob))
+            line = f"{pointer}{taken} {name:<17}{share:>8} "
             lines.append(
                 Content(line).stylize("bold" if place == ribbon.choice else "") + Content.styled(bar, "$accent")
             )

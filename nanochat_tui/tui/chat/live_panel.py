@@ -1,13 +1,10 @@
-"""What the model does, beside the chat."""
+"""What the model does, next to the chat."""
 
 from __future__ import annotations
 
-import contextvars
-import threading
 import time
 from collections.abc import Sequence
 
-from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
@@ -16,12 +13,13 @@ from textual.widgets import Static
 
 from nanochat_tui.chat.backend import Backend, Stats
 from nanochat_tui.chat.local import LocalBackend
-from nanochat_tui.chat.printable import printable
 from nanochat_tui.chat.trace import Tracer
-from nanochat_tui.tui.chat.generation import explain
+from nanochat_tui.text import printable
+from nanochat_tui.tui import numbers
+from nanochat_tui.tui.background import Job
 from nanochat_tui.tui.chat.inside import Inside, matrix_rows, stream_rows
-from nanochat_tui.tui.messages import Traced
-from nanochat_tui.tui.widgets.status import sparkline, speed
+from nanochat_tui.tui.widgets.bars import sparkline
+from nanochat_tui.tui.widgets.status import speed
 
 WIDTH = 36
 TRACE_SECONDS = 1.5
@@ -33,8 +31,8 @@ class LivePanel(Vertical):
 
     HELP = """\
 ### Live
-What the model does while it writes: tokens per second over the last minute, the memory of this process and the kernel
-that computes. Where tokens are **guessed ahead**, how many of the guesses were right, and so came for nothing.
+What the model does during decode: tokens per second over the last minute, the memory of this process and the kernel.
+With **draft tokens**: how many were accepted, each of which saves a pass.
 
 For nanochat models also the **hyper-connections**: mixing matrix, read and write weights of every record, alpha of all;
 how long the **streams** of the last token are after every sub-layer (1a: attention of block 1, 1f: its feed-forward),
@@ -42,7 +40,7 @@ how alike they are, and what would be said if the model ended there. **◆** mar
 likeliest. This is computed on the side, by a second forward pass, at most every second and a half; for large models
 and other architectures there is none, and the panel says so.
 
-**Tab** goes here from the transcript; **j k** or **↑ ↓** scroll.
+**Tab** goes here from the transcript; **{live.down|j} {live.up|k}** or **↑ ↓** scroll.
 """
 
     is_open: reactive[bool] = reactive(False, layout=False)
@@ -53,7 +51,7 @@ and other architectures there is none, and the panel says so.
         self._tracer: Tracer | None = None
         self._stats: Stats | None = None
         self._speeds: Sequence[float] = ()
-        self._thread: threading.Thread | None = None
+        self._job: Job[Inside] | None = None
         self._traced = 0.0
         self._refused = False
 
@@ -66,6 +64,8 @@ and other architectures there is none, and the panel says so.
     def show_backend(self, backend: Backend) -> None:
         """Tell which model it is about."""
         self._backend = backend
+        if self._job is not None:
+            self._job.stop()  # what it sees is another model's
         self._tracer, self._refused = None, False
         self._stats, self._speeds = None, ()
         unseen = "" if isinstance(backend, LocalBackend) else "\nStreams and depth are seen of models loaded here."
@@ -85,17 +85,17 @@ and other architectures there is none, and the panel says so.
         self.look_inside()
 
     def redraw(self) -> None:
-        """Write the lines anew."""
+        """Write the lines again."""
         if not self.is_open or not self.is_attached or self._backend is None:
             return
         stats, backend = self._stats, self._backend
-        guessed = []
+        drafts = []
         if stats is not None and stats.drafted:
-            guessed.append(("guessed", f"ahead: {stats.accepted} of {stats.drafted} kept"))
+            drafts.append(("drafts", f"{stats.accepted} of {stats.drafted} accepted"))
         rows = [
-            ("writing", f"{speed(stats.decode_tps if stats else None).strip()} tok/s"),
-            ("reading", f"{speed(stats.prompt_tps if stats else None).strip()} tok/s"),
-            *guessed,
+            ("decode", f"{speed(stats.decode_tps if stats else None).strip()} tok/s"),
+            ("prefill", f"{speed(stats.prompt_tps if stats else None).strip()} tok/s"),
+            *drafts,
             ("context", f"{stats.context_used if stats else 0} of {backend.context_size or '?'}"),
             ("kernel", backend.kernel),
             ("threads", str(backend.threads or "–")),
@@ -111,7 +111,7 @@ and other architectures there is none, and the panel says so.
     def look_inside(self, *, at_once: bool = False) -> None:
         """Compute the inside at the last token in a thread, unless it was done a moment ago."""
         backend = self._backend
-        busy = self._thread is not None and self._thread.is_alive()
+        busy = self._job is not None and self._job.is_working
         early = not at_once and time.monotonic() - self._traced < TRACE_SECONDS
         if not self.is_open or busy or early or self._refused or not isinstance(backend, LocalBackend):
             return
@@ -119,37 +119,27 @@ and other architectures there is none, and the panel says so.
         if not ids:
             return
         self._traced = time.monotonic()
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=lambda: context.run(self._look, backend, ids), name="inside", daemon=True
-        )
-        self._thread.start()
+        self._job = Job(
+            self, lambda _: self._look(backend, ids), self._show_inside, self._show_refusal, name="inside"
+        ).start()
 
-    def _look(self, backend: LocalBackend, ids: list[int]) -> None:
-        try:
-            tracer = self._tracer or Tracer(backend.path, backend.mhc)
-            self._tracer = tracer
-            trace = tracer.trace(ids)
-            texts = tuple(backend.model.decode([token]) for token in trace.tops)
-        except Exception as exc:
-            self.post_message(Traced(backend, None, explain(exc)))
-        else:
-            self.post_message(Traced(backend, Inside(tracer.matrices, trace, texts)))
+    def _look(self, backend: LocalBackend, ids: list[int]) -> Inside:
+        tracer = self._tracer or Tracer(backend.path, backend.mhc)
+        self._tracer = tracer
+        trace = tracer.trace(ids)
+        texts = tuple(backend.model.decode([token]) for token in trace.tops)
+        return Inside(tracer.matrices, trace, texts)
 
-    @on(Traced)
-    def _show_inside(self, event: Traced) -> None:
-        event.stop()
-        if event.backend is not self._backend:
-            return
-        streams, matrices = self.query_one("#live-streams", Static), self.query_one("#live-matrices", Static)
-        if event.inside is None:
-            self._refused = self._tracer is None
-            streams.update(Content(f"\n{printable(event.error or '')}"))
-            return
+    def _show_refusal(self, error: str) -> None:
+        self._refused = self._tracer is None
+        self.query_one("#live-streams", Static).update(Content(f"\n{printable(error)}"))
+
+    def _show_inside(self, inside: Inside) -> None:
         head = Content.styled("\nlast token (computed on the side)", "bold $text-primary")
-        streams.update(Content("\n").join([head, *stream_rows(event.inside)]))
-        rows = matrix_rows(event.inside)
+        self.query_one("#live-streams", Static).update(Content("\n").join([head, *stream_rows(inside)]))
+        rows = matrix_rows(inside)
         title = Content.styled("\nhyper-connections", "bold $text-primary")
+        matrices = self.query_one("#live-matrices", Static)
         matrices.update(Content("\n").join([title, *rows]) if rows else Content(""))
 
 
@@ -157,4 +147,4 @@ def memory() -> str:
     """Return the resident memory of this process."""
     import psutil
 
-    return f"{psutil.Process().memory_info().rss / 2**20:.0f} MiB"
+    return numbers.size(psutil.Process().memory_info().rss)

@@ -15,7 +15,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from nanochat_tui.chat.printable import printable
+from nanochat_tui.text import printable
+from nanochat_tui.tui import numbers
 from nanochat_tui.tui.chat.model_places import Found, find_models
 from nanochat_tui.tui.preferences import Preferences
 
@@ -71,7 +72,7 @@ the current folder) and those in Hugging Face's cache. **Type** to narrow the li
         options = self.query_one(OptionList)
         options.clear_options()
         for found in self._shown:
-            size = f"{found.size / 2**20:,.0f} MiB"
+            size = numbers.size(found.size)
             options.add_option(
                 Option(
                     Content.assemble(

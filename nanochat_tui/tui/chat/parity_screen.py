@@ -1,31 +1,29 @@
-"""The same prompt on the engine here and on a server, side by side."""
+"""The same prompt on the chat's model and on a server, side by side."""
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Static
 
 from nanochat_tui.chat.backend import Backend, Request, Token
 from nanochat_tui.chat.parity import Parity, compare, in_words, parity_request
-from nanochat_tui.chat.printable import printable
-from nanochat_tui.tui.chat.generation import explain
-from nanochat_tui.tui.chat.lens import choices, percent, spelled
+from nanochat_tui.text import printable
+from nanochat_tui.tui.background import Job
+from nanochat_tui.tui.chat.lens import choices, probability, spelled
+from nanochat_tui.tui.numbers import percent
 from nanochat_tui.tui.widgets.key_line import KeyLine
 
 
-@dataclass
+@dataclass(eq=False)
 class Side:
     """One of the two answers."""
 
@@ -46,33 +44,32 @@ class ParityScreen(Screen[None]):
     """
     HELP = """\
 ### Parity
-The same prompt, decoded greedily (temperature 0) by the engine here and by the server. The text both agree on is dim,
-what comes after the first difference is marked. Below stand the alternatives of both at that place. The divergence is
-over the alternatives that both returned, not over the whole vocabulary. **r** asks again, **Esc** goes back.
+The same prompt, decoded greedily (temperature 0) by the model of the chat, which may be a server's too, and by another
+server. The text both agree on is dim, what comes after the first difference is marked. Below stand the alternatives of
+both at that place. The divergence is over the alternatives that both returned, not over the whole vocabulary. **r**
+asks again, **Esc** goes back.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Back", priority=True),
         Binding("r", "again", "Again"),
     ]
 
-    class Finished(Message):
-        """One of the two has answered."""
-
-    def __init__(self, local: Backend, remote: Backend, request: Request) -> None:
+    def __init__(self, ours: Backend, other: Backend, request: Request) -> None:
         super().__init__()
         self._request = parity_request(request)
-        self._backends = (local, remote)
+        self._backends = (ours, other)
         self.sides: tuple[Side, ...] = ()
         self.parity: Parity | None = None
         self._cancel = threading.Event()
+        self._jobs: list[Job[list[Token]]] = []
 
     def compose(self) -> ComposeResult:
         """Lay out two columns."""
         yield Static(id="parity-summary", markup=False)
         with Horizontal(id="parity-sides"):
-            for place, title in enumerate(("here", "server")):
+            for place in range(2):
                 with VerticalScroll() as box:
-                    box.border_title = title
+                    box.border_title = self._title(place)
                     yield Static(id=f"parity-{place}", markup=False)
         yield Static(id="parity-choices", markup=False)
         yield KeyLine()
@@ -82,39 +79,63 @@ over the alternatives that both returned, not over the whole vocabulary. **r** a
         self.action_again()
 
     def action_again(self) -> None:
-        """Ask both anew."""
+        """Ask both again."""
         self._cancel.set()
         self._cancel = threading.Event()
         self.parity = None
         self.sides = tuple(Side(backend) for backend in self._backends)
         self.query_one("#parity-summary", Static).update("asking both …")
         self.query_one("#parity-choices", Static).update("")
-        for side in self.sides:
-            context = contextvars.copy_context()
-            work = partial(context.run, self._ask, side, self._cancel)
-            threading.Thread(target=work, name="parity", daemon=True).start()
+        for job in self._jobs:
+            job.stop()
+        self._jobs = [
+            Job(
+                self,
+                partial(self._ask, side, self._cancel),
+                partial(self._answered, side),
+                partial(self._failed, side),
+                name="parity",
+            ).start()
+            for side in self.sides
+        ]
 
     def action_leave(self) -> None:
-        """Stop both and go back."""
-        self._cancel.set()
+        """Go back."""
         self.dismiss()
 
-    def _ask(self, side: Side, cancel: threading.Event) -> None:
-        try:
-            side.backend.load()
-            for event in side.backend.chat(self._request, cancel):
-                if isinstance(event, Token):
-                    side.tokens.append(event)
-        except Exception as exc:
-            side.error = explain(exc)
-        side.done = True
-        self.post_message(self.Finished())
+    def on_unmount(self) -> None:
+        """Stop both; the connections to the other one are this screen's own."""
+        self._cancel.set()
+        for job in self._jobs:
+            job.stop()
+        self._backends[1].close()
 
-    @on(Finished)
-    def _finished(self) -> None:
+    def _title(self, place: int) -> str:
+        """Say which side is which: by the place when one is a file here, else by the server's address."""
+        backend = self._backends[place]
+        where = (
+            "here" if backend.path is not None else "server" if self._backends[0].path is not None else backend.kernel
+        )
+        return f"{where}: {printable(backend.name)}"
+
+    def _ask(self, side: Side, cancel: threading.Event, _: Job[list[Token]]) -> list[Token]:
+        side.backend.load()
+        return [event for event in side.backend.chat(self._request, cancel) if isinstance(event, Token)]
+
+    def _answered(self, side: Side, tokens: list[Token]) -> None:
+        side.tokens = tokens
+        self._finished(side)
+
+    def _failed(self, side: Side, error: str) -> None:
+        side.error = error
+        self._finished(side)
+
+    def _finished(self, ended: Side) -> None:
+        """Show what there is."""
+        ended.done = True
         for place, side in enumerate(self.sides):
             box = self.query_one(f"#parity-{place}", Static)
-            box.parent.border_title = f"{'here' if place == 0 else 'server'}: {printable(side.backend.name)}"  # type: ignore[union-attr]
+            box.parent.border_title = self._title(place)  # type: ignore[union-attr]
             text = "".join(token.text for token in side.tokens)
             box.update(Content(printable(side.error or text or ("…" if not side.done else "(nothing)"))))
         if all(side.done and side.error is None for side in self.sides):
@@ -142,7 +163,10 @@ over the alternatives that both returned, not over the whole vocabulary. **r** a
         for side in self.sides:
             token = [token for token in side.tokens if token.text][place]
             columns.append(
-                [f"{spelled(c.text).replace(' ', '·')[:18]:<19}{percent(c.logprob):>8}" for c in choices(token)]
+                [
+                    f"{spelled(c.text).replace(' ', '·')[:18]:<19}{percent(probability(c.logprob)):>8}"
+                    for c in choices(token)
+                ]
             )
         rows = [
             f"{(columns[0][i] if i < len(columns[0]) else ''):<40}{columns[1][i] if i < len(columns[1]) else ''}"

@@ -1,4 +1,4 @@
-"""The part of the chat that asks and shows what is answered."""
+"""Asks the model and shows what is answered: one reply at a time."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from textual import on
 from textual.timer import Timer
 
 from nanochat_tui.chat.backend import Stats
-from nanochat_tui.errors import UserError
 from nanochat_tui.tui import messages
-from nanochat_tui.tui.chat import commands
 from nanochat_tui.tui.chat.conversation import Turn
 from nanochat_tui.tui.chat.generation import Generation
-from nanochat_tui.tui.chat.loading import LoadingPart
+from nanochat_tui.tui.chat.model_slot import ModelSlot
+from nanochat_tui.tui.chat.session import ChatSession
+from nanochat_tui.tui.chat.view import ChatView, Desk
 from nanochat_tui.tui.log import logger
 
 LOOK_SECONDS = 0.25
@@ -24,189 +23,200 @@ SPEEDS = 240
 """Moments of speed remembered: a minute at four a second."""
 
 
-class ReplyPart(LoadingPart):
-    """Sends prompts and takes replies."""
+class ReplyRunner:
+    """Runs generations. Their messages reach the screen, which hands them to `take`.
 
-    _moment = (0.0, 0)
-    _reading: Timer | None = None
-    _replaced: tuple[Turn, Turn] | None = None
-    """The turn that is written anew, and what it was before, until something comes in its place."""
+    `wants_alternatives` says whether the lens wants to see each token's alternatives.
+    """
 
-    @on(messages.PromptSubmitted)
-    async def _submitted(self, event: messages.PromptSubmitted) -> None:
-        try:
-            command = commands.parse(event.text)
-        except UserError as exc:
-            self.say_error(str(exc))
-            return
-        if command is not None:
-            self.prompt.sent()
-            await self.run_command(*command)
-        else:
-            await self.send(event.text)
+    def __init__(
+        self,
+        session: ChatSession,
+        model: ModelSlot,
+        view: ChatView,
+        desk: Desk,
+        wants_alternatives: Callable[[], bool],
+    ) -> None:
+        self._session, self._model, self._view, self._desk = session, model, view, desk
+        self._wants_alternatives = wants_alternatives
+        self.generation: Generation | None = None
+        self.send_when_ready = False
+        """Whether Enter was pressed before the model was there."""
+        self.runs = 0
+        """Replies asked for so far."""
+        self._moment = (0.0, 0)
+        self.reading: Timer | None = None
+        """Looks at how far the prompt was read, while it is."""
 
-    async def run_command(self, command: commands.Command, argument: str) -> None:
-        """Do what a slash command or a line of the palette says; the screen knows how."""
-        raise UserError(f"/{command.name} is not possible here.")
+    @property
+    def is_writing(self) -> bool:
+        """Whether a reply is being written."""
+        return self.generation is not None
+
+    def writes(self, turn: Turn) -> bool:
+        """Whether the reply of this turn is being written."""
+        return self.generation is not None and turn is self._session.conversation.last
+
+    # Asking
 
     async def send(self, text: str) -> None:
         """Send a prompt, or let the last reply go on if it is empty."""
-        if not self.ready:
-            self._send_when_ready = bool(text.strip()) and self.status.state in ("loading", "waiting")
-            if self._send_when_ready:
-                self.set_status(replace(self.status, state="waiting"))
-            elif text.strip():
-                self.say_error("No model is loaded; choose one with Ctrl+G or /attach a server.")
+        if not self._model.ready:
+            self._send_later(text)
             return
-        self._send_when_ready = False
-        if self.generation is not None:
-            self.app.bell()
-            return
-        if self.editing is not None:
-            if not text.strip():
-                return
-            await self.resend(self.editing, text)
-            return
-        if text.strip():
-            self.prompt.sent()
-            await self._say(text)
-        elif self.may_go_on():
+        self.send_when_ready = False
+        if self.is_writing:
+            self._desk.bell()
+        elif text.strip():
+            if text == self._view.prompt.full_text:  # a file's beginning leaves the input alone
+                self._view.prompt.sent()
+            await self.say(text)
+        elif self.may_go_on:
             await self.go_on()
+        elif self._session.conversation.last is not None:
+            self._desk.notify("This model cannot continue a reply; write it again instead.", timeout=4)
 
-    def may_go_on(self) -> bool:
-        """Whether the last reply can be continued."""
-        last = self.conversation.last
-        if last is None:
-            return False
-        if not self.conversation.is_chat:
-            return True
-        return self.backend.can_continue(chat=True) and bool(last.reply or last.thinking)
+    def _send_later(self, text: str) -> None:
+        status = self._desk.status
+        self.send_when_ready = bool(text.strip()) and status.state in ("loading", "waiting")
+        if self.send_when_ready:
+            self._desk.set_status(replace(status, state="waiting"))
+        elif text.strip():
+            self._view.say_error(
+                self._desk.keys("No model is loaded; choose one with {chat.model|Ctrl+G} or /attach a server.")
+            )
 
-    async def _say(self, text: str) -> None:
-        turn = self.conversation.say(text)
-        self.keep_info(draft="")
-        if len(self.conversation.turns) > 1:
-            self.keep_turn(-2)  # a document's last line may have been ended
-        self.keep_turn()
-        await self.transcript.begin(
-            turn, self.conversation.turns, is_chat=self.conversation.is_chat, model_name=self.backend.name
+    async def say(self, text: str, replaced: Turn | None = None) -> None:
+        """Begin a turn and ask for its reply."""
+        self.send_when_ready = False
+        turn = self._session.say(text, draft=self._view.prompt.full_text, replaced=replaced)
+        conversation = self._session.conversation
+        await self._view.transcript.begin(
+            turn, conversation.turns, is_chat=conversation.is_chat, model_name=self._session.model
         )
         self.generate()
 
-    async def resend(self, index: int, text: str) -> None:
-        """Send another message in the place of turn `index` and all after it."""
-        self.prompt.sent()
-        self.end_editing()
-        self.conversation.cut(index)
-        self.keep_all(index)
-        await self.show_conversation()
-        await self._say(text)
-
-    def end_editing(self) -> None:
-        """The input holds a new message again."""
-        self.editing = None
-        self.prompt.border_subtitle = ""
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the last reply can be continued."""
+        conversation = self._session.conversation
+        last = conversation.last
+        if last is None or not self._model.can_continue(chat=conversation.is_chat):
+            return False
+        return not conversation.is_chat or bool(last.reply or last.thinking)
 
     async def go_on(self) -> None:
         """Let the last reply continue."""
-        if self.generation is None and self.ready and self.conversation.go_on() is not None:
-            await self.transcript.restart()
-            self.generate()
+        if not self.is_writing and self._model.ready and self._session.conversation.go_on() is not None:
+            await self.write_again()
+
+    async def write_again(self) -> None:
+        """Ask for the last part of the last reply, which is empty now."""
+        await self._view.transcript.restart()
+        self.generate()
 
     def generate(self) -> None:
         """Ask for the last turn's reply."""
-        self._runs += 1
+        self.runs += 1
         self._moment = (0.0, 0)
-        wanted = self.preferences.chat.alternatives if self.wants_alternatives() else 0
-        request = self.conversation.request(self.settings, top_logprobs=wanted)
-        self.generation = Generation(self._runs, self.backend, request, self.post_message)
-        self.set_status(replace(self.status, state="reading", speeds=()))
+        wanted = self._session.preferences.chat.alternatives if self._wants_alternatives() else 0
+        request = self._session.conversation.request(self._session.settings, top_logprobs=wanted)
+        self.generation = Generation(self.runs, self._model.backend, request, self._desk.post_message)
+        self._desk.set_status(replace(self._desk.status, state="reading", speeds=()))
         self.generation.start()
-        if self._reading is None and hasattr(self.backend, "reading"):
-            self._reading = self.set_interval(LOOK_SECONDS, self._show_reading)
+        if self.reading is None:
+            self.reading = self._desk.set_interval(LOOK_SECONDS, self._look)
 
-    def _show_reading(self) -> None:
+    # Ending
+
+    def stop(self) -> None:
+        """End the reply at the next token."""
+        if self.generation is not None:
+            self.generation.stop()
+            self._desk.set_status(replace(self._desk.status, state="stopping"))
+
+    def abandon(self, seconds: float = 0.0) -> None:
+        """End the reply and take nothing more from it; waits up to `seconds` for its thread."""
+        if self.generation is not None:
+            self.generation.stop()
+            self.generation.join(seconds)
+            self.generation = None
+            self._session.drop_if_empty()
+            self._session.keep_turn()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the thread still computes."""
+        return self.generation is not None and not self.generation.join(0)
+
+    # What comes
+
+    async def take(self, event: messages.ReplyMessage) -> bool:
+        """Show what a generation says; returns whether it is the one of now."""
+        if self.generation is None or self.generation.run != event.run:
+            return False
+        match event:
+            case messages.ReplyStarted():
+                await self._started(event)
+            case messages.ReplyText():
+                await self._wrote(event)
+            case messages.ReplyStats():
+                self._measured(event)
+            case messages.ReplyEnded():
+                await self._ended(event)
+        return True
+
+    def _look(self) -> None:
         """Show how far a long prompt was read; the timer ends with the reading."""
-        if self.generation is None or self.status.state != "reading":
-            if self._reading is not None:
-                self._reading.stop()
-            self._reading = None
+        if self.generation is None or self._desk.status.state != "reading":
+            if self.reading is not None:
+                self.reading.stop()
+            self.reading = None
             return
-        look: Callable[[], Stats | None] | None = getattr(self.backend, "reading", None)
-        found = look() if look is not None else None
+        found = self._model.backend.reading()
         if found is not None:
-            self.set_status(replace(self.status, stats=found))
+            self._desk.set_status(replace(self._desk.status, stats=found))
 
-    def wants_alternatives(self) -> bool:
-        """Whether the lens is open, or could not be filled later; alternatives are computed only then."""
-        return False
-
-    def _is_current(self, run: int) -> bool:
-        return self.generation is not None and self.generation.run == run
-
-    @on(messages.ReplyStarted)
-    async def _reply_started(self, event: messages.ReplyStarted) -> None:
-        if not self._is_current(event.run):
-            return
+    async def _started(self, event: messages.ReplyStarted) -> None:
         if event.note is not None:
-            await self.transcript.context_note(event.note)
-        size = self.status.context_size
-        self.set_status(replace(self.status, stats=Stats(None, None, event.prompt_tokens, size)))
+            await self._view.transcript.context_note(event.note)
+        status = self._desk.status
+        self._desk.set_status(replace(status, stats=Stats(None, None, event.prompt_tokens, status.context_size)))
 
-    @on(messages.ReplyText)
-    async def _reply_text(self, event: messages.ReplyText) -> None:
-        if not self._is_current(event.run):
-            return
-        if self.status.state in ("reading", "thinking", "writing"):
+    async def _wrote(self, event: messages.ReplyText) -> None:
+        status = self._desk.status
+        if status.state in ("reading", "thinking", "writing"):
             state = "thinking" if event.thinking else "writing"
-            if self.status.state != state:
-                self.set_status(replace(self.status, state=state))
-        self._replaced = None
-        self.conversation.write(event.text, event.tokens, thinking=event.thinking)
-        self.keep_turn()
-        await self.transcript.write(event.text, thinking=event.thinking)
-        self.reply_grew()
+            if status.state != state:
+                self._desk.set_status(replace(status, state=state))
+        self._session.write(event.text, event.tokens, thinking=event.thinking)
+        await self._view.transcript.write(event.text, thinking=event.thinking)
 
-    def reply_grew(self) -> None:
-        """More of the last reply is there; the lens and the live panel want to know."""
-
-    @on(messages.ReplyStats)
-    def _reply_stats(self, event: messages.ReplyStats) -> None:
-        if not self._is_current(event.run):
-            return
+    def _measured(self, event: messages.ReplyStats) -> None:
         now, (before, count) = time.monotonic(), self._moment
-        speeds = self.status.speeds
+        speeds = self._desk.status.speeds
         if before and now > before and event.stats.generated > count:
             speeds = (*speeds, (event.stats.generated - count) / (now - before))[-SPEEDS:]
         self._moment = (now, event.stats.generated)
-        self.set_status(replace(self.status, stats=event.stats, speeds=speeds))
-        self.side.live.show_speeds(event.stats, speeds)
-        if self.conversation.last is not None:
-            self.conversation.last.stats = event.stats
+        self._desk.set_status(replace(self._desk.status, stats=event.stats, speeds=speeds))
+        self._view.side.live.show_speeds(event.stats, speeds)
+        if self._session.conversation.last is not None:
+            self._session.conversation.last.stats = event.stats
 
-    @on(messages.ReplyEnded)
-    async def _reply_ended(self, event: messages.ReplyEnded) -> None:
-        if not self._is_current(event.run):
-            return
+    async def _ended(self, event: messages.ReplyEnded) -> None:
         self.generation = None
-        last = self.conversation.last
-        if last is not None and event.error is not None and self._replaced is not None and self._replaced[0] is last:
-            last.take(self._replaced[1])  # a server that is gone must not cost what had come before
-        self._replaced = None
-        if last is not None:
+        last = self._session.conversation.last
+        if event.error is None and event.reason != "cancelled":
+            self._session.accept_empty()
+        if not self._session.drop_if_empty() and last is not None:
             last.reason = event.reason
             last.error = event.error
-        self.keep_turn()
-        await self.transcript.finish()
+        self._session.keep_turn()
+        await self._view.transcript.finish()
         if event.error is not None:
             logger.error("%s", event.error)
-            await self.transcript.note(
-                f"{event.error}\nCtrl+R tries again; an empty Enter goes on from what came.", error=True
-            )
-        self.set_status(replace(self.status, state="ready"))
-        self.reply_grew()
-        self.side.live.look_inside(at_once=True)
-        await self.list_changed()
-
-    async def list_changed(self) -> None:
-        """A session of the list is not what it was; the list wants to know."""
+            went_on = last is not None and last.reply and self.may_go_on
+            again = "{chat.again|Ctrl+R} to retry, {prompt.send|Enter} to continue from here."
+            text = self._desk.keys(again if went_on else "{chat.again|Ctrl+R} to retry.")
+            await self._view.transcript.note(f"{event.error}\n{text}", error=True)
+        self._desk.set_status(replace(self._desk.status, state="ready"))

@@ -13,10 +13,12 @@ from textual.content import Content
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from nanochat_tui.chat.printable import counted, printable
-from nanochat_tui.chat.records import Order, SearchHit, SessionInfo
+from nanochat_tui.chat.store import Store
+from nanochat_tui.chat.store.records import Order, SearchHit, SessionInfo
+from nanochat_tui.text import counted, printable
+from nanochat_tui.tui.background import answer_of
 from nanochat_tui.tui.messages import SessionAction, SessionChosen
-from nanochat_tui.tui.widgets.background import answer_of
+from nanochat_tui.tui.numbers import age
 
 ORDERS: tuple[Order, ...] = ("updated", "created", "title", "turns")
 ORDER_NAMES: dict[Order, str] = {
@@ -64,25 +66,46 @@ class Sessions(OptionList):
         self.query_ancestor(SessionList).query_one(Input).focus()
 
 
+class SessionSearch(Input):
+    """What is typed searches; the arrow keys and Enter act on the list below."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "move(-1)", "Session", key_display="↑↓", id="sessions.search_up"),
+        Binding("down", "move(1)", "Next session", show=False, id="sessions.search_down"),
+    ]
+
+    def action_move(self, step: int) -> None:
+        """Move the cursor of the list."""
+        options = self.query_ancestor(SessionList).options
+        if step > 0:
+            options.action_cursor_down()
+        else:
+            options.action_cursor_up()
+
+
 class SessionList(Vertical):
     """Search above, sessions below. Posts `SessionChosen` and `SessionAction`."""
 
     HELP = """\
 ### Sessions
-Everything that was said is kept. **Enter** opens a session, **r** renames it, **d** deletes it, **f** makes a copy that
-goes on by itself, **e** writes it to a file, **s** sorts. **/** goes to the search, which looks through every prompt,
-reply and name; parts of words count. **Esc** closes.
+Everything that was said is kept. Type to search every prompt, reply and name; parts of words count. **↑ ↓** choose a
+session, **Enter** opens it, **{chat.back|Esc}** closes.
+
+**Tab** goes to the list, where letters are commands: **{sessions.rename|r}** renames, **{sessions.delete|d}** deletes
+(**/restore** brings it back), **{sessions.fork|f}** copies into a new session, **{sessions.export|e}** writes to a
+file, **{sessions.sort|s}** sorts, **{sessions.search|/}** goes back to the search.
 """
 
-    def __init__(self, order: Order = "updated", *, id: str | None = None) -> None:
+    def __init__(self, store: Store, order: Order = "updated", *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self._store = store
         self.order = order
         self.current: str | None = None
         self._asked = 0
 
     def compose(self) -> ComposeResult:
         """Lay out search and list."""
-        yield Input(placeholder="search all sessions", id="session-search", compact=True)
+        yield SessionSearch(placeholder="search all sessions", id="session-search", compact=True)
         yield Sessions(id="session-options", compact=True, markup=False)
         yield Static(id="session-hint", markup=False)
 
@@ -92,16 +115,12 @@ reply and name; parts of words count. **Esc** closes.
         return self.query_one(Sessions)
 
     async def open(self, search: str | None = None) -> None:
-        """Show the list, or the search with some words in it."""
+        """Show all sessions, or those that hold some words."""
         self.display = True
         field = self.query_one(Input)
-        if search is not None:
-            field.value = search
+        field.value = search or ""
         await self.refresh_list()
-        if search is not None:
-            field.focus()
-        else:
-            self.options.focus()
+        field.focus()
 
     def next_order(self) -> None:
         """Sort by the next criterion."""
@@ -112,15 +131,14 @@ reply and name; parts of words count. **Esc** closes.
         """Ask the store again."""
         self._asked += 1
         asked = self._asked
-        store = self.screen.store  # type: ignore[attr-defined]
         words = self.query_one(Input).value.strip()
         if words:
-            hits = await answer_of(self, store.search(words))
+            hits = await answer_of(self, self._store.search(words))
             if asked == self._asked and hits is not None:
                 self._fill([self._hit(hit) for hit in hits])
                 self._hint(f"{len(hits)} found" if hits else "nothing found")
             return
-        found = await answer_of(self, store.sessions(self.order))
+        found = await answer_of(self, self._store.sessions(self.order))
         if asked == self._asked and found is not None:
             self._fill([self._entry(info) for info in found])
             self._hint(f"{len(found)} · {ORDER_NAMES[self.order]}" if found else "no sessions yet")
@@ -145,7 +163,9 @@ reply and name; parts of words count. **Esc** closes.
 
     @staticmethod
     def _hit(hit: SearchHit) -> Option:
-        where = "name" if hit.position is None else f"turn {hit.position + 1}"
+        where = (
+            "name" if hit.position is None else f"turn {hit.position + 1}{', another version' if hit.earlier else ''}"
+        )
         text = Content.assemble((printable(hit.title), "bold"), (f"  {where}\n  ", "$text 60%"))
         before, marked, rest = hit.snippet.partition("⟦")
         pieces = [Content(printable(" ".join(before.split()) + " " * bool(before[-1:].isspace())))]
@@ -164,10 +184,10 @@ reply and name; parts of words count. **Esc** closes.
         await self.refresh_list()
 
     @on(Input.Submitted)
-    def _to_list(self, event: Input.Submitted) -> None:
+    def _open_first(self, event: Input.Submitted) -> None:
         event.stop()
         if self.options.option_count:
-            self.options.focus()
+            self.options.action_select()
 
     @on(OptionList.OptionSelected)
     def _opened(self, event: OptionList.OptionSelected) -> None:
@@ -175,11 +195,3 @@ reply and name; parts of words count. **Esc** closes.
         if event.option_id:
             session, _, position = event.option_id.partition("@")
             self.post_message(SessionChosen(session, int(position) if position else None))
-
-
-def age(seconds: float) -> str:
-    """Return a span of time in its largest unit: "now", "5 min", "3 h", "2 d"."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return "now"

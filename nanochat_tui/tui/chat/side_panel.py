@@ -1,4 +1,4 @@
-"""The panel beside the chat: the session's settings in one tab, what the model does in another."""
+"""The panel next to the chat: the session's settings in one tab, what the model does in another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import TabbedContent, TabPane
 
-from nanochat_tui.chat.records import SessionSettings
+from nanochat_tui.chat.store.records import SessionSettings
 from nanochat_tui.tui.chat.live_panel import LivePanel
 from nanochat_tui.tui.chat.settings_panel import SettingsPanel
 

@@ -12,9 +12,10 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from nanochat_tui.chat.printable import printable
+from nanochat_tui.text import printable
 from nanochat_tui.tui.chat.conversation import Turn
 from nanochat_tui.tui.chat.turns import AnyTurn, CompletionTurn, DialogueTurn, TurnClicked
+from nanochat_tui.tui.keys import key_names
 
 WINDOW = 40
 """Turns shown at first, and added each time the reader wants older ones: a thousand widgets make every key slow."""
@@ -30,7 +31,7 @@ class Older(Static):
 
     def show(self, count: int) -> None:
         """Say how many there are."""
-        self.update(Content(f"↑ {count} earlier turns — Home or a click shows more"))
+        self.update(Content(key_names(self)(f"↑ {count} earlier turns — {{read.top|Home}} or a click shows more")))
 
     def on_click(self) -> None:
         """Bring them."""
@@ -43,14 +44,22 @@ class Transcript(VerticalScroll):
     FOCUS_ON_CLICK = False
     HELP = """\
 ### The transcript
-**j k** or **↑ ↓** scroll, **Ctrl+D Ctrl+U** by half a page, **g G** to both ends; while a reply is being written the
-view follows it, until you scroll up. **J K** (or a click) choose a turn; without a choice the last one is meant.
+The bar at the left marks the turn that the keys act on; **{read.previous|↑} {read.next|↓}** (or a click) choose another
+one. **{read.down|j} {read.up|k}** scroll by a row, **{read.half_down|Ctrl+D} {read.half_up|Ctrl+U}** by half a page,
+**{read.top|g} {read.end|G}** go to both ends; while a reply is being written the view follows it, until you scroll up.
 
-On the turn: **e** edit and send again, **r** write anew, **d** delete, **u** undo that, **y** copy, **c** copy a block
-of code, **f** fork the session there, **p** token probabilities, **t** unfold what the model thought.
+On the turn: **{turn.edit|e}** edit and send again, **{turn.again|r}** write again, **{turn.earlier|←} {turn.later|→}**
+earlier and later versions of it, **{turn.delete|d}** delete, **{turn.undo|u}** undo, **{turn.copy|y}** copy,
+**{turn.code|c}** copy a block of code, **{turn.fork|f}** fork the session there, **{turn.lens|p}** token probabilities,
+**{turn.thoughts|t}** unfold what the model thought. What is replaced is kept as a version, what is deleted comes back
+with **{turn.undo|u}**.
 
-**i** or **Esc** goes back to the input. Select text with the mouse and copy it with **Ctrl+C**.
+**{read.write|i}** or **{chat.back|Esc}** goes back to the input. Select text with the mouse and copy it with
+**Ctrl+C**.
 """
+
+    class Cleared(Message):
+        """Another session, or none, is shown."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "scroll_down", "Down", show=False, id="read.down"),
@@ -59,18 +68,20 @@ of code, **f** fork the session there, **p** token probabilities, **t** unfold w
         Binding("G,end", "bottom", "End", show=False, id="read.end"),
         Binding("ctrl+d", "half(1)", "Half a page down", show=False, id="read.half_down"),
         Binding("ctrl+u", "half(-1)", "Half a page up", show=False, id="read.half_up"),
-        Binding("J,shift+down,right_square_bracket", "choose(1)", "Next turn", show=False, id="read.next"),
-        Binding("K,shift+up,left_square_bracket", "choose(-1)", "Previous turn", show=False, id="read.previous"),
-        Binding("e", "screen.edit_turn", "Edit", id="turn.edit"),
-        Binding("r", "screen.regenerate", "Again", show=False, id="turn.again"),
-        Binding("d", "screen.delete_turn", "Delete", id="turn.delete"),
-        Binding("u", "screen.undo_delete", "Undelete", show=False, id="turn.undelete"),
-        Binding("y", "screen.copy_turn", "Copy", show=False, id="turn.copy"),
-        Binding("c", "screen.copy_code", "Code", id="turn.code"),
-        Binding("f", "screen.fork_turn", "Fork", id="turn.fork"),
-        Binding("p", "screen.toggle_lens", "Probabilities", id="turn.lens"),
+        Binding("up,K,shift+up,left_square_bracket", "choose(-1)", "Turn", key_display="↑↓", id="read.previous"),
+        Binding("down,J,shift+down,right_square_bracket", "choose(1)", "Next turn", show=False, id="read.next"),
+        Binding("left,h", "screen.command('earlier')", "Version", key_display="←→", id="turn.earlier"),
+        Binding("right,l", "screen.command('later')", "Later version", show=False, id="turn.later"),
+        Binding("e", "screen.command('edit')", "Edit", id="turn.edit"),
+        Binding("r", "screen.command('retry')", "Again", id="turn.again"),
+        Binding("d", "screen.command('remove')", "Delete", id="turn.delete"),
+        Binding("u", "screen.command('undo')", "Undo", show=False, id="turn.undo"),
+        Binding("y", "screen.command('copy_turn')", "Copy", show=False, id="turn.copy"),
+        Binding("c", "screen.command('code')", "Code", id="turn.code"),
+        Binding("f", "screen.command('fork')", "Fork", id="turn.fork"),
+        Binding("p", "screen.command('lens')", "Probabilities", id="turn.lens"),
         Binding("t", "toggle_thinking", "Thoughts", show=False, id="turn.thoughts"),
-        Binding("i", "screen.to_prompt", "Write", id="read.write"),
+        Binding("i", "screen.command('write')", "Write", id="read.write"),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -80,8 +91,11 @@ of code, **f** fork the session there, **p** token probabilities, **t** unfold w
         self._is_chat = False
         self._model_name = ""
         self._chosen: AnyTurn | None = None
+        self._marked = False
+        """Whether the choice was made by the focus, and goes with it."""
         self.unfolded = False
         """Whether thinking is shown unfolded from the start."""
+        self._can_continue = True
 
     def on_mount(self) -> None:
         """Follow what is written."""
@@ -112,11 +126,19 @@ of code, **f** fork the session there, **p** token probabilities, **t** unfold w
         await self.mount_all(views)
         self._view = views[-1] if views else None
         self.scroll_end(animate=False)
+        if self.has_focus:
+            self.on_focus()
+
+    def offer(self, *, continues: bool) -> None:
+        """Say whether the last reply of a document can be continued, in its frame."""
+        self._can_continue = continues
+        if isinstance(self._view, CompletionTurn):
+            self._view.offer(continues=continues)
 
     def _made(self, turn: Turn, *, last: bool) -> AnyTurn:
         if self._is_chat:
             return DialogueTurn(turn, finished=True, unfolded=self.unfolded)
-        return CompletionTurn(turn, self._model_name, finished=True, last=last)
+        return CompletionTurn(turn, self._model_name, finished=True, continues=last and self._can_continue)
 
     @on(Older.Wanted)
     async def show_older(self) -> None:
@@ -163,15 +185,31 @@ of code, **f** fork the session there, **p** token probabilities, **t** unfold w
     async def begin(self, turn: Turn, turns: Sequence[Turn], *, is_chat: bool, model_name: str) -> None:
         """Show a new turn, the last of `turns`, whose reply is about to be written."""
         self._turns, self._is_chat, self._model_name = turns, is_chat, model_name
-        await self.query("#welcome").remove()
+        await self.query("#welcome, .note.error").remove()
         self.choose(None)
         if self._view is not None:
             self._view.settle()
-        self._view = DialogueTurn(turn, unfolded=self.unfolded) if is_chat else CompletionTurn(turn, model_name)
+        if is_chat:
+            self._view = DialogueTurn(turn, unfolded=self.unfolded)
+        else:
+            self._view = CompletionTurn(turn, model_name, continues=self._can_continue)
         await self._make_room()
         await self.mount(self._view)
         await self._view.restart()
         self.scroll_end(animate=False)
+
+    async def redraw(self, turn: Turn) -> None:
+        """Show a turn as it is now, in the place where it stands."""
+        view = self.view_of(turn)
+        if view is None:
+            return
+        made = self._made(turn, last=view is self._view)
+        await self.mount(made, before=view)
+        if view is self._view:
+            self._view = made
+        if view is self._chosen:
+            self.choose(made)
+        await view.remove()
 
     async def _make_room(self) -> None:
         views = self.views
@@ -188,7 +226,8 @@ of code, **f** fork the session there, **p** token probabilities, **t** unfold w
             await self.mount(made, before=0)
 
     async def restart(self) -> None:
-        """Show that the last reply is written anew or goes on."""
+        """Show that the last reply is written again or goes on; what went wrong before is no news any more."""
+        await self.query(".note.error").remove()
         if self._view is not None:
             await self._view.restart()
             self.scroll_end(animate=False)
@@ -220,11 +259,24 @@ of code, **f** fork the session there, **p** token probabilities, **t** unfold w
         self._view = self._chosen = None
         self._turns = ()
         await self.remove_children()
+        self.post_message(self.Cleared())
 
     # Choosing a turn
 
+    def on_focus(self) -> None:
+        """Mark the turn that the keys mean."""
+        if self.chosen is None and self.views:
+            self.choose(self.views[-1])
+            self._marked = True
+
+    def on_blur(self) -> None:
+        """Take the mark away that came with the focus."""
+        if self._marked:
+            self.choose(None)
+
     def choose(self, view: AnyTurn | None) -> None:
         """Point at a turn, or at none."""
+        self._marked = False
         if self._chosen is not None:
             self._chosen.remove_class("-chosen")
         self._chosen = view

@@ -7,16 +7,19 @@ import time
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
+from textual.events import Click
 from textual.message import Message
-from textual.widgets import Markdown, Static
-from textual.widgets.markdown import MarkdownStream
+from textual.selection import Selection
+from textual.widgets import Static
 
 from nanochat_tui.chat.backend import FinishReason
-from nanochat_tui.chat.printable import counted, printable
+from nanochat_tui.text import counted, printable
 from nanochat_tui.tui.chat.conversation import Turn
 from nanochat_tui.tui.chat.language import guess_language
+from nanochat_tui.tui.keys import key_names
 from nanochat_tui.tui.widgets.highlighting import TAB, highlight_code
-from nanochat_tui.tui.widgets.markdown_content import markdown_content
+from nanochat_tui.tui.widgets.markdown_text import MarkdownText
+from nanochat_tui.tui.widgets.selecting import SelectingStatic
 from nanochat_tui.tui.widgets.status import speed
 
 CURSOR = "▌"
@@ -26,26 +29,27 @@ REASONS: dict[FinishReason, str] = {
     "cancelled": "stopped",
 }
 BROKEN = "broken off"
-"""How a reply ended that nobody ended: the application was killed, or the server died."""
+"""How a reply ended that was interrupted: the application was killed, or the server died."""
 
 
 class TurnClicked(Message):
-    """Somebody pointed at a turn."""
+    """The mouse is over a turn."""
 
     def __init__(self, view: AnyTurn) -> None:
         super().__init__()
         self.view = view
 
 
-class CompletionTurn(Static):
+class CompletionTurn(SelectingStatic):
     """Prompt and continuation as one highlighted block; what the person wrote has a tinted ground."""
 
-    def __init__(self, turn: Turn, model_name: str, *, finished: bool = False, last: bool = True) -> None:
+    def __init__(self, turn: Turn, model_name: str, *, finished: bool = False, continues: bool = True) -> None:
         super().__init__(classes="turn completion", markup=False)
         self.turn = turn
         self._model_name = model_name
         self._finished = finished
-        self._last = last
+        self._continues = continues
+        """Whether the reply can be continued, as the last one may."""
         self._drawn = 0.0
         self._cost = 0.0
 
@@ -53,12 +57,13 @@ class CompletionTurn(Static):
         """Show the prompt before there is a reply."""
         self._draw(writing=not self._finished)
 
-    def on_click(self) -> None:
-        """Tell the transcript."""
-        self.post_message(TurnClicked(self))
+    def on_click(self, event: Click) -> None:
+        """Tell the transcript; a second click selects text."""
+        if event.chain == 1:
+            self.post_message(TurnClicked(self))
 
     async def restart(self) -> None:
-        """The last part of the reply is about to be written, for the first time or anew."""
+        """The last part of the reply is about to be written, for the first time or again."""
         self._draw(writing=True)
 
     async def write(self, text: str, *, thinking: bool = False) -> None:
@@ -71,9 +76,14 @@ class CompletionTurn(Static):
         self._draw(writing=False)
 
     def settle(self) -> None:
-        """Another turn follows: this one cannot go on."""
-        self._last = False
-        self.border_subtitle = Content(self._summary())
+        """Another turn follows: this one cannot be continued."""
+        self.offer(continues=False)
+
+    def offer(self, *, continues: bool) -> None:
+        """Say whether the reply can be continued, unless it is being written."""
+        self._continues = continues
+        if self.border_subtitle:
+            self.border_subtitle = Content(self._summary())
 
     def toggle_thinking(self) -> bool:
         """A base model does not think."""
@@ -82,8 +92,10 @@ class CompletionTurn(Static):
     def _summary(self) -> str:
         turn = self.turn
         parts = summary(turn)
-        if self._last and turn.reason != "stop":
-            parts.append("Enter goes on")
+        if turn.mark:
+            parts.append(turn.mark)
+        if self._continues and turn.reason != "stop":
+            parts.append(key_names(self)("{prompt.send|Enter} continues"))
         return " · ".join(parts)
 
     def _draw(self, *, writing: bool) -> None:
@@ -114,58 +126,88 @@ def summary(turn: Turn) -> list[str]:
     return parts
 
 
+class Thought(SelectingStatic):
+    """What a model thought, under a line of the application's own."""
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        """Return the selected text without the first line."""
+        found = super().get_selection(selection)
+        if found is None or (selection.start is not None and selection.start.y > 0):
+            return found
+        return found[0].partition("\n")[2], found[1]
+
+
 class DialogueTurn(Vertical):
-    """A message and its answer. The answer is a live `Markdown` while it is written, and one `Static` afterwards."""
+    """A message and its answer, which looks the same while it is written and afterwards."""
 
     def __init__(self, turn: Turn, *, finished: bool = False, unfolded: bool = False) -> None:
         super().__init__(classes="turn dialogue")
         self.turn = turn
         self._finished = finished
         self._unfolded = unfolded
-        self._stream: MarkdownStream | None = None
+        self._live: MarkdownText | None = None
+        """The answer, while it is written."""
+        self._unseen: list[str] = []
+        """What came since it was drawn."""
+        self._drawn = 0.0
+        self._cost = 0.0
 
     def compose(self) -> ComposeResult:
         """Lay out the message, and the answer of a turn that is over."""
-        yield Static(Content(printable(self.turn.prompt)), classes="message", markup=False)
+        yield SelectingStatic(Content(printable(self.turn.prompt)), classes="message", markup=False)
         if self.turn.thinking:
-            yield Static(self._thought(), classes="thinking", markup=False)
+            yield Thought(self._thought(), classes="thinking", markup=False)
         if self._finished:
-            yield Static(self._answer(), classes="answer", markup=False)
+            yield MarkdownText(printable(self.turn.reply), ending=self._ending(), classes="answer")
 
-    def on_click(self) -> None:
-        """Tell the transcript."""
-        self.post_message(TurnClicked(self))
+    def on_click(self, event: Click) -> None:
+        """Tell the transcript; a second click selects text."""
+        if event.chain == 1:
+            self.post_message(TurnClicked(self))
 
     def settle(self) -> None:
         """Another turn follows; nothing about this one changes."""
 
     async def restart(self) -> None:
-        """The last part of the reply is about to be written, for the first time or anew."""
+        """The last part of the reply is about to be written, for the first time or again."""
         await self.query(".answer").remove()
         if not self.turn.thinking:
             await self.query(".thinking").remove()
-        live = Markdown(printable(self.turn.reply), classes="answer live", open_links=False)
-        await self.mount(live)
-        self._stream = Markdown.get_stream(live)
+        self._unseen.clear()
+        self._finished = False
+        self._live = MarkdownText(printable(self.turn.reply), classes="answer")
+        await self.mount(self._live)
 
     async def write(self, text: str, *, thinking: bool = False) -> None:
-        """Show more; the turn holds it already."""
+        """Show more; the turn holds it already. A long block is laid out less often: an eighth of the time at most."""
         if thinking:
             await self._show_thought()
-        elif self._stream is not None:
-            await self._stream.write(printable(text))
+        elif self._live is not None:
+            self._unseen.append(printable(text))
+            if time.perf_counter() - self._drawn >= 7 * self._cost:
+                self._show_unseen(self._live)
+
+    def _show_unseen(self, live: MarkdownText) -> None:
+        began = time.perf_counter()
+        live.write("".join(self._unseen))
+        self._unseen.clear()
+        live.rows(live.size.width or 80)  # what the next paint needs anyway
+        self._drawn = time.perf_counter()
+        self._cost = self._drawn - began
 
     async def finish(self) -> None:
         """The reply is over; `turn.reason` says why."""
-        if self._stream is not None:
-            await self._stream.stop()
-            self._stream = None
         self._finished = True
         if self.turn.thinking:
             await self._show_thought()
-        answer = Static(self._answer(), classes="answer", markup=False)
-        await self.query(".answer").remove()
-        await self.mount(answer)
+        live, self._live = self._live, None
+        whole = printable(self.turn.reply)
+        if live is not None and live.is_attached:
+            self._show_unseen(live)
+            live.end(whole, self._ending())
+        else:
+            await self.query(".answer").remove()
+            await self.mount(MarkdownText(whole, ending=self._ending(), classes="answer"))
 
     def toggle_thinking(self) -> bool:
         """Fold or unfold what the model thought; returns whether there is any."""
@@ -180,22 +222,28 @@ class DialogueTurn(Vertical):
         if existing:
             existing.first(Static).update(self._thought())
         else:
-            await self.mount(Static(self._thought(), classes="thinking", markup=False), after=".message")
+            await self.mount(Thought(self._thought(), classes="thinking", markup=False), after=".message")
 
     def _thought(self) -> Content:
         words = len(self.turn.thinking.split())
         verb = "Thought" if self._finished or self.turn.reply else "Thinking"
         head = f"{'▾' if self._unfolded else '▸'} {verb}: {counted(words, 'word')}"
         if not self._unfolded:
-            return Content.styled(head + "  (t unfolds)", "$text 60% italic")
+            key = key_names(self)("{turn.thoughts|t}")
+            return Content.styled(f"{head}  ({key} unfolds)", "$text 60% italic")
         return Content.styled(f"{head}\n{printable(self.turn.thinking.strip())}", "$text 60% italic")
 
-    def _answer(self) -> Content:
-        content = markdown_content(printable(self.turn.reply))
-        if self.turn.reason != "stop":
-            ending = BROKEN if self.turn.reason is None else REASONS[self.turn.reason]
-            content += Content.styled(("\n" if content else "") + f"[{ending}]", "$text 60% italic")
-        return content
+    def _ending(self) -> Content | None:
+        """How the reply ended, where that is worth a word, and which version it is."""
+        turn = self.turn
+        pieces = []
+        if turn.reason is None and (turn.reply or turn.error is None):
+            pieces.append(f"[{BROKEN}]")
+        elif turn.reason in ("length", "cancelled"):
+            pieces.append(f"[{REASONS[turn.reason]}]")
+        if turn.mark:
+            pieces.append(f"‹ {turn.mark} ›")
+        return Content.styled(" ".join(pieces), "$text 60% italic") if pieces else None
 
 
 AnyTurn = CompletionTurn | DialogueTurn

@@ -82,7 +82,7 @@ def grey(colour: Color) -> float:
 def told_apart(first: Color, second: Color, zero: Color) -> tuple[Color, Color]:
     """Return two colours of a theme, made lighter and darker until they and that of 0 differ without colour, too."""
     if any(colour.ansi is not None for colour in (first, second, zero)):
-        return first, second  # the terminal's own colours, of which nobody knows the brightness
+        return first, second  # the terminal's own colours, whose brightness is not known
     ground = grey(zero)
     away, room = (1.0, 1.0 - ground) if ground <= 0.5 else (-1.0, ground)
     distances = [away * (grey(colour) - ground) for colour in (first, second)]

@@ -11,17 +11,18 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widgets import Static
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.inspection.comparison import Comparison, compare
 from nanochat_tui.inspection.summary import open_whole
 from nanochat_tui.inspection.text import change_line
-from nanochat_tui.tui.inspect.drawing import percent
-from nanochat_tui.tui.inspect.jobs import Job
+from nanochat_tui.text import display_safe
+from nanochat_tui.tui import numbers
+from nanochat_tui.tui.background import Job
 from nanochat_tui.tui.inspect.layer_grid import Cell, LayerGrid
 from nanochat_tui.tui.inspect.open_dialog import OpenDialog
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane, Scroller
 from nanochat_tui.tui.inspect.weights import OpenTrits
+from nanochat_tui.tui.keys import key_names
 
 MOST_LINES = 1000
 _MEASURES = ("flipped", "sign", "to zero", "scales")
@@ -40,7 +41,7 @@ def cells_of(found: Comparison, measure: str) -> dict[str, Cell]:
                 "scales": flips.scale_change,
             }[measure]
     top = max(values.values(), default=0.0)
-    return {name: Cell(percent(value), heat=value / top if top else 0.0) for name, value in values.items()}
+    return {name: Cell(numbers.percent(value), heat=value / top if top else 0.0) for name, value in values.items()}
 
 
 def changes_content(found: Comparison) -> Content:
@@ -84,9 +85,10 @@ class ComparePane(Pane):
     TITLE = "Compare"
     HELP = """\
 ### Compare
-**c** chooses a second file, such as a later checkpoint of the same model. The grid shows the share of trits that
-flipped in every matrix, or with **m** the changes of sign, those to zero, and how far the scales moved. Below is every
-key and tensor that changed. **Tab** goes there. **w** exchanges the two files.
+**{compared.compare_with|c}** chooses a second file, such as a later checkpoint of the same model. The grid shows the
+share of trits that flipped in every matrix, or with **{compared.measure|m}** the changes of sign, those to zero, and
+how far the scales moved. Below is every key and tensor that changed. **Tab** goes there. **{compared.exchange|w}**
+exchanges the two files.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "choose", "Compare with", id="compared.compare_with"),
@@ -148,7 +150,7 @@ key and tensor that changed. **Tab** goes there. **w** exchanges the two files.
         self.other, self.found = path, None
         file, swapped = opened.file, self.swapped
 
-        def work(job: Job) -> Comparison:
+        def work(job: Job[Any]) -> Comparison:
             with open_whole(path) as second:
                 job.total = sum(info.nbytes for one in (file, second) for info in one.tensors.values())
                 first, last = (second, file) if swapped else (file, second)
@@ -169,7 +171,7 @@ key and tensor that changed. **Tab** goes there. **w** exchanges the two files.
         self._draw()
         self.query_one("#compare-head", Static).update(Content.styled(display_safe(text, 1000), "$text-error"))
 
-    def progressed(self, job: Job) -> None:
+    def progressed(self, job: Job[Any]) -> None:
         """See `Pane`."""
         self._draw()
 
@@ -196,17 +198,22 @@ key and tensor that changed. **Tab** goes there. **w** exchanges the two files.
         if found is None:
             job = self.job("compare")
             if job is not None and self.other is not None:
-                head.update(f"comparing with {display_safe(str(self.other))}: {job.share:.0%} (Esc ends)")
+                key = key_names(self)("{inspect.back|Esc}")
+                head.update(f"comparing with {display_safe(str(self.other))}: {job.share:.0%} ({key} ends)")
             else:
-                head.update(Content.styled("c chooses a second file to compare this one with.", quiet))
+                head.update(
+                    Content.styled(
+                        key_names(self)("{compared.compare_with|c} chooses a second file to compare this one with."),
+                        quiet,
+                    )
+                )
             text.update("")
             return
         names = [display_safe(path.name if path else "?") for path in (found.before, found.after)]
         line = Content.assemble((names[0], "bold"), (" → ", quiet), (names[1], "bold"))
         if found.trits:
-            line += Content.styled(
-                f"\n{found.flipped:,} of {found.trits:,} trits flipped ({percent(found.flipped / found.trits)})", quiet
-            )
+            share = numbers.percent(found.flipped / found.trits)
+            line += Content.styled(f"\n{found.flipped:,} of {found.trits:,} trits flipped ({share})", quiet)
             line += Content.assemble("  ", (f" {_MEASURES[self.measure]} ", "bold $text on $primary-muted"))
             self.grid.set_cells(cells_of(found, _MEASURES[self.measure]))
         head.update(line)

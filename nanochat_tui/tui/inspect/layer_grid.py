@@ -15,8 +15,8 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.inspection.search import layer_of
+from nanochat_tui.text import display_safe
 from nanochat_tui.tui.inspect.colours import Colours, colours_of, on, solid
 
 LABEL = 6

@@ -11,9 +11,8 @@ from textual.app import ComposeResult
 from textual.content import Content
 from textual.widgets import DataTable, Input, Static
 
-from nanochat_tui.chat.printable import printable
-from nanochat_tui.errors import display_safe
-from nanochat_tui.formats.gguf import GGUFValue
+from nanochat_tui.inspection import GGUFValue
+from nanochat_tui.text import display_safe, printable
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane, Scroller
 
@@ -64,8 +63,8 @@ class MetadataPane(Pane):
     TITLE = "Metadata"
     HELP = """\
 ### Metadata
-Every key of the file. **/** filters by key and value (all words must occur), the key under the cursor is shown whole
-below, **Tab** goes there to scroll.
+Every key of the file. **{inspect.search|/}** filters by key and value (all words must occur), the key under the cursor
+is shown whole below, **Tab** goes there to scroll.
 """
 
     def compose(self) -> ComposeResult:

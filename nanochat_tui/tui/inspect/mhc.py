@@ -11,13 +11,13 @@ from textual.color import Color
 from textual.content import Content
 from textual.widgets import DataTable, Static
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.inspection.mhc_report import MhcInspection, alphas, composed_over_depth
 from nanochat_tui.model.mhc import record_names, write_ceiling
+from nanochat_tui.text import display_safe
 from nanochat_tui.tui.inspect.colours import Colours, colours_of
-from nanochat_tui.tui.inspect.drawing import meter
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane, Scroller
+from nanochat_tui.tui.widgets.bars import meter
 
 
 def matrix_lines(matrix: NDArray[np.floating], colours: Colours, ceiling: float = 1.0) -> list[Content]:
@@ -35,7 +35,7 @@ def _cell(value: float, colours: Colours, ceiling: float) -> Content:
     return Content.styled(f" {value:6.4f} ", f"{text.hex6} on {ground.hex6}")
 
 
-def beside(*blocks: list[Content]) -> list[Content]:
+def side_by_side(*blocks: list[Content]) -> list[Content]:
     """Put blocks of lines next to each other."""
     height = max(map(len, blocks))
     widths = [max((line.cell_length for line in block), default=0) for block in blocks]
@@ -97,7 +97,7 @@ Below: the record's matrix, the product of all matrices up to it, and how much o
             head.update(
                 "This model has a plain residual: one stream, no mHC."
                 if opened is None or opened.summary.is_gguf
-                else "mHC records of such a file are in the .mhc file beside it."
+                else "mHC records of such a file are in the .mhc file next to it."
             )
             return
         if found.error is not None:
@@ -175,7 +175,7 @@ Below: the record's matrix, the product of all matrices up to it, and how much o
         h = matrices.residual[index].astype(np.float64)
         rows, columns = np.abs(h.sum(axis=1) - 1).max(), np.abs(h.sum(axis=0) - 1).max()
         lines = [
-            *beside(mixing, so_far, whole),
+            *side_by_side(mixing, so_far, whole),
             Content(""),
             *vectors,
             Content.assemble(

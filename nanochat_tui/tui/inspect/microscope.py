@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widgets import Select, Static
 
-from nanochat_tui.errors import display_safe
+from nanochat_tui.text import display_safe
 from nanochat_tui.tui.inspect.colours import colours_of
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane

@@ -17,9 +17,9 @@ from textual.suggester import Suggester
 from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.model.shipped import shipped_model
-from nanochat_tui.tui.inspect.drawing import human_bytes
+from nanochat_tui.text import display_safe
+from nanochat_tui.tui import numbers
 
 MOST = 200
 """Files that are listed."""
@@ -106,7 +106,7 @@ class OpenDialog(ModalScreen[Path | None]):
     @staticmethod
     def _line(path: Path) -> Content:
         try:
-            size = human_bytes(path.stat().st_size)
+            size = numbers.size(path.stat().st_size)
         except OSError:
             size = "?"
         place = Content.styled(f"  {display_safe(str(path.parent), 120)}", "$text 60%")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from nanochat_tui.formats.gguf import GGUFFile
+from nanochat_tui.inspection import GGUFFile
 from nanochat_tui.inspection.original import is_original
 from nanochat_tui.inspection.summary import Summary, inspect_file, open_whole, summarise
 from nanochat_tui.inspection.tensor_stats import TensorStatistics

@@ -6,13 +6,13 @@ from textual.app import ComposeResult
 from textual.content import Content
 from textual.widgets import Static
 
-from nanochat_tui.chat.printable import counted
-from nanochat_tui.errors import display_safe
 from nanochat_tui.inspection.summary import Summary
 from nanochat_tui.inspection.text import remarks, shape_line
-from nanochat_tui.tui.inspect.drawing import human_bytes, human_count, meter, percent
+from nanochat_tui.text import counted, display_safe
+from nanochat_tui.tui import numbers
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane, Scroller
+from nanochat_tui.tui.widgets.bars import meter
 
 _LABEL = 13
 
@@ -40,22 +40,22 @@ def overview_content(summary: Summary, width: int = 80) -> Content:
     row("name", display_safe(summary.name or "none"))
     row("architecture", display_safe(summary.architecture or "none"))
     exact = Content.styled(f"  {summary.parameters:,}", quiet)
-    row("parameters", Content.styled(human_count(summary.parameters), "bold"), exact)
+    row("parameters", Content.styled(numbers.amount(summary.parameters), "bold"), exact)
     gap()
     data = max(1, summary.data_bytes)
     row(
         "size",
-        Content.styled(human_bytes(summary.bytes), "bold"),
+        Content.styled(numbers.size(summary.bytes), "bold"),
         Content.styled(f"  {summary.bytes:,} bytes, of which tensors {summary.data_bytes:,}", quiet),
     )
     row(
         "as F16",
-        human_bytes(summary.f16_bytes),
+        numbers.size(summary.f16_bytes),
         Content.styled(f"  {summary.f16_bytes / data:.1f} times as much", quiet),
     )
     row("bits", Content.styled(f"{summary.bits_per_weight:.2f}", "bold"), " per weight over all tensors")
     roomy = width >= 90
-    bar = min(24, width - 78) if roomy else 10  # what stands beside it takes 77 cells
+    bar = min(24, width - 78) if roomy else 10  # what stands next to it takes 77 cells
     for index, (name, use) in enumerate(summary.types.items()):
         share = use.bytes / data
         bits = 8 * use.bytes / max(1, use.parameters)
@@ -64,9 +64,9 @@ def overview_content(summary: Summary, width: int = 80) -> Content:
             "" if index else "types",
             Content.styled(f"{display_safe(name, 16):<10}", "bold"),
             Content.styled(meter(share, bar), "$primary on $surface-lighten-1"),
-            f" {percent(share):>6}  {human_bytes(use.bytes):>8}",
+            f" {numbers.percent(share):>6}  {numbers.size(use.bytes):>8}",
             Content.styled(
-                f"  {tensors}, {human_count(use.parameters)} at {bits:.2f} bits"
+                f"  {tensors}, {numbers.amount(use.parameters)} at {bits:.2f} bits"
                 if roomy
                 else f"  {use.tensors:>3} × {bits:.2f} bits",
                 quiet,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from textual import on
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Input
 
-from nanochat_tui.tui.inspect.jobs import Job, JobEnded, JobReport
+from nanochat_tui.tui.background import Job
 from nanochat_tui.tui.inspect.opened import Opened
+
+T = TypeVar("T")
 
 
 class Pane(Vertical):
@@ -26,7 +27,7 @@ class Pane(Vertical):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.opened: Opened | None = None
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, Job[Any]] = {}
 
     def activate(self, opened: Opened | None) -> None:
         """Show this file, if it is not what is shown already."""
@@ -48,16 +49,36 @@ class Pane(Vertical):
     def start_job(
         self,
         key: str,
-        work: Callable[[Job], Any],
-        done: Callable[[Any], None] | None = None,
+        work: Callable[[Job[T]], T],
+        done: Callable[[T], None] | None = None,
         failed: Callable[[str], None] | None = None,
         shown: Callable[[Any], None] | None = None,
         total: int = 0,
-    ) -> Job:
+    ) -> Job[T]:
         """Begin work in the background, in the place of what was begun under the same key."""
         self.stop_job(key)
-        self._jobs[key] = job = Job(self, work, done, failed or self.complain, shown, total)
+        job = Job(
+            self,
+            work,
+            self._ended(key, done),
+            self._ended(key, failed or self.complain),
+            shown=shown,
+            progressed=self.progressed,
+            total=total,
+            name=f"inspect-{key}",
+        )
+        self._jobs[key] = job
         return job.start()
+
+    def _ended(self, key: str, told: Callable[[T], None] | None) -> Callable[[T], None]:
+        """Return what forgets a job that is over and tells its outcome."""
+
+        def end(outcome: T) -> None:
+            del self._jobs[key]
+            if told is not None:
+                told(outcome)
+
+        return end
 
     def stop_job(self, key: str) -> None:
         """End a job, if there is one."""
@@ -70,7 +91,7 @@ class Pane(Vertical):
         for key in list(self._jobs):
             self.stop_job(key)
 
-    def job(self, key: str) -> Job | None:
+    def job(self, key: str) -> Job[Any] | None:
         """Return the job of this key while it works."""
         return self._jobs.get(key)
 
@@ -83,29 +104,8 @@ class Pane(Vertical):
         """Say what went wrong."""
         self.notify(text, severity="error", markup=False)
 
-    def progressed(self, job: Job) -> None:
+    def progressed(self, job: Job[Any]) -> None:
         """Show how far a job is."""
-
-    @on(JobReport)
-    def _job_report(self, event: JobReport) -> None:
-        event.stop()
-        if event.job in self._jobs.values():
-            if event.value is not None and event.job.shown is not None:
-                event.job.shown(event.value)
-            self.progressed(event.job)
-
-    @on(JobEnded)
-    def _job_ended(self, event: JobEnded) -> None:
-        event.stop()
-        key = next((key for key, job in self._jobs.items() if job is event.job), None)
-        if key is None:
-            return
-        del self._jobs[key]
-        if event.error is not None:
-            if event.job.failed is not None:
-                event.job.failed(event.error)
-        elif event.job.done is not None:
-            event.job.done(event.result)
 
     def on_unmount(self) -> None:
         """End all work with the application."""

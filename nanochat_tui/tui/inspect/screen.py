@@ -14,10 +14,10 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Input, Static, TabbedContent, TabPane
 
-from nanochat_tui.errors import display_safe
+from nanochat_tui.text import display_safe
+from nanochat_tui.tui import numbers
+from nanochat_tui.tui.background import Job
 from nanochat_tui.tui.inspect.compare import ComparePane
-from nanochat_tui.tui.inspect.drawing import human_bytes, human_count
-from nanochat_tui.tui.inspect.jobs import Job, JobEnded
 from nanochat_tui.tui.inspect.metadata import MetadataPane
 from nanochat_tui.tui.inspect.mhc import MhcPane
 from nanochat_tui.tui.inspect.microscope import MicroscopePane
@@ -29,9 +29,11 @@ from nanochat_tui.tui.inspect.template import TemplatePane
 from nanochat_tui.tui.inspect.tensors import TensorsPane
 from nanochat_tui.tui.inspect.tokenizer import TokenizerPane
 from nanochat_tui.tui.inspect.weights import OpenTrits, WeightsPane
+from nanochat_tui.tui.keys import key_names
 from nanochat_tui.tui.messages import ChatWith
 from nanochat_tui.tui.widgets.key_line import KeyLine
 from nanochat_tui.tui.widgets.palette import key_commands
+from nanochat_tui.tui.widgets.tabs import PaneTabs
 
 PANES: tuple[tuple[str, type[Pane]], ...] = (
     ("overview", OverviewPane),
@@ -55,8 +57,9 @@ class InspectScreen(Screen[None]):
 
     HELP = """\
 ## Inspect
-What is in a model file, without running it. **Ctrl+O** opens another one, the **number keys**, **[** and **]** or
-**Alt+←/→** (in a field, too) change the tab, **/** searches, **Esc** leaves a search or ends what is being computed.
+What is in a model file, without running it. **{inspect.open|Ctrl+O}** opens another one, the **number keys**,
+**{inspect.left|[}** and **{inspect.right|]}** or **{inspect.previous|Alt+←}/{inspect.next|Alt+→}** (in a field, too)
+change the tab, **{inspect.search|/}** searches, **{inspect.back|Esc}** leaves a search or ends what is being computed.
 """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -74,13 +77,13 @@ What is in a model file, without running it. **Ctrl+O** opens another one, the *
         self.opened: Opened | None = None
         self.error: str | None = None
         """Why the file could not be opened."""
-        self._job: Job | None = None
+        self._job: Job[Opened] | None = None
 
     def compose(self) -> ComposeResult:
         """A line that names the file, the tabs, the keys."""
         yield Static(id="inspect-title", markup=False)
         yield Static(id="inspect-message", markup=False)
-        with TabbedContent(id="inspect-tabs"):
+        with PaneTabs(id="inspect-tabs"):
             for name, pane in PANES:
                 with TabPane(pane.TITLE, id=name):
                     yield pane(id=f"pane-{name}")
@@ -89,7 +92,7 @@ What is in a model file, without running it. **Ctrl+O** opens another one, the *
     def on_mount(self) -> None:
         """Open the file, or ask for one."""
         if self.path is None:
-            self._message("No file is open. Ctrl+O opens one.")
+            self._message(key_names(self)("No file is open. {inspect.open|Ctrl+O} opens one."))
         else:
             self.open_file(self.path)
 
@@ -101,38 +104,31 @@ What is in a model file, without running it. **Ctrl+O** opens another one, the *
             self._job.stop()
         self.path = path
         self._message(f"Opening {display_safe(str(path))} …")
-        self._job = Job(self, lambda _job: open_path(path), self._show, self._failed).start()
-
-    @on(JobEnded)
-    def _job_ended(self, event: JobEnded) -> None:
-        if event.job is not self._job:
-            if isinstance(event.result, Opened):
-                event.result.close()
-            return
-        self._job = None
-        if event.error is not None:
-            self._failed(event.error)
-        else:
-            self._show(event.result)
+        self._job = Job(
+            self, lambda _job: open_path(path), self._show, self._failed, unwanted=Opened.close, name="inspect-open"
+        ).start()
 
     def _show(self, opened: Opened) -> None:
+        self._job = None
         self._replace(opened)
         self.error = None
         self._message(None)
         s = opened.summary
         mark = Content.styled(" ● ", "$text-success" if s.runs else "$text-warning")
-        facts = f"  {display_safe(s.architecture or 'no architecture', 40)} · {human_count(s.parameters)}"
-        facts += f" · {human_bytes(s.bytes)} · {s.bits_per_weight:.2f} bits"
+        facts = f"  {display_safe(s.architecture or 'no architecture', 40)} · {numbers.amount(s.parameters)}"
+        facts += f" · {numbers.size(s.bytes)} · {s.bits_per_weight:.2f} bits"
         name = Content.styled(display_safe(opened.path.name), "bold $text")
         self.query_one("#inspect-title", Static).update(mark + name + Content.styled(facts, "$text 70%"))
         self._activate()
 
     def _failed(self, text: str) -> None:
+        self._job = None
         self._replace(None)
         self.error = text
         name = Content.styled(display_safe(self.path.name if self.path else ""), "bold $text")
         self.query_one("#inspect-title", Static).update(Content.styled(" ✗ ", "$text-error") + name)
-        self._message(f"{display_safe(text, 1000)}\n\nCtrl+O opens another file.", error=True)
+        other = key_names(self)("{inspect.open|Ctrl+O} opens another file.")
+        self._message(f"{display_safe(text, 1000)}\n\n{other}", error=True)
 
     def _replace(self, opened: Opened | None) -> None:
         old, self.opened = self.opened, opened
@@ -207,11 +203,16 @@ What is in a model file, without running it. **Ctrl+O** opens another one, the *
 
     def palette_commands(self) -> Iterable[tuple[str, str, Callable[[], object]]]:
         """Every action that makes sense now, for the palette."""
-        yield "Open a model file", "Look into another file (Ctrl+O)", self.action_open
+        keys = key_names(self)
+        yield "Open a model file", keys("Look into another file ({inspect.open|Ctrl+O})"), self.action_open
         if self.opened is None:
             return
         for number, (name, pane) in enumerate(PANES, 1):
-            yield f"Inspect: {pane.TITLE}", f"Go to this tab ({number})", partial(self.go_to, name)
+            yield (
+                f"Inspect: {pane.TITLE}",
+                keys(f"Go to this tab ({{inspect.tab{number}|{number}}})"),
+                partial(self.go_to, name),
+            )
         yield from self._pane_commands()
         if self.opened.summary.runs:
             yield "Chat with this model", "Load the inspected file in the chat", self._chat

@@ -10,9 +10,8 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widgets import Static
 
-from nanochat_tui.chat.printable import printable
-from nanochat_tui.errors import display_safe
 from nanochat_tui.inspection.template import SAMPLE, Rendering, render_sample, special_tokens, template_of
+from nanochat_tui.text import display_safe, printable
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane, Scroller
 
@@ -27,9 +26,9 @@ class TemplatePane(Pane):
     HELP = """\
 ### Template
 What a conversation becomes before the model reads it, by the file's template or, where it has none that works, by its
-family's, as in the chat. **c** changes between a sample and the conversation of the chat,
-**r** adds or leaves the beginning of the reply, **y** switches thinking, **t** shows the template itself. Special
-tokens are coloured.
+family's, as in the chat. **{template.sample_chat|c}** changes between a sample and the conversation of the chat,
+**{template.reply_begun|r}** adds or leaves the beginning of the reply, **{template.thinking|y}** switches thinking,
+**{template.source|t}** shows the template itself. Special tokens are coloured.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "conversation", "Sample/chat", id="template.sample_chat"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,20 @@ from textual.timer import Timer
 from textual.widgets import Input, Static, Tree
 from textual.widgets.tree import TreeNode
 
-from nanochat_tui.errors import UserError, display_safe
-from nanochat_tui.formats.gguf import TensorInfo
+from nanochat_tui.errors import UserError
+from nanochat_tui.inspection import TensorInfo
 from nanochat_tui.inspection.search import fuzzy, tree
 from nanochat_tui.inspection.tensor_stats import TensorStatistics, first_values, tensor_statistics
 from nanochat_tui.inspection.ternary_stats import TernaryStatistics
 from nanochat_tui.inspection.ternary_stats import tensor_statistics as trit_statistics
-from nanochat_tui.inspection.trits import is_trits
-from nanochat_tui.tui.inspect.drawing import bars, human_bytes, human_count, number
-from nanochat_tui.tui.inspect.jobs import Job
+from nanochat_tui.text import display_safe
+from nanochat_tui.tui import numbers
+from nanochat_tui.tui.background import Job
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane, Scroller
 from nanochat_tui.tui.inspect.weights import OpenTrits
+from nanochat_tui.tui.keys import key_names
+from nanochat_tui.tui.widgets.bars import bars
 
 AT_ONCE = 1 << 24
 """Elements of a tensor whose distribution is computed unasked; a larger one waits for `s`."""
@@ -52,8 +54,8 @@ def describe(info: TensorInfo, share: float) -> list[Content]:
         Content.styled(display_safe(info.name), "bold"),
         row("type", display_safe(kind.name), f"id {kind.id}, {bits:.3g} bits per weight"),
         row("shape", " × ".join(f"{n:,}" for n in info.shape), inputs),
-        row("elements", human_count(info.elements), f"{info.elements:,}" if info.elements >= 1_000_000 else ""),
-        row("bytes", human_bytes(info.nbytes), f"{share:.1%} of all tensors, at offset {info.offset:,}"),
+        row("elements", numbers.amount(info.elements), f"{info.elements:,}" if info.elements >= 1_000_000 else ""),
+        row("bytes", numbers.size(info.nbytes), f"{share:.1%} of all tensors, at offset {info.offset:,}"),
     ]
     if kind.is_known and kind.block_elements > 1:
         lines.append(row("blocks", f"of {kind.block_elements}", f"{kind.block_bytes} bytes each"))
@@ -67,7 +69,7 @@ def values_lines(values: NDArray[np.float32], width: int) -> list[Content]:
     columns = max(2, min(8, width // 11))
     lines = []
     for start in range(0, len(values), columns):
-        row = "".join(f"{number(float(v)):>11}" for v in values[start : start + columns])
+        row = "".join(f"{numbers.number(float(v)):>11}" for v in values[start : start + columns])
         lines.append(Content(row))
     return lines
 
@@ -78,9 +80,9 @@ def statistics_lines(found: TensorStatistics, width: int) -> list[Content]:
     lines = [
         Content.assemble(
             ("mean ", quiet),
-            number(found.mean),
+            numbers.number(found.mean),
             ("  std ", quiet),
-            number(found.deviation),
+            numbers.number(found.deviation),
             ("  zeros ", quiet),
             f"{found.zeros / max(1, found.elements):.1%}",
         ),
@@ -91,7 +93,7 @@ def statistics_lines(found: TensorStatistics, width: int) -> list[Content]:
         room = min(width, 64)
         drawn = bars(found.histogram, room, 4)
         lines += [Content.styled(line, "$primary") for line in drawn]
-        low, high = number(found.smallest), number(found.largest)
+        low, high = numbers.number(found.smallest), numbers.number(found.largest)
         lines.append(Content.styled(low + high.rjust(max(1, len(drawn[0]) - len(low))), quiet))
     return lines
 
@@ -102,9 +104,10 @@ class TensorsPane(Pane):
     TITLE = "Tensors"
     HELP = """\
 ### Tensors
-**/** searches: a few letters of a name in order are enough (`b3fd` finds `blk.3.ffn_down`). **Enter** or **Space**
-opens a block. The tensor under the cursor is described with its first values and, if it is not huge, its
-distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor through the microscope.
+**{inspect.search|/}** searches: a few letters of a name in order are enough (`b3fd` finds `blk.3.ffn_down`). **Enter**
+or **Space** opens a block. The tensor under the cursor is described with its first values and, if it is not huge, its
+distribution; **{tensors.statistics|s}** asks for that of a huge one. **{tensors.trits|x}** looks at a ternary tensor
+through the microscope.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("s", "statistics", "Statistics", id="tensors.statistics"),
@@ -171,7 +174,7 @@ distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor
             root.add_leaf(self._label(info), info)
         for folder in top.folders.values():
             label = Text.assemble(
-                (display_safe(folder.name), "bold"), (f"  {folder.count}, {human_bytes(folder.bytes)}", "dim")
+                (display_safe(folder.name), "bold"), (f"  {folder.count}, {numbers.size(folder.bytes)}", "dim")
             )
             node = root.add(label)
             for info in folder.tensors:
@@ -221,9 +224,9 @@ distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor
         opened, info = self.opened, self.chosen
         if opened is None or info is None or opened.file is None or not info.type.is_decodable:
             return
-        file, name, ternary = opened.file, info.name, is_trits(info.type)
+        file, name, ternary = opened.file, info.name, info.type.has_trits
 
-        def work(job: Job) -> tuple[TensorStatistics, TernaryStatistics | None]:
+        def work(job: Job[Any]) -> tuple[TensorStatistics, TernaryStatistics | None]:
             trits = trit_statistics(file, name, job.tick) if ternary and name not in opened.ternary else None
             return tensor_statistics(file, name, job.tick), trits
 
@@ -239,7 +242,7 @@ distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor
             self.start_job("values", work, done, total=(3 if ternary else 2) * info.nbytes)
             self._draw()
 
-    def progressed(self, job: Job) -> None:
+    def progressed(self, job: Job[Any]) -> None:
         """See `Pane`."""
         self._draw()
 
@@ -249,7 +252,7 @@ distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor
 
     def action_trits(self) -> None:
         """Look at the tensor through the microscope."""
-        if self.chosen is not None and is_trits(self.chosen.type) and self.opened and self.opened.file:
+        if self.chosen is not None and self.chosen.type.has_trits and self.opened and self.opened.file:
             self.post_message(OpenTrits(self.chosen.name))
 
     def action_cursor(self, step: int) -> None:
@@ -270,7 +273,9 @@ distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor
             return
         if info is None:
             count = len(opened.summary.tensors)
-            self.query_one("#tensors-detail", Static).update(f"{count:,} tensors. Choose one; / searches.")
+            self.query_one("#tensors-detail", Static).update(
+                f"{count:,} tensors. Choose one; {key_names(self)('{inspect.search|/}')} searches."
+            )
             return
         width = max(24, self.query_one("#tensors-right").size.width - 3)
         quiet = "$text 60%"
@@ -297,9 +302,17 @@ distribution; **s** asks for that of a huge one. **x** looks at a ternary tensor
         if values is not None:
             lines += [Content(""), *statistics_lines(values, width)]
         elif job is not None:
-            lines += [Content(""), Content.styled(f"reading {job.share:.0%} (Esc ends)", "$text-warning")]
+            lines += [
+                Content(""),
+                Content.styled(
+                    f"reading {job.share:.0%} ({key_names(self)('{inspect.back|Esc}')} ends)", "$text-warning"
+                ),
+            ]
         elif opened.file is not None and info.type.is_decodable and info.elements > AT_ONCE:
-            lines += [Content(""), Content.styled("s computes its distribution", quiet)]
+            lines += [
+                Content(""),
+                Content.styled(key_names(self)("{tensors.statistics|s} computes its distribution"), quiet),
+            ]
         if self._first is not None and self._first[0] == info.name:
             lines.append(Content(""))
             if isinstance(self._first[1], str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -10,10 +10,10 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widgets import Input, Static
 
-from nanochat_tui.chat.printable import counted, printable
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.errors import UserError
 from nanochat_tui.inspection.vocabulary import TokenInfo, Vocabulary, parse_ids
-from nanochat_tui.tui.inspect.jobs import Job
+from nanochat_tui.text import counted, display_safe, printable
+from nanochat_tui.tui.background import Job
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane, Scroller
 
@@ -71,8 +71,9 @@ class TokenizerPane(Pane):
     HELP = """\
 ### Tokens
 The first field turns text into tokens, with their ids and bytes (`\\n` and `\\t` may be written so). The second
-searches the vocabulary, or turns ids such as `318 257` back into text. **i** goes to the first field, **/** to the
-second, **Tab** from one to the other; **Esc** leaves a field, so that keys are no longer text.
+searches the vocabulary, or turns ids such as `318 257` back into text. **{tokens.text|i}** goes to the first field,
+**{tokens.search|/}** to the second, **Tab** from one to the other; **{inspect.back|Esc}** leaves a field, so that keys
+are no longer text.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("i", "text", "Text", id="tokens.text"),
@@ -116,7 +117,7 @@ second, **Tab** from one to the other; **Esc** leaves a field, so that keys are 
             return
         self._show(Content.styled("building the tokenizer …", "$text 60%"))
 
-        def build(_job: Job) -> Vocabulary | None:
+        def build(_job: Job[Any]) -> Vocabulary | None:
             made = opened.vocabulary
             if made is not None:
                 made.search(EXAMPLE, 1)  # the first search spells all tokens

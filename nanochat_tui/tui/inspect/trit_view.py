@@ -40,12 +40,14 @@ class TritView(Widget, can_focus=True):
     HELP = """\
 ### Trit microscope
 The matrix as it is: −1, 0 and +1 in three colours, two rows of weights to a line. Zoomed out, a cell shows the mean of
-its weights (or, with **m**, the share that is not zero), its contrast raised so that structure can be seen.
+its weights (or, with **{trits.mean_density|m}**, the share that is not zero), its contrast raised so that structure can
+be seen.
 
-**Arrows** or **hjkl** move (with Shift by one cell), **+** and **−** zoom, **f** fits the whole matrix, **o** shows one
-weight per dot, **t** one per symbol, **n** and **p** change the tensor. **x** takes a crosshair, which the arrows move
-(with Shift by eight cells) until **x** or Esc; what it points at is named below. The mouse points and drags, its wheel
-zooms.
+**Arrows** or **hjkl** move (with Shift by one cell), **{trits.zoom_in|+}** and **{trits.zoom_out|−}** zoom,
+**{trits.fit|f}** fits the whole matrix, **{trits.1_1|o}** shows one weight per dot, **{trits.symbols|t}** one per
+symbol, **{microscope.next_tensor|n}** and **{microscope.previous|p}** change the tensor. **{trits.crosshair|x}** takes
+a crosshair, which the arrows move (with Shift by eight cells) until **{trits.crosshair|x}** or Esc; what it points at
+is named below. The mouse points and drags, its wheel zooms.
 """
 
     BINDINGS: ClassVar[list[BindingType]] = [

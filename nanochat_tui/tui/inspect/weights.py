@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -15,13 +15,15 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.inspection.ternary_stats import QUANTILES, TernaryStatistics, tensor_statistics
-from nanochat_tui.tui.inspect.drawing import bars, human_count, number, percent
-from nanochat_tui.tui.inspect.jobs import Job
+from nanochat_tui.text import display_safe
+from nanochat_tui.tui import numbers
+from nanochat_tui.tui.background import Job
 from nanochat_tui.tui.inspect.layer_grid import Cell, LayerGrid
 from nanochat_tui.tui.inspect.opened import Opened
 from nanochat_tui.tui.inspect.pane import Pane
+from nanochat_tui.tui.keys import key_names
+from nanochat_tui.tui.widgets.bars import bars
 
 DRAW_SECONDS = 0.2
 
@@ -69,7 +71,7 @@ def cells_of(found: dict[str, TernaryStatistics], metric: int) -> dict[str, Cell
         elif name == "dead rows":
             cells[key] = Cell(f"{s.dead_rows}" if s.dead_rows else "0", bad=s.dead_rows > 0)
         else:
-            text = percent(value) if name == "zeros" else f"{value:.3g}"
+            text = numbers.percent(value) if name == "zeros" else f"{value:.3g}"
             cells[key] = Cell(text, heat=(value - low) / (high - low) if high > low else 0.5)
     return cells
 
@@ -90,7 +92,7 @@ def detail_content(s: TernaryStatistics, width: int) -> tuple[Content, Content, 
         ),
         Content.assemble(
             ("weights ", quiet),
-            human_count(s.weights),
+            numbers.amount(s.weights),
             ("  rows ", quiet),
             f"{s.rows:,}",
             ("  entropy ", quiet),
@@ -110,8 +112,8 @@ def detail_content(s: TernaryStatistics, width: int) -> tuple[Content, Content, 
     if s.bad_scales:
         lines.append(Content.styled(f"{s.bad_scales:,} scales are negative or not finite", "bold $text-error"))
     q = dict(zip(QUANTILES, s.scale_quantiles, strict=False))
-    low, high = (number(s.scale_edges[0]), number(s.scale_edges[-1])) if s.scale_edges else ("", "")
-    middle = f"median {number(q[0.5])}" if q else "no scales"
+    low, high = (numbers.number(s.scale_edges[0]), numbers.number(s.scale_edges[-1])) if s.scale_edges else ("", "")
+    middle = f"median {numbers.number(q[0.5])}" if q else "no scales"
     scales = [
         Content.styled("group scales, log" if width >= 32 else "scales (log)", quiet),
         *(Content.styled(line, "$primary") for line in bars(s.scale_histogram, width, 3)),
@@ -137,9 +139,10 @@ class WeightsPane(Pane):
     TITLE = "Weights"
     HELP = """\
 ### Weights
-Every ternary matrix, layers downwards. **m** changes what the cells show: the balance of −1, 0 and +1, zeros, entropy,
-the scales' median and spread, dead rows. The tensor under the cursor is described below, with the distribution of its
-group scales and of the zeros in its groups. **Enter** looks at it through the microscope, **Esc** ends the counting.
+Every ternary matrix, layers downwards. **{weights.measure|m}** changes what the cells show: the balance of −1, 0 and
++1, zeros, entropy, the scales' median and spread, dead rows. The tensor under the cursor is described below, with the
+distribution of its group scales and of the zeros in its groups. **{layers.trits|Enter}** looks at it through the
+microscope, **{inspect.back|Esc}** ends the counting.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("m", "metric(1)", "Measure", id="weights.measure"),
@@ -186,7 +189,7 @@ group scales and of the zeros in its groups. **Enter** looks at it through the m
         if not missing:
             return
 
-        def count(job: Job) -> None:
+        def count(job: Job[Any]) -> None:
             for name in missing:
                 job.step = name
                 job.show(tensor_statistics(file, name, job.tick))
@@ -206,7 +209,7 @@ group scales and of the zeros in its groups. **Enter** looks at it through the m
             if found.name == self.grid.name_at_cursor:
                 self._detail()
 
-    def progressed(self, job: Job) -> None:
+    def progressed(self, job: Job[Any]) -> None:
         """See `Pane`; drawn a few times per second, however many tensors there are."""
         now = time.monotonic()
         if self.opened is not None and now - self._drawn >= DRAW_SECONDS:
@@ -240,9 +243,14 @@ group scales and of the zeros in its groups. **Enter** looks at it through the m
         head = Content.assemble((f" {name} ", "bold $text on $primary-muted"), (f" {text}", "$text 60%"))
         job, done = self.job("count"), len(opened.ternary)
         if job is not None:
-            head += Content.styled(f"  counting {job.share:.0%} (Esc ends)", "$text-warning")
+            head += Content.styled(
+                f"  counting {job.share:.0%} ({key_names(self)('{inspect.back|Esc}')} ends)", "$text-warning"
+            )
         elif done < len(opened.trits):
-            head += Content.styled(f"  {done} of {len(opened.trits)} counted (r goes on)", "$text-warning")
+            head += Content.styled(
+                f"  {done} of {len(opened.trits)} counted ({key_names(self)('{weights.count_on|r}')} continues)",
+                "$text-warning",
+            )
         self.query_one("#weights-head", Static).update(head)
 
     def _detail(self) -> None:

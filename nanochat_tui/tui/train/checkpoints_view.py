@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,14 +17,19 @@ from textual.coordinate import Coordinate
 from textual.widget import Widget
 from textual.widgets import DataTable, Input, Label, Static
 
-from nanochat_tui.chat.printable import printable
-from nanochat_tui.errors import display_safe
+from nanochat_tui.chat.backend import Request
+from nanochat_tui.errors import UserError
+from nanochat_tui.request import SamplingParams, with_settings
 from nanochat_tui.runs.watch import Checkpoint, Snapshot
-from nanochat_tui.tui.train import axes, messages
-from nanochat_tui.tui.train.jobs import Exports, Scrubber, ScrubRequest, run_tokenizer, talk_problem
+from nanochat_tui.text import counted, display_safe, printable
+from nanochat_tui.tui import numbers
+from nanochat_tui.tui.keys import key_names
+from nanochat_tui.tui.train import messages
+from nanochat_tui.tui.train.jobs import Exports, Scrubber, run_tokenizer, talk_problem
 
 COLUMNS = (("step", 9), ("val", 7), ("age", 7), ("", 2))
-PROPOSED = ScrubRequest("fn main() {\n")
+PROPOSED = Request(prompt="fn main() {\n", sampling=SamplingParams(repeat_penalty=1.1, seed=0), max_tokens=64)
+"""Not greedy: at temperature 0 small models repeat themselves at every checkpoint, and the seed would mean nothing."""
 
 
 class CheckpointsView(Widget):
@@ -39,10 +46,11 @@ class CheckpointsView(Widget):
 
     HELP = """\
 ## Checkpoints
-**Enter** or **t** talks to the checkpoint under the cursor while training goes on: it is exported to a temporary file
-and loaded in the chat. **e** exports it for good, with verification. **g** (or Enter in the prompt) lets every
-checkpoint continue the prompt with the same seed and sampling; then **↑/↓** leaf through what they wrote: bright is
-where a text leaves that of the checkpoint before. **Esc** stops it.
+**Enter** or **{checkpoints.talk|t}** talks to the checkpoint under the cursor while training continues: it is exported
+to a temporary file and loaded in the chat. **{checkpoints.export|e}** writes a GGUF that stays, with verification.
+**{checkpoints.scrub|g}** (or Enter in the prompt) lets every checkpoint continue the prompt with the same seed and
+sampling; then **↑/↓** leaf through what they wrote: bright is where a text leaves that of the checkpoint before.
+**{checkpoints.stop|Esc}** stops it.
 """
 
     def __init__(self, exports: Exports, *, id: str | None = None) -> None:
@@ -51,6 +59,8 @@ where a text leaves that of the checkpoint before. **Esc** stops it.
         self.checkpoints: list[Checkpoint] = []
         self.tokenizer: Path | None = None
         self.problem: str | None = None
+        self.threads: Callable[[], int | None] = lambda: None
+        """How many threads a checkpoint may write with now."""
         self.texts: dict[Path, str] = {}
         self.errors: dict[Path, str] = {}
         self.done: set[Path] = set()
@@ -71,16 +81,16 @@ where a text leaves that of the checkpoint before. **Esc** stops it.
         with Vertical(id="scrub-bottom"):
             with Horizontal(classes="row"):
                 yield Label("prompt")
-                yield Input(PROPOSED.prompt.replace("\n", "\\n"), id="scrub-prompt", compact=True)
+                yield Input((PROPOSED.prompt or "").replace("\n", "\\n"), id="scrub-prompt", compact=True)
             with Horizontal(classes="row"):
                 yield Label("tokens")
-                yield Input("64", id="scrub-tokens", type="integer", compact=True)
+                yield Input(str(PROPOSED.max_tokens), id="scrub-tokens", type="integer", compact=True)
                 yield Label("seed")
-                yield Input("0", id="scrub-seed", type="integer", compact=True)
+                yield Input(str(PROPOSED.sampling.seed), id="scrub-seed", type="integer", compact=True)
                 yield Label("temperature")
-                yield Input(str(PROPOSED.temperature), id="scrub-temperature", type="number", compact=True)
+                yield Input(str(PROPOSED.sampling.temperature), id="scrub-temperature", type="number", compact=True)
                 yield Label("penalty")
-                yield Input(str(PROPOSED.repeat_penalty), id="scrub-penalty", type="number", compact=True)
+                yield Input(str(PROPOSED.sampling.repeat_penalty), id="scrub-penalty", type="number", compact=True)
             yield Static("", id="scrub-note", markup=False)
 
     @property
@@ -100,7 +110,7 @@ where a text leaves that of the checkpoint before. **Esc** stops it.
         if found != self._shown or not self._shown:
             changed = dict(found)
             for path, modified in self._shown:
-                if changed.get(path) != modified:  # written anew, or pruned: its text is of another model
+                if changed.get(path) != modified:  # written again, or pruned: its text is of another model
                     self.texts.pop(path, None)
                     self.done.discard(path)
             self._shown = found
@@ -113,7 +123,7 @@ where a text leaves that of the checkpoint before. **Esc** stops it.
         for checkpoint in self.checkpoints:
             name = f"{checkpoint.step:,}" + ("*" if checkpoint.path.name == "final" else "")
             value = "–" if checkpoint.val_loss is None else f"{checkpoint.val_loss:.4f}"
-            age = axes.duration(max(0.0, time.time() - checkpoint.modified))
+            age = numbers.duration(max(0.0, time.time() - checkpoint.modified))
             cells = (Content(f"{name:>9}"), Content(f"{value:>7}"), Content(f"{age:>7}"), self._mark(checkpoint.path))
             table.add_row(*cells, key=str(checkpoint.path))
         if self.checkpoints:
@@ -217,14 +227,16 @@ where a text leaves that of the checkpoint before. **Esc** stops it.
     def action_scrub(self) -> None:
         """Let every checkpoint write, the newest first: it is the most interesting."""
         if not self.checkpoints or (self.scrubber is not None and self.scrubber.is_working):
-            self._note("it is writing already; Esc stops it" if self.checkpoints else "")
+            self._note(
+                key_names(self)("it is writing already; {checkpoints.stop|Esc} stops it") if self.checkpoints else ""
+            )
             return
         if self.problem is not None:
             self._note(self.problem)
             return
         try:
-            request = ScrubRequest(
-                self._prompt(),
+            request = with_settings(
+                replace(PROPOSED, prompt=self._prompt()),
                 seed=int(self.query_one("#scrub-seed", Input).value),
                 max_tokens=int(self.query_one("#scrub-tokens", Input).value),
                 temperature=float(self.query_one("#scrub-temperature", Input).value),
@@ -233,11 +245,16 @@ where a text leaves that of the checkpoint before. **Esc** stops it.
         except ValueError:
             self._note("tokens and seed must be whole numbers, temperature and penalty numbers")
             return
+        except UserError as error:
+            self._note(str(error))
+            return
+        threads = self.threads()
         self.texts, self.errors, self.done = {}, {}, set()
         self._numbers += 1
         self.scrubber = Scrubber(self._numbers, self.exports, self.post_message)
-        self.scrubber.start([c.path for c in reversed(self.checkpoints)], request, self.tokenizer)
-        self._note("exporting and loading …")
+        self.scrubber.start([c.path for c in reversed(self.checkpoints)], request, self.tokenizer, threads)
+        fewer = f" on {counted(threads, 'thread')}, as a run computes on this machine" if threads is not None else ""
+        self._note(f"exporting and loading{fewer} …")
         self._fill()
         self.table.focus()
 

@@ -11,11 +11,11 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.runs.compare import AXES, RunFigures, at_same_point, differing_settings, summary
-from nanochat_tui.tui.train import axes
-from nanochat_tui.tui.train.chart import Chart
+from nanochat_tui.text import display_safe
+from nanochat_tui.tui import numbers
 from nanochat_tui.tui.train.panels import PALETTE, compared
+from nanochat_tui.tui.widgets.chart import Chart
 
 NAME_CELLS = 20
 
@@ -28,7 +28,8 @@ class CompareView(Widget):
     HELP = """\
 ## Compare
 The runs marked with Space under *Runs*, one colour each: lines are training losses (moving means), points validation.
-**x** draws them over steps, tokens or seconds. *at the same point* is the loss where the shortest of them has got to.
+**{compare.axis|x}** draws them over steps, tokens or seconds. *at the same point* is the loss where the shortest of
+them has got to.
 """
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -83,9 +84,9 @@ def comparison_text(runs: list[RunFigures], axis: str, width: int = 100) -> Cont
         ("same pt", 9, [_number(same.get(str(row["name"])), 3) for row in rows]),
         ("best val", 10, [_number(row["val_loss"], 4) for row in rows]),
         ("b/byte", 8, [_number(row["bits_per_byte"], 3) for row in rows]),
-        ("tokens", 9, [axes.amount(row["tokens"]) for row in rows]),
+        ("tokens", 9, [numbers.amount(row["tokens"]) for row in rows]),
         ("tok/s", 8, [_number(row["tok_per_s"], 0) for row in rows]),
-        ("time", 8, [axes.duration(row["seconds"]) for row in rows]),
+        ("time", 8, [numbers.duration(row["seconds"]) for row in rows]),
     ]
     room = width - NAME_CELLS
     fitting = [column for i, column in enumerate(columns) if sum(c[1] for c in columns[: i + 1]) <= room]

@@ -13,17 +13,27 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
-from nanochat_tui.chat.printable import printable
 from nanochat_tui.runs.watch import Snapshot
-from nanochat_tui.tui.train.chart import Chart
+from nanochat_tui.text import printable
 from nanochat_tui.tui.train.overview import RunOverview
 from nanochat_tui.tui.train.panels import PANELS, Panel
+from nanochat_tui.tui.widgets.chart import Chart
 
 LOG_AXES = ("loss", "grad_norm")
 EMPTY = {
     "mhc": "mHC is recorded at each evaluation",
     "accuracy": "accuracy is recorded at each evaluation",
 }
+MHC_TITLES = {
+    "alpha": "mHC α",
+    "p": "mHC p (read)",
+    "q": "mHC q (write)",
+    "entropy": "mHC entropy",
+    "gain": "mHC gain",
+    "cosine": "mHC stream cosine",
+    "grad_mix": "mHC mixing gradient",
+}
+"""What of the mHC records is drawn, by its key; from entropy on of runs with mhc_analysis only."""
 SHOWN_LOG_LINES = 200
 SHOWN_SAMPLES = 12
 ORDER = (*PANELS, "samples", "log")
@@ -72,14 +82,17 @@ class Dashboard(Widget):
 
     HELP = """\
 ## Dashboard
-**1** to **9** (or **[** and **]**) go to a panel: loss, recent loss, lr, grad norm, tok/s, mHC, accuracy, samples,
-log; in a small terminal one is shown at a time. **z** fills the screen with it. **m** changes what of mHC is drawn: α,
-or the share of the first stream in the read weights p and the write weights q; 0a is the attention of block 0, 0f its
-feed-forward part, and **v** takes one record after the other. Pale is what was logged, bright its moving mean, points
-are validation.
+**{dashboard.loss|1}** to **{dashboard.log|9}** (or **{dashboard.previous|[}** and **{dashboard.next|]}**) go to a
+panel: loss, recent loss, lr, grad norm, tok/s, mHC, accuracy, samples, log; in a small terminal one is shown at a time.
+**{dashboard.fill|z}** fills the screen with it. **{dashboard.mhc_kind|m}** changes what of mHC is drawn: α, or the
+share of the first stream in the read weights p and the write weights q (of a run with mhc_analysis also entropy, gain,
+cosine of the streams and gradient of the mixing); 0a is the attention of block 0, 0f its
+feed-forward part, and **{chart.next_curve|v}** takes one record after the other. Pale is what was logged, bright its
+moving mean, points are validation.
 
-**c** asks for a checkpoint now, **s** lets the run end safely, **K** kills it, **R** resumes it, **t** talks to its
-newest checkpoint while it goes on, **e** exports it.
+**{train.checkpoint|c}** asks for a checkpoint now, **{train.stop|s}** lets the run end safely, **{train.kill|K}** kills
+it, **{train.resume|R}** resumes it, **{train.talk|t}** talks to its newest checkpoint while it trains,
+**{train.export|e}** exports it.
 """
 
     class MhcWanted(Message):
@@ -109,15 +122,18 @@ newest checkpoint while it goes on, **e** exports it.
             yield TextPanel("samples", id="panel-samples")
             yield TextPanel("log", id="panel-log")
 
-    def show(self, snapshot: Snapshot, panels: Mapping[str, Panel] | None) -> None:
-        """Show another look at the run; charts are drawn anew only when their curves come along."""
+    def show(self, snapshot: Snapshot, panels: Mapping[str, Panel] | None, pending: str = "") -> None:
+        """Show another look at the run; charts are drawn again only when their curves come along. `pending` says what
+        the run was asked for and has not done yet.
+        """
         if self.snapshot is not None and self.snapshot.path != snapshot.path:
             for chart in self.query(Chart):
                 chart.zoom = chart.cursor = chart.chosen = None
             for panel in self.query(TextPanel):
                 panel.anchor()
         self.snapshot = snapshot
-        self.query_one(RunOverview).snapshot = snapshot
+        overview = self.query_one(RunOverview)
+        overview.snapshot, overview.pending = snapshot, pending
         for name, drawn in (panels or {}).items():
             self.query_one(f"#panel-{name}", Chart).show(drawn.curves, window=drawn.window)
         self._show_samples(snapshot)
@@ -174,9 +190,12 @@ newest checkpoint while it goes on, **e** exports it.
             self.current = focused.id.removeprefix("panel-")
 
     def action_mhc(self) -> None:
-        """Draw alpha, then p, then q."""
-        values = ("alpha", "p", "q")
-        self._mhc = values[(values.index(self._mhc) + 1) % 3]
+        """Draw alpha, then p, then q, then what a run with mhc_analysis records."""
+        settings = self.snapshot.config.get("config") if self.snapshot is not None else None
+        analysed = isinstance(settings, dict) and settings.get("mhc_analysis") is True
+        values = list(MHC_TITLES) if analysed else ["alpha", "p", "q"]
+        here = values.index(self._mhc) if self._mhc in values else -1
+        self._mhc = values[(here + 1) % len(values)]
         chart = self.query_one("#panel-mhc", Chart)
-        chart.chart_title = {"alpha": "mHC α", "p": "mHC p (read)", "q": "mHC q (write)"}[self._mhc]
+        chart.chart_title = MHC_TITLES[self._mhc]
         self.post_message(self.MhcWanted(self._mhc))

@@ -7,23 +7,25 @@ that goes with the application.
 
 from __future__ import annotations
 
-import contextvars
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from textual.message import Message
 
-from nanochat_tui.chat.backend import Request, SamplingSettings, Token
-from nanochat_tui.chat.local import LocalBackend
-from nanochat_tui.errors import UserError, display_safe
+from nanochat_tui.chat.backend import Request, Token
+from nanochat_tui.chat.local import LocalBackend, threads_next_to
+from nanochat_tui.errors import UserError
+from nanochat_tui.runs.compare import read_settings
+from nanochat_tui.runs.discovery import FoundRun
 from nanochat_tui.runs.launcher import MODULE
+from nanochat_tui.text import display_safe
+from nanochat_tui.tui.background import start_thread
 from nanochat_tui.tui.lent import make_folder
 from nanochat_tui.tui.train.messages import JobEnded, ScrubEnded, ScrubProgress
 
@@ -49,11 +51,27 @@ def run_tokenizer(config: dict[str, Any]) -> Path | None:
 
 
 def talk_problem(config: dict[str, Any]) -> str | None:
-    """Why nobody can talk to a run's checkpoints, if so."""
+    """Why there is no chat with a run's checkpoints, if so."""
     settings = config.get("config")
     if isinstance(settings, dict) and settings.get("dataset") == "synthetic":
-        return "This run learns made-up numbers, so there is no text to talk in; train on a data set of prepare-data."
+        return "This run trains on synthetic data, so there is nothing to chat with; train on data of prepare-data."
     return None
+
+
+def busy_threads(runs: Iterable[FoundRun]) -> int:
+    """Threads that the living runs of this machine compute with; one whose number is not known counts as one."""
+    count = 0
+    for run in runs:
+        if run.state.alive and run.state.local:
+            threads = read_settings(run.path).get("threads")
+            count += threads if isinstance(threads, int) else 1
+    return count
+
+
+def shared_threads(runs: Iterable[FoundRun]) -> int | None:
+    """Threads for a model next to the living runs of this machine; None, for as many as usual, without any."""
+    busy = busy_threads(runs)
+    return threads_next_to(busy) if busy else None
 
 
 class Exports:
@@ -157,14 +175,6 @@ def _modified(checkpoint: Path) -> float:
         return 0.0
 
 
-def in_thread(name: str, work: Callable[[], None]) -> threading.Thread:
-    """Start a daemon thread that sees the caller's context, by which Textual finds the application."""
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=lambda: context.run(work), name=name, daemon=True)
-    thread.start()
-    return thread
-
-
 def start_export(
     exports: Exports, checkpoint: Path, gguf: Path | None, tokenizer: Path | None, job: str, post: Post
 ) -> threading.Thread:
@@ -181,19 +191,7 @@ def start_export(
         except (UserError, OSError) as error:
             post(JobEnded(job, checkpoint, error=str(error)))
 
-    return in_thread(f"export-{checkpoint.name}", work)
-
-
-@dataclass(frozen=True, slots=True)
-class ScrubRequest:
-    """What every checkpoint is asked."""
-
-    prompt: str
-    seed: int = 0
-    max_tokens: int = 64
-    temperature: float = 0.8
-    """Not 0: greedily, small models repeat themselves at every checkpoint, and the seed would mean nothing."""
-    repeat_penalty: float = 1.1
+    return start_thread(f"export-{checkpoint.name}", work)
 
 
 class Scrubber:
@@ -205,21 +203,26 @@ class Scrubber:
         self._cancel = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, checkpoints: Sequence[Path], request: ScrubRequest, tokenizer: Path | None) -> None:
-        """Begin; `ScrubProgress` follows for each checkpoint and `ScrubEnded` at last."""
+    def start(
+        self, checkpoints: Sequence[Path], request: Request, tokenizer: Path | None, threads: int | None = None
+    ) -> None:
+        """Begin; `ScrubProgress` follows for each checkpoint and `ScrubEnded` at last.
+
+        threads: how many compute; None: as many as usual.
+        """
 
         def work() -> None:
             for checkpoint in checkpoints:
                 if self._cancel.is_set():
                     break
                 try:
-                    self._one(checkpoint, request, tokenizer)
+                    self._one(checkpoint, request, tokenizer, threads)
                 except (UserError, OSError, MemoryError) as error:
                     text = str(error) or "there is not enough memory"
                     self._post(ScrubProgress(self.number, checkpoint, "", done=True, error=text))
             self._post(ScrubEnded(self.number))
 
-        self._thread = in_thread(f"scrub-{self.number}", work)
+        self._thread = start_thread(f"scrub-{self.number}", work)
 
     def stop(self) -> None:
         """End at the next token."""
@@ -231,18 +234,11 @@ class Scrubber:
         """Whether it still works."""
         return self._thread is not None and self._thread.is_alive()
 
-    def _one(self, checkpoint: Path, request: ScrubRequest, tokenizer: Path | None) -> None:
-        backend = LocalBackend(self._exports.temporary(checkpoint, tokenizer))
+    def _one(self, checkpoint: Path, request: Request, tokenizer: Path | None, threads: int | None) -> None:
+        backend = LocalBackend(self._exports.temporary(checkpoint, tokenizer), threads=threads)
         backend.load()
-        asked = Request(
-            prompt=request.prompt,
-            sampling=SamplingSettings(
-                temperature=request.temperature, repeat_penalty=request.repeat_penalty, seed=request.seed
-            ),
-            max_tokens=request.max_tokens,
-        )
         text, shown = "", time.monotonic()
-        for event in backend.chat(asked, self._cancel):
+        for event in backend.chat(request, self._cancel):
             if isinstance(event, Token):
                 text += event.text
                 if time.monotonic() - shown > TEXT_SECONDS:

@@ -1,75 +1,69 @@
 """The form that starts a run: fields from the configuration's schema, judged as they are typed.
 
-What the configuration would cost and whether its data fits is found out in a thread, because files are read for it.
+What the configuration would cost and whether anything stands against it is found out in a thread, because files are
+read for it.
 """
 
 from __future__ import annotations
 
-import contextvars
+import functools
 import shlex
-import threading
 from pathlib import Path
 from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import Container, Horizontal, Vertical, VerticalScroll
+from textual.containers import Container, Vertical
 from textual.content import Content
+from textual.css.query import NoMatches
 from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Button, Input, Label, Static
 
-from nanochat_tui.errors import UserError, display_safe
-from nanochat_tui.model.shipped import shipped_tokenizer
+from nanochat_tui.errors import UserError
 from nanochat_tui.runs import launcher, schema
 from nanochat_tui.runs.config import TrainConfig
-from nanochat_tui.runs.dataset_check import DatasetReport, check_dataset
+from nanochat_tui.runs.dataset_check import check_dataset
 from nanochat_tui.runs.discovery import find_runs
 from nanochat_tui.runs.estimate import Estimate, Measured, estimate, measured_speeds
-from nanochat_tui.tui.train import axes, messages
-from nanochat_tui.tui.train.choice import Choice
-from nanochat_tui.tui.train.dialogs import Confirm
+from nanochat_tui.runs.identity import fitted
+from nanochat_tui.runs.preflight import Check, preflight, ready
+from nanochat_tui.runs.presets import PRESETS
+from nanochat_tui.text import display_safe
+from nanochat_tui.tui.background import Job
+from nanochat_tui.tui.train import messages
+from nanochat_tui.tui.train.form_fields import Fields, Report, empty_text, group_of, is_required, line
+from nanochat_tui.tui.train.form_report import check_lines, cost_lines, problem_lines
+from nanochat_tui.tui.widgets.choice import Choice
+from nanochat_tui.tui.widgets.dialogs import Confirm
 
 SETTLE_SECONDS = 0.2
 """Pause in typing after which files are looked at; the fields themselves are judged at every key."""
-
-
-class Fields(VerticalScroll, can_focus=False):
-    """The fields. The arrows are taken here, because a scrolling container would scroll by them."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("down", "app.focus_next", "Next field", show=False, id="form.next"),
-        Binding("up", "app.focus_previous", "Previous field", show=False, id="form.previous"),
-    ]
-
-
-class Report(VerticalScroll, can_focus=True):
-    """The command line and what follows from the fields; scrolls with the arrows when it has the focus."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "scroll_down", "Down", show=False, id="form.down"),
-        Binding("k", "scroll_up", "Up", show=False, id="form.up"),
-    ]
+FIRST_PRESET = "try-out"
+DEFAULTS = "defaults"
+"""The choice of preset that sets nothing."""
+Outcome = tuple[Estimate, list[Check]]
+"""What a configuration costs, and what was found for and against it."""
+CARRIED = ("data_path", "val_path", "token_dtype", "tokenizer")
+"""Fields that belong to this machine and not to a preset: another preset leaves what was typed there."""
 
 
 class LaunchForm(Widget):
     """Collects a configuration, a directory and a prefix; asks for the launch by `LaunchWanted`."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+l", "launch", "Launch", id="form.launch"),
-        Binding("ctrl+s", "save", "Save", show=False, id="form.save"),
-    ]
-
-    HELP = """\
+    HELP: ClassVar[str] = """\
 ## New run
-Every field comes from the trainer's own configuration and is judged while you type; what is wrong stands in red.
-**↑/↓** and Tab go from field to field and at last to the report, which scrolls: above all it has the command line.
-Empty fields mean *decided by the preset*. **preset** fills the form; its *from a file or run* reads a JSON file of
+Every field comes from the trainer's own configuration and is judged while you type; what is wrong stands in red, what
+must be filled in has a *. **{form.previous|↑}/{form.next|↓}** and Tab go from field to field, Tab at last to the
+report, which scrolls: what is wrong, what the run costs, what was checked, and the command line. A dim text in an empty
+field is what will be taken.
+
+**preset** fills the form, and gives back what you changed when you return to it; **settings** reads a file of
 `nanochat-train init-config`, or the settings of another run. **prefix** is put before the command: `nice -n 10`,
 `torchrun --nproc-per-node 1`, or `ssh host`, for which paths are those of the host.
 
-**Ctrl+L** starts the run, exactly as the command line says; **Ctrl+S** saves the settings as JSON.
+**{form.launch|Ctrl+L}** starts the run, exactly as the command line says; **{form.save|Ctrl+S}** saves the settings as
+TOML; **{form.leave|Esc}** leaves the form as it is.
 """
 
     def __init__(self, root: Path, *, id: str | None = None) -> None:
@@ -77,64 +71,58 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
         self.root = root
         self.fields = {field.name: field for field in schema.form_fields()}
         self.config: TrainConfig | None = None
+        self._priced: TrainConfig | None = None
+        """The configuration whose cost is estimated: the same, or one whose data has no name yet."""
         self.problems: dict[str, str] = {}
         self.command: list[str] = []
         self.estimate: Estimate | None = None
-        self.dataset: DatasetReport | None = None
+        self.checks: list[Check] | None = None
+        """What was found against the run and for it; None while it is looked for."""
         self._measured: list[Measured] | None = None
         self._number = 0
+        self._judged_texts: tuple[dict[str, str], list[str]] | None = None
+        self._launch_texts: tuple[dict[str, str], list[str]] | None = None
         self._timer: Timer | None = None
-        self._named = False
+        self._looking: Job[Outcome] | None = None
+        self._proposed = ""
+        """The directory the form named; one that was named by hand stays."""
+        self._launching = self._wanted = False
+        self._launched: set[Path] = set()
+        self._preset = FIRST_PRESET
+        self._left: dict[str, dict[str, str]] = {}
+        """What stood in the fields when another preset was chosen, by preset."""
 
     def compose(self) -> ComposeResult:
-        """The fields in groups; beside them, or below in a small terminal, what follows from them."""
+        """The fields in groups; at their side, or below in a small terminal, what follows from them."""
+        titles = {preset.name: preset.title for preset in PRESETS.values()}
         with Fields(id="form-fields"):
             with Container(classes="group"):
                 yield Label("Run", classes="heading")
-                with Horizontal(classes="row"):
-                    yield Label("preset")
-                    yield Choice([*schema.PRESETS, "defaults"], "try-out", id="form-preset")
-                yield from self._line("directory", str(self.root / "new-run"), "form-directory")
-                yield from self._line("prefix", "", "form-prefix", "nothing: on this machine")
-                yield from self._line("settings", "", "form-file", "JSON file or run, then Enter")
-            groups = dict.fromkeys(field.group for field in self.fields.values())
-            for group in groups:
-                with Container(classes="group"):
-                    yield Label(group, classes="heading")
-                    for field in self.fields.values():
-                        if field.group == group:
-                            yield from self._field(field)
+                yield line("preset", Choice([*PRESETS, DEFAULTS], FIRST_PRESET, titles=titles, id="form-preset"))
+                directory = Input(id="form-directory", select_on_focus=False, compact=True)
+                yield line("directory", directory, required=True)
+                prefix = Input(
+                    placeholder="nothing: on this machine", id="form-prefix", select_on_focus=False, compact=True
+                )
+                yield line("prefix", prefix)
+                yield line("settings", Input(placeholder="TOML file or run, then Enter", id="form-file", compact=True))
+            for group in dict.fromkeys(field.group for field in self.fields.values()):
+                yield from group_of(group, [field for field in self.fields.values() if field.group == group])
         with Vertical(id="form-outcome"):
             yield Static("", id="form-hint", markup=False)
             with Report(id="form-report"):
-                yield Static("", id="form-problems", markup=False)
-                yield Static("", id="form-command", markup=False)
-                yield Static("", id="form-facts", markup=False)
+                for part in ("problems", "facts", "checks", "command"):
+                    yield Static("", id=f"form-{part}", markup=False)
             yield Button("Launch", id="form-launch", variant="primary", compact=True)
-
-    def _line(self, label: str, value: str, id: str, placeholder: str = "") -> ComposeResult:
-        with Horizontal(classes="row"):
-            yield Label(label)
-            yield Input(value, id=id, placeholder=placeholder, compact=True)
-
-    def _field(self, field: schema.FormField) -> ComposeResult:
-        with Horizontal(classes="row"):
-            yield Label(field.name.replace("_", " "))
-            name = f"field-{field.name}"
-            if field.kind == "switch":
-                yield Choice(("yes", "no"), field.default, id=name, name=field.name)
-            elif field.kind == "choice":
-                options = ("", *field.choices) if field.optional else field.choices
-                yield Choice(options, field.default, id=name, name=field.name)
-            else:
-                yield Input(
-                    field.default, id=name, name=field.name, placeholder=field.bounds or "default", compact=True
-                )
 
     def on_mount(self) -> None:
         """Begin with the smallest preset."""
-        self._apply(schema.texts_of(schema.PRESETS["try-out"][1]))
+        self._apply(schema.texts_of(PRESETS[FIRST_PRESET].values))
         self._name_directory()
+
+    def on_resize(self) -> None:
+        """Break the lines of the estimate for the new width."""
+        self._show()
 
     def focus_first(self) -> None:
         """Put the cursor where one begins."""
@@ -142,51 +130,61 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
 
     # texts
 
+    def _field(self, name: str) -> Input | Choice:
+        widget = self.query_one(f"#field-{name}")
+        if not isinstance(widget, (Input, Choice)):
+            raise NoMatches(name)
+        return widget
+
     def texts(self) -> dict[str, str]:
         """What stands in the fields."""
-        found = {}
-        for name in self.fields:
-            widget = self.query_one(f"#field-{name}")
-            found[name] = widget.value if isinstance(widget, (Input, Choice)) else ""
-        return found
+        return {name: self._field(name).value for name in self.fields}
 
     def _apply(self, texts: dict[str, str]) -> None:
         with self.prevent(Input.Changed, Choice.Changed):
             for name, text in texts.items():
-                widget = self.query_one(f"#field-{name}")
-                if isinstance(widget, (Input, Choice)):
-                    widget.value = text
+                self._field(name).value = text
         self._judge()
 
     def set_field(self, name: str, text: str) -> None:
         """Put a text into a field, as if it had been typed."""
-        widget = self.query_one(f"#field-{name}")
-        if isinstance(widget, (Input, Choice)):
-            widget.value = text
+        self._field(name).value = text
         self._judge()
+
+    def _take_preset(self, name: str) -> None:
+        """Fill the fields from a preset, or with what was left there when another one was chosen."""
+        texts = self.texts()
+        self._left[self._preset] = texts
+        self._preset = name
+        values = PRESETS[name].values if name in PRESETS else {}
+        filled = self._left.get(name) or schema.texts_of(values)
+        self._apply({**filled, **{field: texts[field] or filled[field] for field in CARRIED}})
+        self._name_directory()
 
     @property
     def directory(self) -> Path:
         """Where the run would go; the home directory's mark is kept for another machine's shell."""
         text = self.query_one("#form-directory", Input).value.strip()
-        return Path(text) if launcher.is_remote(self._prefix()) else Path(text).expanduser()
+        return Path(text) if launcher.is_remote(self.prefix) else Path(text).expanduser()
 
-    def _prefix(self) -> list[str]:
+    @property
+    def prefix(self) -> list[str]:
+        """The words before the command; none while they cannot be read."""
         try:
             return launcher.split_prefix(self.query_one("#form-prefix", Input).value)
         except UserError:
             return []
 
     def _name_directory(self) -> None:
-        """Propose a directory that is free, until somebody names one."""
-        if self._named:
+        """Propose a directory that is free, unless one was named by hand."""
+        field = self.query_one("#form-directory", Input)
+        if field.value not in ("", self._proposed):
             return
         base = self.query_one("#field-config", Choice).value or "run"
         number = 1
-        while (self.root / f"{base}-{number}").exists():
+        while (path := self.root / f"{base}-{number}").exists() or path in self._launched:
             number += 1
-        with self.prevent(Input.Changed):
-            self.query_one("#form-directory", Input).value = str(self.root / f"{base}-{number}")
+        self._proposed = field.value = str(path)
 
     # judging
 
@@ -195,23 +193,26 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
     def _typed(self, event: Input.Changed | Choice.Changed) -> None:
         event.stop()
         widget = event.choice if isinstance(event, Choice.Changed) else event.input
-        if widget.id == "form-preset" and isinstance(widget, Choice):
-            values = schema.PRESETS[widget.value][1] if widget.value in schema.PRESETS else {}
-            self._apply(schema.texts_of(values))
-            self._name_directory()
+        if widget.id == "form-preset":
+            self._take_preset(widget.value)
             self._hint_for(widget)
             return
         if widget.id == "form-file":
             return
-        if widget.id == "form-directory":
-            self._named = True
-        elif widget.id == "field-config":
+        if widget.id == "field-config":
             self._name_directory()
         self._judge()
 
-    def _judge(self) -> None:
-        """Judge all fields, mark the wrong ones, show the command; files are looked at a moment later."""
-        checked = schema.check(self.texts())
+    def _judge(self, *, again: bool = False) -> None:
+        """Judge all fields, mark the wrong ones, show the command; files are looked at a moment later. Where nothing
+        has changed nothing is done, unless `again`.
+        """
+        texts = self.texts()
+        others = [self.query_one(f"#form-{name}", Input).value for name in ("prefix", "directory")]
+        if (texts, others) == self._judged_texts and not again:
+            return
+        self._judged_texts = texts, others
+        checked = schema.check(texts)
         self.config, self.problems = checked.config, dict(checked.problems)
         try:
             prefix = launcher.split_prefix(self.query_one("#form-prefix", Input).value)
@@ -222,84 +223,95 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
         except UserError as error:
             self.problems["run"] = str(error)
             self.command = []
-        for name in self.fields:
-            self.query_one(f"#field-{name}").set_class(name in self.problems, "-wrong")
-        self.estimate = self.dataset = None
+        for name, field in self.fields.items():
+            widget, required = self._field(name), is_required(field, texts)
+            widget.set_class(name in self.problems, "-wrong")
+            if isinstance(widget, Input):
+                widget.placeholder = empty_text(field, texts)
+            else:
+                widget.blank = empty_text(field, texts)
+            label = widget.parent.query_one(Label) if widget.parent is not None else None
+            if label is not None and label.has_class("-required") != required:
+                label.set_class(required, "-required")
+                label.update(field.name.replace("_", " ") + (" *" if required else ""))
+        self._priced = self.config
+        if self.config is None and not texts["data_path"]:  # what it costs can be said before the data is named
+            self._priced = schema.check({**texts, "data_path": str(self.root)}).config
+        self.estimate = self.checks = None
+        self._number += 1  # what is found out of the texts of before counts no more
+        self._wanted = False
         self._show()
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_timer(SETTLE_SECONDS, self._reckon) if self.config is not None else None
+        self._timer = self.set_timer(SETTLE_SECONDS, self._look) if self._priced is not None else None
 
-    def _reckon(self) -> None:
-        config = self.config
+    def _look(self) -> None:
+        config = self._priced
         if config is None:
             return
-        self._number += 1
-        number, context = self._number, contextvars.copy_context()
-        remote = launcher.is_remote(self._prefix())
+        nameless = self.config is None
+        number = self._number
+        directory, prefix = self.directory, self.prefix
+        remote = launcher.is_remote(prefix)
 
-        def work() -> None:
+        def work(_: Job[Outcome]) -> Outcome:
             try:
                 if self._measured is None:
                     self._measured = measured_speeds(run.path for run in find_runs(self.root) if not run.is_log)
-                dataset = (
-                    DatasetReport(notes=["data on the other machine is not looked at"])
-                    if remote and config.dataset == "tokens"
-                    else check_dataset(config, shipped_tokenizer())
-                )
-                measured = [] if remote else self._measured
-                outcome = estimate(config, dataset.train_tokens, measured)
+                if nameless:
+                    checks = []
+                    outcome = estimate(config, None, self._measured, elsewhere=remote)
+                elif remote:
+                    checks = [Check("other machine", "note", "its data, PyTorch, disk and memory are not looked at")]
+                    synthetic = check_dataset(config).train_tokens if config.dataset == "synthetic" else None
+                    outcome = estimate(config, synthetic, elsewhere=True)
+                else:
+                    checks = preflight(config, directory, prefix=prefix)
+                    outcome = estimate(fitted(config), check_dataset(config).train_tokens, self._measured)
             except (UserError, OSError) as error:
-                dataset, outcome = DatasetReport(problems=[str(error)]), estimate(config)
-            self.post_message(messages.FormReckoned(number, outcome, dataset))
+                checks, outcome = [Check("data", "error", str(error))], estimate(config)
+            return outcome, checks
 
-        threading.Thread(target=lambda: context.run(work), name="form-reckon", daemon=True).start()
+        if self._looking is not None:
+            self._looking.stop()
+        self._looking = Job(self, work, functools.partial(self._looked, number), name="form-look").start()
 
-    @on(messages.FormReckoned)
-    def _reckoned(self, event: messages.FormReckoned) -> None:
-        event.stop()
-        if event.number == self._number and self.config is not None:
-            self.estimate, self.dataset = event.estimate, event.dataset
+    def _looked(self, number: int, outcome: Outcome) -> None:
+        if number == self._number and self._priced is not None:
+            self.estimate, self.checks = outcome
             self._show()
+            if self._wanted:
+                self.action_launch()
 
     @property
     def ready(self) -> bool:
-        """Whether a launch makes sense: everything valid and nothing against the data."""
-        return self.config is not None and not self.problems and self.dataset is not None and self.dataset.ok
+        """Whether a launch makes sense: everything valid and nothing against it."""
+        return self.config is not None and not self.problems and self.checks is not None and ready(self.checks)
 
     # showing
 
     def _show(self) -> None:
-        problems = self._problems()
-        wrong = self.query_one("#form-problems", Static)
-        wrong.display = bool(problems.plain)
-        wrong.update(problems)
-        self.query_one("#form-facts", Static).update(self._facts())
-        text = shlex.join(self.command) if self.command else "–"
-        self.query_one("#form-command", Static).update(
-            Content.assemble(("command\n", "$text-primary"), (display_safe(text, 4000), "$text"))
+        checks = self.checks or []
+        report = self.query_one(Report)
+        costs = cost_lines(self.estimate, max(30, report.size.width - 2)) if self.estimate is not None else []
+        waiting = "checking …" if self._priced is not None and self.checks is None else ""
+        command = Content.assemble(
+            ("command\n", "$text-primary"),
+            (display_safe(shlex.join(self.command), 4000) if self.command else "–", "$text"),
         )
+        parts = {
+            "problems": problem_lines(self.problems, checks),
+            "facts": Content("\n".join(costs) or waiting),
+            "checks": check_lines(checks),
+            "command": command,
+        }
+        for name, content in parts.items():
+            static = self.query_one(f"#form-{name}", Static)
+            static.display = bool(content.plain)
+            static.update(content)
         button = self.query_one("#form-launch", Button)
         button.disabled = not self.ready
-
-    def _problems(self) -> Content:
-        """What forbids the launch; it stands above the command, which may be long."""
-        said = [f"{name.replace('_', ' ') or 'settings'}: {problem}" for name, problem in self.problems.items()]
-        said += [f"data: {problem}" for problem in self.dataset.problems] if self.dataset is not None else []
-        return Content("\n").join(Content.styled(f"✗ {display_safe(text)}", "$text-error") for text in said)
-
-    def _facts(self) -> Content:
-        lines: list[tuple[str, str]] = []
-        if self.dataset is not None:
-            if self.dataset.train_tokens:
-                held = axes.amount(self.dataset.val_tokens)
-                train = axes.amount(self.dataset.train_tokens)
-                lines.append((f"✓ data: {train} tokens to train on, {held} held out\n", "$text-success"))
-            lines += [(f"  {note}\n", "$text 60%") for note in self.dataset.notes]
-        if self.estimate is not None:
-            lines += [(line + "\n", "$text") for line in estimate_lines(self.estimate)]
-        waiting = "" if self.config is None or self.dataset is not None else "reckoning …"
-        return Content.assemble(*lines) if lines else Content.styled(waiting, "$text 60%")
+        button.label = Content(f"Launch {launcher.place_text(self.prefix)}")
 
     def on_descendant_focus(self) -> None:
         """Explain the field that has the focus."""
@@ -312,12 +324,12 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
         hints = {
             "form-directory": "Where the run's files go; it must be free.",
             "form-prefix": "Put before the command: nice -n 10, torchrun …, ssh HOST.",
-            "form-report": "The command line and what it will cost; ↑/↓ scroll, Tab goes on.",
+            "form-report": "What follows from the fields; ↑/↓ scroll, Tab leaves.",
             "form-file": "A file of init-config, or a run whose settings to take; Enter reads it.",
         }
         text = hints.get(widget.id or "", "")
         if isinstance(widget, Choice) and widget.id == "form-preset":
-            text = schema.PRESETS[widget.value][0] if widget.value in schema.PRESETS else "the trainer's defaults"
+            text = PRESETS[widget.value].purpose if widget.value in PRESETS else "the trainer's defaults"
         if field is not None:
             bounds = f" ({field.bounds})" if field.bounds else ""
             default = f" Default: {field.default}." if field.default else ""
@@ -342,30 +354,47 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
         self.action_launch()
 
     def action_launch(self) -> None:
-        """Ask for the launch, or say what is still wrong."""
+        """Ask for the launch, or say what stands against it; while that is still looked for, a moment later."""
+        errors = [check for check in self.checks or () if check.state == "error"]
         if self.config is None or self.problems:
             name, problem = next(iter(self.problems.items()), ("", "the settings are not valid"))
-            self.app.notify(display_safe(f"{name}: {problem}", 400), severity="error", markup=False)
+            said = f"{name.replace('_', ' ')}: {problem}" if name else problem
+        elif errors:
+            said = f"{errors[0].name}: {errors[0].text}"
+        elif self._launching:
+            said = "a launch is under way"
+        elif self.checks is None:
+            self._wanted = True
             return
-        if self.dataset is not None and not self.dataset.ok:
-            self.app.notify(display_safe(self.dataset.problems[0], 400), severity="error", markup=False)
+        else:
+            self._wanted = False
+            self._launching = True
+            self._launch_texts = self._judged_texts
+            self.post_message(messages.LaunchWanted(self.config, self.directory, self.prefix))
             return
-        prefix = launcher.split_prefix(self.query_one("#form-prefix", Input).value)
-        self.post_message(messages.LaunchWanted(self.config, self.directory, prefix))
+        self.app.notify(display_safe(said, 400), severity="error", markup=False)
 
-    def launched(self) -> None:
-        """Propose another directory for the next run."""
-        self._named = False
-        self._measured = None
-        self._name_directory()
-        self._judge()
+    @property
+    def touched(self) -> bool:
+        """Whether something was typed since the launch: who types must not be taken to another tab."""
+        return self._judged_texts != self._launch_texts
+
+    def launched(self, directory: Path | None) -> None:
+        """A launch is over: `directory` is taken now and another one proposed; None: it was refused, all stays."""
+        self._launching = False
+        if directory is not None:
+            self._launched.add(directory)
+            self._measured = None
+            self.query_one("#form-directory", Input).value = ""
+            self._name_directory()
+        self._judge(again=True)
 
     def action_save(self) -> None:
-        """Save the settings as JSON beside the run's directory; a file that is there is replaced only when asked to."""
+        """Save the settings as TOML next to the run's directory; a file that is there is replaced only if so wished."""
         if self.config is None or not self.directory.name:
             self.action_launch()  # says what is wrong
             return
-        target = self.directory.with_name(f"{self.directory.name}.json")
+        target = self.directory.with_name(f"{self.directory.name}.toml")
         if not target.exists():
             self._save(target)
             return
@@ -375,7 +404,7 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
                 self._save(target)
 
         question = f"{display_safe(str(target), 300)} is there already. Replace it by these settings?"
-        self.app.push_screen(Confirm(question, "Replace it"), go)
+        self.app.push_screen(Confirm(question, yes="Replace it"), go)
 
     def _save(self, target: Path) -> None:
         if self.config is None:
@@ -385,24 +414,4 @@ Empty fields mean *decided by the preset*. **preset** fills the form; its *from 
         except (UserError, OSError) as error:
             self.app.notify(display_safe(str(error), 400), severity="error", markup=False)
             return
-        self.app.notify(display_safe(f"Saved as {target}; train with --config-file"), timeout=5, markup=False)
-
-
-def estimate_lines(outcome: Estimate) -> list[str]:
-    """What to expect, in a few lines."""
-    lines = [
-        f"{outcome.parameters:,} parameters, {outcome.ternary_parameters:,} ternary",
-        f"about {axes.size(outcome.memory_bytes)} of memory, {axes.size(outcome.checkpoint_bytes)} per checkpoint",
-    ]
-    steps = f"{outcome.total_steps:,} steps of {outcome.tokens_per_step:,} tokens" if outcome.total_steps else ""
-    if outcome.total_tokens:
-        steps += f", {axes.amount(outcome.total_tokens)} in all"
-    lines.append(steps or f"{outcome.tokens_per_step:,} tokens per step")
-    if outcome.tokens_per_second:
-        lines.append(f"about {axes.duration(outcome.seconds)} at {outcome.tokens_per_second:,.0f} tok/s")
-        lines.append(f"  ({display_safe(outcome.basis)})")
-    elif outcome.seconds:
-        lines.append(f"{axes.duration(outcome.seconds)}, as asked")
-    else:
-        lines.append(f"time: {outcome.basis}")
-    return lines
+        self.app.notify(display_safe(f"Saved as {target}; train with --config"), timeout=5, markup=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +10,7 @@ from textual.message import Message
 
 from nanochat_tui.runs.compare import RunFigures
 from nanochat_tui.runs.config import TrainConfig
-from nanochat_tui.runs.dataset_check import DatasetReport
 from nanochat_tui.runs.discovery import FoundRun
-from nanochat_tui.runs.estimate import Estimate
 from nanochat_tui.runs.watch import Snapshot
 from nanochat_tui.tui.train.panels import Panel
 
@@ -26,6 +24,13 @@ class RunsFound(Message):
     def can_replace(self, message: Message) -> bool:
         """Only the newest search counts."""
         return isinstance(message, RunsFound)
+
+
+@dataclass
+class RunEnded(Message):
+    """A run that lived when it was looked at last does not any more, or its heart has stopped."""
+
+    run: FoundRun
 
 
 @dataclass
@@ -64,15 +69,6 @@ class LaunchWanted(Message):
 
 
 @dataclass
-class FormReckoned(Message):
-    """What the configuration in the form would cost, and what is known of its data."""
-
-    number: int
-    estimate: Estimate
-    dataset: DatasetReport
-
-
-@dataclass
 class CheckpointChosen(Message):
     """Something should be done with a checkpoint: `talk` or `export`."""
 
@@ -104,13 +100,6 @@ class ScrubProgress(Message):
 
 @dataclass
 class ScrubEnded(Message):
-    """All checkpoints were asked, or somebody stopped it."""
+    """All checkpoints were asked, or were stopped."""
 
     number: int
-
-
-@dataclass
-class Done(Message):
-    """Something done in the background is over; `callback` shows its outcome."""
-
-    callback: Callable[[], None]

@@ -6,16 +6,17 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from nanochat_tui.errors import display_safe
 from nanochat_tui.runs.state import RunState
 from nanochat_tui.runs.watch import Snapshot
-from nanochat_tui.tui.train import axes
+from nanochat_tui.text import display_safe
+from nanochat_tui.tui import numbers
 
 COLOURS = {
     "running": "success",
     "starting": "primary",
     "stalled": "warning",
     "crashed": "error",
+    "killed": "warning",
     "failed": "error",
     "finished": "secondary",
     "stopped": "secondary",
@@ -26,8 +27,17 @@ COLOURS = {
 MOST_ALARMS = 3
 
 
-def _lines(snapshot: Snapshot | None) -> int:
-    return 1 if snapshot is None else 3 + min(MOST_ALARMS, len(snapshot.alarms))
+SILENT_SECONDS = 15.0
+"""Age of the last sign of life from which it is shown and no end is foretold; the trainer beats every ten seconds."""
+
+
+def silence(snapshot: Snapshot) -> float | None:
+    """Seconds without a heartbeat or a new row where they are worth a word; None while all is well."""
+    state = snapshot.state
+    age = state.heartbeat_age
+    if not state.alive or state.phase == "compiling" or age is None or age <= SILENT_SECONDS:
+        return None
+    return age
 
 
 def badge(state: RunState) -> Content:
@@ -51,10 +61,10 @@ def progress_line(snapshot: Snapshot, width: int) -> Content:
     share = state.step / state.total if known else 0.0
     steps = f"{state.step:,}/{state.total:,} {share:4.0%}" if known else f"step {state.step:,}"
     tokens = snapshot.series.last("tokens")
-    right = f"  ETA {axes.duration(snapshot.eta)}" if state.alive else ""
-    right += f"  {axes.duration(state.seconds)} trained"
+    right = f"  ETA {numbers.duration(snapshot.eta)}" if state.alive and silence(snapshot) is None else ""
+    right += f"  {numbers.duration(state.seconds)} trained"
     if tokens:
-        right += f"  {axes.amount(tokens)} tokens"
+        right += f"  {numbers.amount(tokens)} tokens"
     cells = max(0, min(60, width - len(steps) - len(right) - 3))
     line = f" {steps} "
     return Content.assemble(
@@ -75,7 +85,7 @@ def figures_line(snapshot: Snapshot, width: int) -> Content:
     for label, key in (("loss", "loss"), ("val", "val_loss"), ("bits/byte", "val_bits_per_byte")):
         number = series.last(key)
         if number is not None:
-            add(label, axes.short(number))
+            add(label, numbers.short(number))
     if snapshot.mfu is not None:
         add("MFU", f"{snapshot.mfu:.1%}")
     for gpu in snapshot.gpus:
@@ -83,7 +93,7 @@ def figures_line(snapshot: Snapshot, width: int) -> Content:
         heat = f" {gpu.celsius}°C" if gpu.celsius is not None else ""
         add("GPU", f"{gpu.utilisation}% {gpu.memory_used / 1e9:.1f}/{gpu.memory_total / 1e9:.0f} GB{watts}{heat}")
     if snapshot.memory:
-        add("memory", axes.size(snapshot.memory))
+        add("memory", numbers.size(snapshot.memory))
     environment = snapshot.config.get("environment")
     if isinstance(environment, dict):
         add("on", display_safe(str(environment.get("device_name", "")), 40))
@@ -105,14 +115,15 @@ def title_line(snapshot: Snapshot, width: int) -> Content:
         facts.append(display_safe(str(settings.get("config", "")), 20))
     parameters = snapshot.config.get("parameters")
     if isinstance(parameters, int):
-        facts.append(f"{axes.amount(parameters)} parameters")
+        facts.append(f"{numbers.amount(parameters)} parameters")
     if snapshot.is_log:
         facts.append("log of the original trainer")
     if state.alive and state.pid:
         facts.append(f"process {state.pid}" + ("" if state.local else f" on {display_safe(state.host, 40)}"))
-    if state.alive and state.heartbeat_age is not None and state.heartbeat_age > 30:
-        facts.append(f"heartbeat {axes.duration(state.heartbeat_age)} ago")
     content = badge(state) + Content.styled(f" {display_safe(snapshot.name, 60)}", "bold $text")
+    silent = silence(snapshot)
+    if silent is not None:
+        content += Content.styled(f" · no heartbeat for {numbers.duration(silent)}", "bold $text-warning")
     return (content + Content.styled("".join(f" · {fact}" for fact in facts), "$text 60%")).truncate(width)
 
 
@@ -124,11 +135,21 @@ class RunOverview(Widget):
     """
 
     snapshot: reactive[Snapshot | None] = reactive(None)
+    pending: reactive[str] = reactive("")
+    """What the run was asked for and has not done yet."""
+    _rows = 1
 
-    def watch_snapshot(self, before: Snapshot | None, now: Snapshot | None) -> None:
-        """Lay the screen out anew only when a line comes or goes, not at every look."""
-        if _lines(before) != _lines(now):
+    def watch_snapshot(self) -> None:
+        """Lay the screen out again only when a line comes or goes, not at every look."""
+        seen = self.snapshot
+        rows = 1 if seen is None else 3 + min(MOST_ALARMS, len(seen.alarms)) + bool(self.pending)
+        if rows != self._rows:
+            self._rows = rows
             self.refresh(layout=True)
+
+    def watch_pending(self) -> None:
+        """The same for what is pending."""
+        self.watch_snapshot()
 
     def render(self) -> Content:
         """Draw the lines."""
@@ -136,6 +157,8 @@ class RunOverview(Widget):
         if seen is None:
             return Content.styled(" No run is open: choose one under Runs, or start one under New run.", "$text 60%")
         lines = [title_line(seen, width), progress_line(seen, width), figures_line(seen, width)]
+        if self.pending:
+            lines.append(Content.styled(f" … {self.pending}", "bold $text-accent").truncate(width))
         for alarm in seen.alarms[:MOST_ALARMS]:
             colour = "error" if alarm.level == "error" else "warning"
             lines.append(Content.styled(f" ▲ {alarm.text}", f"bold $text-{colour}").truncate(width))

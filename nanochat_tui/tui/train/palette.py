@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from textual.widgets import TabPane
 
-from nanochat_tui.errors import display_safe
-from nanochat_tui.tui.train.chart import Chart
+from nanochat_tui.text import display_safe
+from nanochat_tui.tui.keys import key_names
 from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
 from nanochat_tui.tui.train.compare_view import CompareView
 from nanochat_tui.tui.train.dashboard import ORDER
-from nanochat_tui.tui.train.launch_form import LaunchForm
 from nanochat_tui.tui.train.panels import PANELS
+from nanochat_tui.tui.widgets.chart import Chart
 from nanochat_tui.tui.widgets.palette import key_commands
 
 if TYPE_CHECKING:
@@ -25,14 +25,19 @@ Offers = Iterator[tuple[str, str, Callable[[], object]]]
 
 def commands(screen: TrainScreen) -> Offers:
     """Yield title, help and callback of everything that makes sense now."""
-    yield "Open a run", "A run directory anywhere, or a trainer's log (a)", screen.action_attach
-    yield "New run", "Fill in the form and start a trainer (n)", partial(screen.action_tab, "new")
+    keys = key_names(screen)
+    text = keys("A run directory anywhere, or a trainer's log ({train.attach|a})")
+    yield "Open a run", text, screen.action_attach
+    text = keys("Fill in the form and start a trainer ({train.new|n})")
+    yield "New run", text, partial(screen.action_tab, "new")
     yield from _steering(screen)
-    yield "Search for runs", "Look again for runs and at the open one (r)", screen.action_refresh
+    text = keys("Look again for runs and at the open one ({train.refresh|r})")
+    yield "Search for runs", text, screen.action_refresh
+    text = keys("Go to this tab ({train.back|Alt+←}/{train.next|Alt+→})")
     for pane in screen.query(TabPane):
         if pane.id and pane.id != screen.tabs.active:
             title = f"Train: {'new run' if pane.id == 'new' else pane.id}"
-            yield title, "Go to this tab (Alt+←/→)", partial(screen.action_tab, pane.id)
+            yield title, text, partial(screen.action_tab, pane.id)
     yield from _view(screen)
 
 
@@ -41,24 +46,34 @@ def _steering(screen: TrainScreen) -> Offers:
     if screen.seen is None:
         return
     name = display_safe(screen.seen.name, 40)
-    offers: tuple[tuple[str, str, str, Callable[[], object]], ...] = (
-        ("checkpoint", "Checkpoint now", f"Ask {name} for a checkpoint (c)", screen.action_checkpoint),
-        ("stop", "Stop the run safely", f"{name} writes a checkpoint and ends (s)", screen.action_stop),
-        ("kill", "Kill the run", f"{name}, at once; asked twice (K)", screen.action_kill),
+    keys = key_names(screen)
+    talk, export = _newest(screen, "talk"), _newest(screen, "export")
+    offers: tuple[tuple[str, str, str, str, Callable[[], object]], ...] = (
+        (
+            "checkpoint",
+            "Checkpoint now",
+            f"Ask {name} for a checkpoint",
+            "{train.checkpoint|c}",
+            screen.action_checkpoint,
+        ),
+        ("stop", "Stop the run safely", f"{name} writes a checkpoint and ends", "{train.stop|s}", screen.action_stop),
+        ("kill", "Kill the run", f"{name}, at once; asked twice", "{train.kill|K}", screen.action_kill),
         (
             "resume",
             "Resume the run",
-            f"{name}, from a checkpoint, perhaps for longer (R)",
+            f"{name}, from a checkpoint, perhaps for longer",
+            "{train.resume|R}",
             screen.action_resume,
         ),
-        ("newest", "Talk to the newest checkpoint", f"Of {name}, while it goes on (t)", _newest(screen, "talk")),
-        ("newest", "Export the newest checkpoint", f"Of {name}, to a GGUF, verified (e)", _newest(screen, "export")),
+        ("newest", "Talk to the newest checkpoint", f"Of {name}, while it trains", "{train.talk|t}", talk),
+        ("newest", "Export the newest checkpoint", f"Of {name}, to a GGUF, verified", "{train.export|e}", export),
     )
-    for action, title, text, callback in offers:
+    for action, title, text, key, callback in offers:
         if screen.can(action):
-            yield title, text, callback
+            yield title, f"{text} ({keys(key)})", callback
     if screen.seen.checkpoints and screen.tabs.active != "checkpoints":
-        yield "Let every checkpoint write", f"Those of {name}, from one prompt, to leaf through (g)", _scrub(screen)
+        text = f"Those of {name}, from one prompt, to leaf through ({keys('{checkpoints.scrub|g}')})"
+        yield "Let every checkpoint write", text, _scrub(screen)
 
 
 def _scrub(screen: TrainScreen) -> Callable[[], object]:
@@ -75,7 +90,7 @@ def _newest(screen: TrainScreen, what: str) -> Callable[[], object]:
 
 def _view(screen: TrainScreen) -> Offers:
     """The keys of the tab that is looked at; the panels of the dashboard from every tab."""
-    dashboard, tab = screen.dashboard, screen.tabs.active
+    dashboard, tab, keys = screen.dashboard, screen.tabs.active, key_names(screen)
     if screen.seen is not None:
         for number, name in enumerate(ORDER, 1):
 
@@ -83,7 +98,11 @@ def _view(screen: TrainScreen) -> Offers:
                 screen.action_tab("dashboard")
                 dashboard.action_panel(name)
 
-            yield f"Dashboard: {PANELS.get(name, name)}", f"Go to this panel ({number})", go
+            yield (
+                f"Dashboard: {PANELS.get(name, name)}",
+                f"Go to this panel ({keys.of(f'dashboard.{name}', str(number))})",
+                go,
+            )
     if tab == "runs":
         yield from key_commands(screen.runs, "Runs")
     elif tab == "dashboard":
@@ -97,5 +116,7 @@ def _view(screen: TrainScreen) -> Offers:
         yield from key_commands(compare, "Compare")
         yield from key_commands(compare.query_one(Chart), "Chart")
     elif tab == "new":
-        for form in screen.query(LaunchForm):
-            yield from key_commands(form, "New run")
+        text = keys("As the form's command line says ({form.launch|Ctrl+L})")
+        yield "New run: Launch", text, partial(screen.action_form, "launch")
+        text = keys("As TOML, for --config ({form.save|Ctrl+S})")
+        yield "New run: Save", text, partial(screen.action_form, "save")

@@ -8,7 +8,7 @@ import numpy as np
 
 from nanochat_tui.runs.compare import RunFigures, smooth
 from nanochat_tui.runs.metrics import Series
-from nanochat_tui.tui.train.raster import Curve
+from nanochat_tui.tui.widgets.raster import Curve
 
 PALETTE = ("primary", "secondary", "accent", "success", "warning", "error")
 """Theme colours of several curves, in turn."""
@@ -37,7 +37,7 @@ PANELS: dict[str, str] = {
 
 
 def make_panels(series: Series, mhc_value: str = "alpha") -> dict[str, Panel]:
-    """Curves of every chart. `mhc_value` is alpha, p or q; of p and q the share of the first stream is shown."""
+    """Curves of every chart. `mhc_value` is a key of the mHC records; of p and q the first stream's share is shown."""
     losses = _losses(series)
     return {
         "loss": Panel(losses),
@@ -83,8 +83,8 @@ def _mhc(series: Series, value: str) -> tuple[Curve, ...]:
     records = max((len(r) for r in series.mhc.values()), default=0)
     curves = []
     for record in range(records):
-        x, y = series.mhc_curve(value, record, None if value == "alpha" else 0)
-        if value != "alpha":
+        x, y = series.mhc_curve(value, record, 0 if value in ("p", "q") else None)
+        if value in ("p", "q"):
             other = series.mhc_curve(value, record, 1)[1]
             if len(other) == len(y):
                 y = y / np.maximum(y + other, 1e-9)

@@ -6,21 +6,24 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
+from textual.coordinate import Coordinate
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import DataTable, Static
 
-from nanochat_tui.chat.printable import counted
-from nanochat_tui.errors import display_safe
 from nanochat_tui.runs.discovery import FoundRun
-from nanochat_tui.tui.train import axes
+from nanochat_tui.text import counted, display_safe
+from nanochat_tui.tui import numbers
+from nanochat_tui.tui.keys import key_names
 from nanochat_tui.tui.train.overview import COLOURS
 
 COLUMNS = (("", 1), ("run", 20), ("state", 8), ("step", 9), ("of", 9), ("trained", 7), ("written", 11))
-"""Headings and widths: fixed, because the table would measure every cell anew at each search."""
+"""Headings and widths: fixed, because the table would measure every cell again at each search."""
+AGE_SECONDS = 5.0
 
 
 class RunList(Widget):
@@ -34,9 +37,10 @@ class RunList(Widget):
 
     HELP = """\
 ## Runs
-Every run directory below the folder, and logs of the original trainer. **Enter** opens one, **Space** marks it for the
-Compare tab, **a** opens a run somewhere else, **r** searches again. A run is *crashed* when its process is gone without
-a word, or, on another machine, when its heartbeat has stopped; *stalled* when the process lives but beats no more.
+Every run directory below the folder, and logs of the original trainer. **Enter** opens one, **{train.mark|Space}**
+marks it for the Compare tab, **{train.attach|a}** opens a run somewhere else, **{train.refresh|r}** searches again. A
+run is *crashed* when its process is gone without a word, or, on another machine, when its heartbeat has stopped;
+*killed* when K ended it; *stalled* when the process lives but beats no more.
 """
 
     class Opened(Message):
@@ -57,8 +61,6 @@ a word, or, on another machine, when its heartbeat has stopped; *stalled* when t
         super().__init__(id=id)
         self.root = root
         self.runs: list[FoundRun] = []
-        self.extra: list[FoundRun] = []
-        """Runs opened by hand, outside the folder."""
         self.marked: dict[Path, str] = {}
 
     def compose(self) -> ComposeResult:
@@ -80,43 +82,64 @@ a word, or, on another machine, when its heartbeat has stopped; *stalled* when t
         self._fill()
 
     def add(self, run: FoundRun) -> None:
-        """Add a run that lies outside the folder."""
-        self.extra = [r for r in self.extra if r.path != run.path] + [run]
-        self._fill()
+        """Show a run that may lie outside the folder at once, before the next search."""
+        if run.path.resolve() not in {known.path.resolve() for known in self.runs}:
+            self.show([*self.runs, run])
 
-    def _all(self) -> list[FoundRun]:
-        known = {run.path.resolve() for run in self.runs}
-        return [*self.runs, *(run for run in self.extra if run.path.resolve() not in known)]
+    def on_mount(self) -> None:
+        """Let the ages grow while nothing else changes."""
+        self.set_interval(AGE_SECONDS, self._age)
+
+    def _age(self) -> None:
+        table = self.table
+        for run in self.runs if self.is_on_screen else ():
+            key = str(run.path)
+            age = self._written(run)
+            if key in table.rows and table.get_row(key)[-1] != age:
+                table.update_cell_at(Coordinate(table.get_row_index(key), len(COLUMNS) - 1), age)
+
+    @staticmethod
+    def _written(run: FoundRun) -> Content:
+        age = f"{numbers.duration(max(0.0, time.time() - run.changed))} ago"
+        return Content(f"{age:>11}")
 
     def _fill(self) -> None:
-        table, runs = self.table, self._all()
+        table, runs = self.table, self.runs
         selected = self.selected
         table.clear()
         for run in runs:
             table.add_row(*self._cells(run), key=str(run.path))
         if selected is not None and str(selected.path) in table.rows:
             table.move_cursor(row=table.get_row_index(str(selected.path)))
-        note = (
-            f"{counted(len(runs), 'run')} below {self.root}"
-            if runs
-            else f"no runs below {self.root}; a opens one elsewhere"
-        )
+        self._note()
+
+    @on(DataTable.RowHighlighted)
+    def _note(self) -> None:
+        """Say where the runs lie; of one that was opened elsewhere, where it does."""
+        run, inside = self.selected, sum(1 for run in self.runs if self._is_inside(run))
+        note = f"{counted(inside, 'run')} below {self.root}" if inside else f"no runs below {self.root}"
+        if run is not None and not self._is_inside(run):
+            note = f"{run.name} lies in {run.path.absolute().parent}"
+        elif not self.runs:
+            note += key_names(self)("; {train.attach|a} opens one elsewhere")
         self.query_one("#runs-note", Static).update(display_safe(note))
+
+    def _is_inside(self, run: FoundRun) -> bool:
+        return run.path == self.root or run.path.is_relative_to(self.root)
 
     def _cells(self, run: FoundRun) -> tuple[Content, ...]:
         state = run.state
         word = "log" if run.is_log else state.life
         done = f"{state.step:,}" if state.step else "–"
         total = f"{state.total:,}" if 0 < state.total < 10**9 else "–"
-        age = f"{axes.duration(max(0.0, time.time() - run.changed))} ago"
         return (
             Content("●" if run.path in self.marked else " "),
-            Content(display_safe(run.name, 48)),
+            Content(display_safe(run.name if self._is_inside(run) else f"…/{run.path.parent.name}/{run.name}", 48)),
             Content.styled(word, f"${COLOURS[state.life]}"),
             Content(f"{done:>9}"),
             Content(f"{total:>9}"),
-            Content(f"{axes.duration(state.seconds) if state.seconds else '–':>7}"),
-            Content(f"{age:>11}"),
+            Content(f"{numbers.duration(state.seconds) if state.seconds else '–':>7}"),
+            self._written(run),
         )
 
     @property
@@ -126,7 +149,7 @@ a word, or, on another machine, when its heartbeat has stopped; *stalled* when t
         if not table.row_count:
             return None
         key = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
-        return next((run for run in self._all() if str(run.path) == key), None)
+        return next((run for run in self.runs if str(run.path) == key), None)
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Open the run under the cursor."""

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.screen import Screen
 from textual.widgets import TabbedContent, TabPane
 
-from nanochat_tui.errors import UserError, display_safe
-from nanochat_tui.runs import launcher, signals
+from nanochat_tui.errors import UserError
+from nanochat_tui.paths import RUNS_VARIABLE
 from nanochat_tui.runs.discovery import open_run
-from nanochat_tui.runs.watch import Snapshot
-from nanochat_tui.tui.messages import ChatWith
+from nanochat_tui.text import counted, display_safe
+from nanochat_tui.tui.keys import key_names
+from nanochat_tui.tui.messages import ChatWith, ModeNews
 from nanochat_tui.tui.train import messages
 from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
 from nanochat_tui.tui.train.compare_view import CompareView
 from nanochat_tui.tui.train.dashboard import Dashboard
-from nanochat_tui.tui.train.dialogs import Ask, Confirm
-from nanochat_tui.tui.train.jobs import Exports, in_thread, run_tokenizer, start_export, talk_problem
+from nanochat_tui.tui.train.jobs import Exports, run_tokenizer, shared_threads, start_export, talk_problem
 from nanochat_tui.tui.train.launch_form import LaunchForm
 from nanochat_tui.tui.train.palette import commands
 from nanochat_tui.tui.train.run_list import RunList
+from nanochat_tui.tui.train.steering import Steering
 from nanochat_tui.tui.train.watcher import Watcher
+from nanochat_tui.tui.widgets.dialogs import Ask, Field
 from nanochat_tui.tui.widgets.key_line import KeyLine
+from nanochat_tui.tui.widgets.tabs import PaneTabs
 
 STEERING = frozenset({"checkpoint", "stop", "kill", "resume", "newest"})
 """Actions that change the open run, or use what it saved."""
-RUNS_VARIABLE = "NANOCHAT_RUNS"
-"""Folder of runs when none is given; otherwise ./runs, or where the application was started."""
 
 
 def default_root() -> Path:
-    """The folder in which runs are looked for when nobody named one."""
+    """The folder in which runs are looked for when none is named."""
     named = os.environ.get(RUNS_VARIABLE)
     if named:
         return Path(named).expanduser()
@@ -46,7 +45,7 @@ def default_root() -> Path:
     return runs if runs.is_dir() else Path.cwd()
 
 
-class TrainScreen(Screen[None]):
+class TrainScreen(Steering):
     """Find runs, watch one, steer it. `root` is a folder of runs, a run directory, or a trainer's log."""
 
     CSS_PATH = "train.tcss"
@@ -57,9 +56,9 @@ class TrainScreen(Screen[None]):
     HELP = """\
 ## Train
 **Runs** lists what was found, **Dashboard** shows the open run, **Checkpoints** talks to what it saved, **Compare**
-overlays the marked runs, **New run** starts one. **Alt+←/→** or Ctrl+Page up/down go from tab to tab. A run is a
-process of its own: it goes on when this application ends. The keys that steer it work where it is on show, in its
-Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
+overlays the marked runs, **New run** starts one. **{train.back|Alt+←}/{train.next|Alt+→}** or Ctrl+Page up/down go from
+tab to tab. A run is a process of its own: it continues when this application ends. The keys that steer it work where it
+is on show, in its Dashboard and Checkpoints; the palette ({app.palette|Ctrl+P}) steers it from everywhere.
 """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -74,22 +73,25 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
         Binding("a", "attach", "Open", id="train.attach"),
         Binding("n", "tab('new')", "New", id="train.new"),
         Binding("r", "refresh", "Refresh", show=False, id="train.refresh"),
+        # of the form, and here, so that they work wherever in its tab the focus is
+        Binding("ctrl+l", "form('launch')", "Launch", id="form.launch"),
+        Binding("ctrl+s", "form('save')", "Save", id="form.save"),
+        Binding("escape", "form('leave')", "Leave", show=False, id="form.leave"),
     ]
 
     def __init__(self, root: Path | None = None) -> None:
         super().__init__()
         self.given = root
         self.root = root if root is not None and root.is_dir() else default_root()
-        self.seen: Snapshot | None = None
-        self.opened: Path | None = None
         self.watcher = Watcher(self.root, self.post_message)
         self.exports = Exports()
         self._first_search = True
+        self._before_form = "runs"
         self._working: set[str] = set()
 
     def compose(self) -> ComposeResult:
         """Tabs over the keys."""
-        with TabbedContent(initial="runs", id="tabs"):
+        with PaneTabs(initial="runs", id="tabs"):
             with TabPane("Runs", id="runs"):
                 yield RunList(self.root)
             with TabPane("Dashboard", id="dashboard"):
@@ -103,6 +105,8 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
 
     def on_mount(self) -> None:
         """Begin to look."""
+        self.app.mode_change_signal.subscribe(self, lambda mode: self._shown_or_not())
+        self.query_one(CheckpointsView).threads = lambda: shared_threads(self.runs.runs)
         self.watcher.start()
         if self.given is not None and self.given.is_file():
             self.open_path(self.given)
@@ -112,13 +116,20 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
         self.watcher.close()
         self.exports.close()
 
+    def _shown_or_not(self) -> None:
+        """Read all there is while the mode is on show, be it behind a question; else only whether runs have ended."""
+        away = self not in self.app.screen_stack
+        self.watcher.pause(away)
+        if not away:
+            self.app.post_message(ModeNews("train", ""))
+
     def on_screen_suspend(self) -> None:
-        """Another mode is on show: read nothing."""
-        self.watcher.pause(True)
+        """Another mode or a question is on show."""
+        self._shown_or_not()
 
     def on_screen_resume(self) -> None:
         """Look again."""
-        self.watcher.pause(False)
+        self._shown_or_not()
 
     # parts
 
@@ -154,13 +165,35 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
             return
         before = self.seen
         self.seen = event.snapshot
-        self.dashboard.show(event.snapshot, event.panels)
+        self.dashboard.show(event.snapshot, event.panels, self.follow_request(event.snapshot))
         self.query_one(CheckpointsView).show(event.snapshot)
         changed = before is not None and before.state.life != event.snapshot.state.life
         if before is None or changed or len(before.checkpoints) != len(event.snapshot.checkpoints):
             self.refresh_bindings()
         if changed:
             self.watcher.search()
+
+    @on(messages.RunEnded)
+    def _ended(self, event: messages.RunEnded) -> None:
+        """A run of hours has ended: said wherever one is, and on the mode's key until the mode is visited."""
+        run, state = event.run, event.run.state
+        how = f"{run.name} {state.life} at step {state.step:,}"
+        bad = state.life in ("crashed", "failed", "stalled")
+        if bad:
+            advice = (
+                "its process lives and does nothing"
+                if state.life == "stalled"
+                else key_names(self)("resume it ({app.train|F4}, {train.resume|R})")
+            )
+            text = f"{how}: {state.error}" if state.error else f"{how}; {advice}."
+            self.notify(display_safe(text, 600), severity="error", markup=False, timeout=15)
+        elif self not in self.app.screen_stack:
+            self.notify(display_safe(f"{how}.", 600), markup=False, timeout=15)
+        else:
+            return  # it stands on the screen
+        self.app.bell()
+        if self not in self.app.screen_stack:
+            self.app.post_message(ModeNews("train", "✗" if bad else "✓"))
 
     @on(messages.RunsCompared)
     def _compared(self, event: messages.RunsCompared) -> None:
@@ -178,6 +211,8 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
     async def _tab_shown(self, event: TabbedContent.TabActivated) -> None:
         """Put the focus where a tab is used; the form, with its many fields, is made at the first visit."""
         name = event.pane.id
+        if name != "new":
+            self._before_form = name or "runs"
         if name == "new":
             if not self.query(LaunchForm):
                 await event.pane.mount(LaunchForm(self.root))
@@ -206,6 +241,7 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
             self.complain(error)
             return
         self.runs.add(run)
+        self.watcher.add(run)
         self._show_run(run.path, run.name)
 
     def _show_run(self, path: Path, name: str) -> None:
@@ -221,14 +257,6 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
     @on(Dashboard.MhcWanted)
     def _mhc_wanted(self, event: Dashboard.MhcWanted) -> None:
         self.watcher.show_mhc(event.value)
-
-    def complain(self, error: Exception | str) -> None:
-        """Say what went wrong."""
-        self.notify(display_safe(str(error), 600), severity="error", markup=False, timeout=8)
-
-    def say(self, text: str) -> None:
-        """Say what was done."""
-        self.notify(display_safe(text, 600), markup=False, timeout=4)
 
     # actions
 
@@ -247,6 +275,8 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
         """Let keys steer the open run only where it is on show: in the list another one may be under the cursor, and
         in the form a letter that misses its field must not end a training.
         """
+        if action == "form":
+            return self.is_mounted and self.tabs.active == "new"
         if action in STEERING:
             tab = self.tabs.active if self.is_mounted else "runs"
             if tab not in ("dashboard", "checkpoints"):
@@ -263,6 +293,16 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
         names = [pane.id or "" for pane in self.query(TabPane)]
         self.tabs.active = names[(names.index(self.tabs.active) + by) % len(names)]
 
+    def action_form(self, what: str) -> None:
+        """Launch or save what the form holds, or leave it as it is."""
+        for form in self.query(LaunchForm):
+            if what == "launch":
+                form.action_launch()
+            elif what == "save":
+                form.action_save()
+            else:
+                self.tabs.active = self._before_form
+
     def action_refresh(self) -> None:
         """Search again and look again."""
         self.watcher.search()
@@ -278,120 +318,10 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
                 self.open_path(Path(values[0]).expanduser())
 
         title = "Open a run directory, or a log of the original trainer"
-        self.app.push_screen(Ask(title, [("path", str(self.root) + os.sep)], check, button="Open"), go)
-
-    def action_checkpoint(self) -> None:
-        """Ask the run for a checkpoint."""
-        if self.opened is not None:
-            told = "Asked for a checkpoint; it comes at the next step."
-            self._command(signals.request_checkpoint, told, self.opened)
-
-    def action_stop(self) -> None:
-        """Ask whether the run should write a checkpoint and end, then ask it to."""
-        seen, path = self.seen, self.opened
-        if seen is None or path is None:
-            return
-
-        def go(wanted: bool | None) -> None:
-            if wanted:
-                self._command(signals.request_stop, "Asked to stop; it writes a checkpoint first.", path)
-
-        question = f"Stop {display_safe(seen.name)} at step {seen.state.step:,}? It writes a checkpoint and ends."
-        self.app.push_screen(Confirm(question, "Stop it", "No, let it run"), go)
-
-    def _command(self, send: Callable[[Path], int], done: str, path: Path) -> None:
-        self._in_background(lambda: send(path), lambda _: self.say(done))
-        self.watcher.expect_life(15.0)
-
-    def _in_background(self, work: Callable[[], object], done: Callable[[Any], None]) -> None:
-        """Do what may wait for a disk in a thread the application need not wait for; `done` gets its result here."""
-
-        def run() -> None:
-            try:
-                outcome: object = work()
-            except (UserError, OSError) as error:
-                self.post_message(messages.Done(functools.partial(self.complain, error)))
-            else:
-                self.post_message(messages.Done(functools.partial(done, outcome)))
-
-        in_thread("train-action", run)
-
-    @on(messages.Done)
-    def _done(self, event: messages.Done) -> None:
-        event.callback()
-
-    @work
-    async def action_kill(self) -> None:
-        """Kill the trainer, after asking twice."""
-        seen, path = self.seen, self.opened
-        if seen is None or path is None:
-            return
-        try:
-            process = signals.find_process(path)
-        except UserError as error:
-            self.complain(error)
-            return
-        last = max((c.step for c in seen.checkpoints), default=0)
-        lost = f"everything since step {last:,} is lost" if last else "there is no checkpoint: everything is lost"
-        first = Confirm(
-            f"Kill the trainer of {display_safe(seen.name)}? It is at step {seen.state.step:,}; {lost}. "
-            "To stop safely, press s instead.",
-            "Kill it",
-        )
-        if not await self.app.push_screen_wait(first):
-            return
-        second = Confirm(f"Really kill process {process.pid} now, without a checkpoint?", f"Kill {process.pid}")
-        if not await self.app.push_screen_wait(second):
-            return
-        self._in_background(lambda: signals.kill(path), self._killed)
-
-    def _killed(self, pid: int) -> None:
-        self.say(f"Killed process {pid}.")
-        self.watcher.search()
-
-    def action_resume(self) -> None:
-        """Continue the open run from its last checkpoint, or another one."""
-        seen = self.seen
-        if seen is None or not seen.checkpoints:
-            return
-        last = max(seen.checkpoints, key=lambda c: (c.step, c.modified)).path
-
-        def check(values: list[str]) -> None:
-            if not (Path(values[0]) / "state.json").is_file():
-                raise UserError("that is not a checkpoint: it has no state.json")
-            if values[1] and not (values[1].replace("_", "").isdigit() and int(values[1]) > 0):
-                raise UserError("the steps must be a whole number, or empty to keep the length")
-            launcher.split_prefix(values[2])
-
-        def go(values: list[str] | None) -> None:
-            if values is None:
-                return
-            steps = int(values[1]) if values[1] else None
-            self._start(
-                functools.partial(launcher.resume, Path(values[0]), launcher.split_prefix(values[2]), steps=steps)
-            )
-
-        fields = [("checkpoint", str(last)), ("steps in all (empty: as before)", ""), ("command prefix", "")]
-        self.app.push_screen(Ask(f"Resume {seen.name}", fields, check, button="Resume"), go)
-
-    def _start(self, begin: Callable[[], launcher.Launched]) -> None:
-        self._in_background(begin, self._started)
-
-    def _started(self, launched: launcher.Launched) -> None:
-        self.say(f"Started process {launched.pid}; it goes on when this application ends.")
-        for form in self.query(LaunchForm):
-            form.launched()
-        if launched.directory.is_dir():
-            self.open_path(launched.directory)
-        else:
-            self.say(f"Its directory is on the other machine: mount it to watch. ssh's words: {launched.console}")
-        self.watcher.expect_life()
+        fields = [Field(str(self.root) + os.sep, "path")]
+        self.app.push_screen(Ask(title, fields, check=check, button="Open"), go)
 
     # the form and the checkpoints
-
-    @on(messages.LaunchWanted)
-    def _launch(self, event: messages.LaunchWanted) -> None:
-        self._start(functools.partial(launcher.launch, event.config, event.prefix, event.directory))
 
     @on(messages.CheckpointChosen)
     def _checkpoint_chosen(self, event: messages.CheckpointChosen) -> None:
@@ -430,9 +360,8 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
                 start_export(self.exports, checkpoint, target, tokenizer, f"export {target}", self.post_message)
 
         proposal = checkpoint.parent / f"{checkpoint.parent.name}-{checkpoint.name}.gguf"
-        self.app.push_screen(
-            Ask(f"Export {checkpoint.name}", [("GGUF file", str(proposal))], check, button="Export"), go
-        )
+        fields = [Field(str(proposal), "GGUF file")]
+        self.app.push_screen(Ask(f"Export {checkpoint.name}", fields, check=check, button="Export"), go)
 
     @on(messages.JobEnded)
     def _job_ended(self, event: messages.JobEnded) -> None:
@@ -441,7 +370,14 @@ Dashboard and Checkpoints; the palette (Ctrl+P) steers it from everywhere.
             self.complain(event.error or "the export failed")
         elif event.job.startswith("talk"):
             # the file holds its mHC records itself, so there is no sidecar to name
-            self.app.post_message(ChatWith(event.gguf, None))
+            threads = shared_threads(self.runs.runs)
+            note = (
+                f"A run computes on this machine, so this chat takes {counted(threads, 'thread')} only; "
+                "opened again when no run is alive, it takes as many as usual."
+                if threads is not None
+                else ""
+            )
+            self.app.post_message(ChatWith(event.gguf, None, threads, note))
         else:
             self.notify("\n".join(map(display_safe, event.report)), title="Exported", markup=False, timeout=12)
 

@@ -1,81 +1,138 @@
-"""Small questions over the screen: a line of text, a yes or no, one of several."""
+"""Small questions over the screen: one or more lines of text, a yes or no, one of several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import Button, Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
-from nanochat_tui.chat.printable import printable
+from nanochat_tui.errors import UserError
+from nanochat_tui.text import printable
 
 _CSS = """
 {name} {{ align: center middle; background: $background 60%; }}
 {name} > Vertical {{
-    width: 72; max-width: 96%; height: auto; max-height: 90%;
+    width: {width}; max-width: 96%; height: auto; max-height: 90%;
     border: round $primary; border-title-color: $text-primary; background: $surface; padding: 0 1;
 }}
 {name} .explanation {{ color: $text-muted; height: auto; max-height: 12; }}
+{name} .buttons {{ height: auto; margin: 1 0 0 0; align: right middle; }}
+{name} Button {{ margin: 0 0 0 2; }}
+{name} .field {{ height: 1; }}
+{name} .field Label {{ width: 16; color: $text-muted; }}
+{name} .field Input {{ width: 1fr; background: $surface-lighten-1; }}
+{name} .problem {{ color: $text-error; height: auto; }}
 {name} OptionList {{ height: auto; max-height: 20; border: none; background: $surface; padding: 0; }}
 """
 
 
-class Ask(ModalScreen[str | None]):
-    """Asks for one line; the answer is None if Esc was pressed."""
+def _text(text: str, kind: str) -> Static:
+    return Static(Content(printable(text)), classes=kind, markup=False)
 
-    DEFAULT_CSS = _CSS.format(name="Ask")
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One line that is asked for. `empty` is shown while it holds nothing; a single field needs no `label`."""
+
+    value: str = ""
+    label: str = ""
+    empty: str = ""
+
+
+class Ask(ModalScreen[list[str] | None]):
+    """Asks for lines of text; the answers come without the blanks around them, None if Esc was pressed.
+
+    `check` raises `UserError` for answers that will not do, which stay to be corrected.
+    """
+
+    DEFAULT_CSS = _CSS.format(name="Ask", width=100)
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back", priority=True)]
 
-    def __init__(self, title: str, value: str = "", explanation: str = "", *, password: bool = False) -> None:
+    def __init__(
+        self,
+        title: str,
+        fields: Sequence[Field] = (Field(),),
+        explanation: str = "",
+        *,
+        check: Callable[[list[str]], object] | None = None,
+        button: str = "OK",
+    ) -> None:
         super().__init__()
-        self._title, self._value, self._explanation, self._password = title, value, explanation, password
+        self._title, self._fields, self._explanation = title, fields, explanation
+        self._check, self._button = check, button
 
     def compose(self) -> ComposeResult:
-        """Lay out a line with a title."""
+        """Lay out the lines under what they are for, a place for what is wrong, a button."""
         with Vertical() as box:
-            box.border_title = Content(self._title)
+            box.border_title = Content(printable(self._title))
             box.border_subtitle = Content("Enter takes it · Esc leaves")
             if self._explanation:
-                yield Static(Content(printable(self._explanation)), classes="explanation", markup=False)
-            yield Input(self._value, password=self._password)
+                yield _text(self._explanation, "explanation")
+            for field in self._fields:
+                with Horizontal(classes="field"):
+                    if field.label:
+                        yield Label(Content(printable(field.label)))
+                    yield Input(field.value, placeholder=field.empty, compact=True)
+            yield Static("", classes="problem", markup=False)
+            with Horizontal(classes="buttons"):
+                yield Button(self._button, id="ok", variant="primary")
 
     @on(Input.Submitted)
-    def _answered(self, event: Input.Submitted) -> None:
-        self.dismiss(event.value)
+    @on(Button.Pressed)
+    def _answered(self) -> None:
+        values = [field.value.strip() for field in self.query(Input)]
+        try:
+            if self._check is not None:
+                self._check(values)
+        except UserError as error:
+            self.query_one(".problem", Static).update(Content(printable(str(error))))
+            return
+        self.dismiss(values)
 
 
 class Confirm(ModalScreen[bool]):
-    """Asks before something that cannot be undone. Enter alone means no."""
+    """Asks before something that cannot be undone. The harmless answer has the focus, so that Enter alone means no."""
 
-    DEFAULT_CSS = _CSS.format(name="Confirm")
+    DEFAULT_CSS = _CSS.format(name="Confirm", width=84)
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,n,enter", "dismiss(False)", "No", priority=True),
+        Binding("escape,n", "dismiss(False)", "No", priority=True),
         Binding("y", "dismiss(True)", "Yes", priority=True),
+        Binding("left,right", "app.focus_next", "Other answer", show=False),
     ]
 
-    def __init__(self, title: str, explanation: str) -> None:
+    def __init__(self, question: str, explanation: str = "", *, yes: str = "Yes", no: str = "No") -> None:
         super().__init__()
-        self._title, self._explanation = title, explanation
+        self._question, self._explanation, self._yes, self._no = question, explanation, yes, no
 
     def compose(self) -> ComposeResult:
-        """Lay out the question."""
+        """Lay out the question over two buttons."""
         with Vertical() as box:
-            box.border_title = Content(self._title)
             box.border_subtitle = Content("y yes · n no")
-            yield Static(Content(printable(self._explanation)), classes="explanation", markup=False)
+            yield _text(self._question, "question")
+            if self._explanation:
+                yield _text(self._explanation, "explanation")
+            with Horizontal(classes="buttons"):
+                yield Button(self._no, id="no", variant="primary")
+                yield Button(self._yes, id="yes", variant="error")
+
+    @on(Button.Pressed)
+    def _answered(self, event: Button.Pressed) -> None:
+        self.dismiss(event.button.id == "yes")
 
 
 class Choose(ModalScreen[int | None]):
     """Asks for one of several lines, each perhaps with a dim second part; the answer is its number."""
 
-    DEFAULT_CSS = _CSS.format(name="Choose")
+    DEFAULT_CSS = _CSS.format(name="Choose", width=72)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Back", priority=True),
         Binding("j", "move(1)", "Down", show=False),
@@ -89,10 +146,10 @@ class Choose(ModalScreen[int | None]):
     def compose(self) -> ComposeResult:
         """Lay out the list."""
         with Vertical() as box:
-            box.border_title = Content(self._title)
+            box.border_title = Content(printable(self._title))
             box.border_subtitle = Content("Enter takes it · Esc leaves")
             if self._explanation:
-                yield Static(Content(printable(self._explanation)), classes="explanation", markup=False)
+                yield _text(self._explanation, "explanation")
             yield OptionList(
                 *(
                     Option(Content.assemble(printable(text), (f"  {printable(more)}" if more else "", "$text 60%")))

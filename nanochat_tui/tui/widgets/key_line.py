@@ -1,6 +1,6 @@
 """The keys that mean something now, in one row.
 
-Textual's footer is a widget for every key, made anew whenever other keys make sense, and cuts what does not fit. This
+Textual's footer is a widget for every key, made again whenever other keys make sense, and cuts what does not fit. This
 one is drawn as a whole, and on a narrow terminal the keys of the application stay while those of the screen end in "…".
 """
 
@@ -82,11 +82,15 @@ class KeyLine(Widget):
         general: list[tuple[int, Item]] = []
         seen: set[str] = set()
         mode = f"show_mode('{self.app.current_mode}')"
+        badges: dict[str, str] = getattr(self.app, "key_badges", {})
         for node, binding, enabled, _ in self.screen.active_bindings.values():
             if not binding.show or binding.action in seen or binding.action == mode:
                 continue
             seen.add(binding.action)
-            item = Item(self.app.get_key_display(binding), binding.description, binding.key, enabled)
+            title = binding.description
+            if isinstance(node, App):
+                title = f"{title} {badges[binding.action]}" if binding.action in badges else title
+            item = Item(self.app.get_key_display(binding), title, binding.key, enabled)
             if isinstance(node, App):
                 name = binding.action.partition("(")[0]
                 general.append((self.FIRST.index(name) if name in self.FIRST else len(self.FIRST), item))

@@ -8,6 +8,8 @@ from functools import partial
 from textual.binding import Binding
 from textual.widget import Widget
 
+from nanochat_tui.tui.keys import key_names
+
 
 def key_commands(
     owner: Widget, title: str, *, without: Container[str] = ()
@@ -23,5 +25,7 @@ def key_commands(
         parameters = tuple(part.strip(" '\"") for part in arguments.rstrip(")").split(",")) if arguments else ()
         if owner.check_action(name, parameters):
             key = owner.app.get_key_display(binding)
+            if binding.id:
+                key = key_names(owner).of(binding.id, key)
             call = partial(owner.app.run_action, binding.action, owner)
             yield f"{title}: {binding.description}", f"The key {key}", call

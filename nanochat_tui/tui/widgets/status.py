@@ -4,7 +4,6 @@ numbers never moves anything else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from textual.content import Content
@@ -12,12 +11,11 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from nanochat_tui.chat.backend import Stats
-from nanochat_tui.chat.printable import printable
+from nanochat_tui.text import printable
+from nanochat_tui.tui.widgets.bars import meter, sparkline
 
 GAUGE_CELLS = 8
 SPARK_CELLS = 10
-_BARS = "▁▂▃▄▅▆▇█"
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +33,11 @@ class Status:
     unsaved: bool = False
 
 
-def sparkline(values: Sequence[float], cells: int) -> str:
-    """Return the last `cells` values as bars of one row, the largest one full; blanks where there are none."""
-    shown = list(values)[-cells:]
-    top = max(shown, default=0.0)
-    bars = "".join(_BARS[min(7, round(value / top * 7))] if top > 0 and value > 0 else _BARS[0] for value in shown)
-    return bars.rjust(cells)
-
-
 def gauge(used: int, size: int, cells: int = GAUGE_CELLS) -> str:
-    """Return a bar `cells` wide, filled in eighths of a cell by `used / size`."""
-    eighths = 0 if size <= 0 else min(cells * 8, round(used / size * cells * 8))
-    if used > 0 and size > 0:
-        eighths = max(1, eighths)
-    full, rest = divmod(eighths, 8)
-    bar = "█" * full + (_EIGHTHS[rest] if rest else "")
-    return bar.ljust(cells)
+    """Return a bar `cells` wide, filled by `used / size`; what is used at all is seen."""
+    if used <= 0 or size <= 0:
+        return " " * cells
+    return meter(max(used / size, 1 / (8 * cells)), cells)
 
 
 def speed(tps: float | None) -> str:
@@ -71,7 +58,7 @@ def speed(tps: float | None) -> str:
 def status_content(status: Status, width: int) -> Content:
     """Lay the line out for `width` cells: what matters less goes first when there is little room.
 
-    The state stands left, the model beside it; speeds and context stand right.
+    The state stands left, the model next to it; speeds and context stand right.
     """
     stats = status.stats
     used = stats.context_used if stats else 0

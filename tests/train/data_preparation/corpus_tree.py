@@ -13,10 +13,11 @@ WORDS = (
 
 
 def rust(seed: int, functions: int = 4) -> str:
-    """Return a Rust file that shares no window of five lines with that of another seed."""
+    """Return a Rust file that shares no window of five lines with that of another seed, numbers folded or not."""
+    tag = "".join(chr(ord("a") + int(digit)) for digit in str(seed))
     parts = [f"//! Module {seed}: naïve “ünïcode” → ok.\n\nuse std::fmt;\n"]
     for n in range(functions):
-        word = WORDS[(seed + n) % len(WORDS)]
+        word = f"{WORDS[(seed + n) % len(WORDS)]}_{tag}"
         parts.append(
             f"\npub fn {word}_{seed}_{n}(value: usize) -> usize {{\n"
             f"    let {word} = value + {seed};\n"

@@ -17,6 +17,16 @@ BODY = rust(900)
 LONG = "// " + "x" * 996
 WIDE = "".join(f"let wide_{n} = {'word_' * 20};\n" for n in range(9))
 
+
+def generated(first: int) -> str:
+    """Return what a script would write with other numbers."""
+    parts = (
+        f"pub fn dependency_{n}(value: Word) -> Word {{\n    combine(value, {n})\n}}\n"
+        for n in range(first, first + 40)
+    )
+    return "".join(parts)
+
+
 # reason -> (path and contents of a file that goes, of its twin that stays)
 CASES: dict[Reason, tuple[tuple[str, str | bytes], tuple[str, str | bytes]]] = {
     Reason.LICENCE: (("mpl/a.rs", rust(1)), ("mit/a.rs", rust(2))),
@@ -34,6 +44,11 @@ CASES: dict[Reason, tuple[tuple[str, str | bytes], tuple[str, str | bytes]]] = {
         ("mit/r.rs", rust(20) + '// "<|end of text|>"\n'),
     ),
     Reason.EXACT_DUPLICATE: (("mit/z1.rs", BODY.replace("    ", "  ")), ("mit/u.rs", BODY)),
+    Reason.SIMILAR: (("mit/z3.rs", generated(900)), ("mit/w.rs", generated(0))),
+    Reason.BENCHMARK: (
+        ("mit/x.rs", rust(21) + "// for each word of the sentence count how often the letter before it is a vowel\n"),
+        ("mit/y.rs", rust(22) + "// for each word of the sentence count how often the letter is a vowel or not\n"),
+    ),
     Reason.NEAR_DUPLICATE: (("mit/z2.rs", BODY + "fn one_more_line() {}\n"), ("mit/v.rs", rust(902))),
 }
 
@@ -49,6 +64,7 @@ def prepare(tmp_path: Path, **options: object) -> tuple[PrepareReport, set[str]]
         "require_licence": True,
         "skip_folders": ("generated",),
         "max_bytes": 20_000,
+        "benchmarks": ("For each word of the sentence, count how often the letter before it is a vowel.",),
         "workers": 1,
         **options,
     }

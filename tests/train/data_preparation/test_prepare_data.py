@@ -19,7 +19,7 @@ from nanochat_tui.train.data_preparation import PrepareOptions, Progress, Source
 
 from .corpus_tree import TOKENIZER, make_tree, rust, write
 
-FILES = {"train.bin", "val.bin", "dataset.json", "files.tsv", "val_documents.json"}
+FILES = {"crates.tsv", "train.bin", "val.bin", "dataset.json", "files.tsv", "val_documents.json", "tokenizer.json"}
 
 
 def options(tmp_path: Path, name: str = "out", **changes: Any) -> PrepareOptions:
@@ -36,7 +36,7 @@ def options(tmp_path: Path, name: str = "out", **changes: Any) -> PrepareOptions
 
 def rows(folder: Path) -> list[list[str]]:
     lines = (folder / "files.tsv").read_text(encoding="utf-8").splitlines()
-    assert lines[0].split("\t") == ["split", "source", "path", "licence", "bytes", "tokens"]
+    assert lines[0].split("\t") == ["split", "source", "path", "licence", "bytes", "tokens", "crate", "version"]
     return [line.split("\t") for line in lines[1:]]
 
 
@@ -93,6 +93,8 @@ def test_the_description_adds_up(tmp_path: Path) -> None:
         assert part["bytes"] == sum(int(row[4]) for row in mine)
         assert part["tokens"] == sum(int(row[5]) for row in mine) == len(tokens(folder, split))
         assert part["sha256"] == hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest()
+    crates = (folder / "crates.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    assert sum(int(line.split("\t")[5]) for line in crates) == sum(part["tokens"] for part in data["splits"].values())
     size = sum(int(row[4]) for row in table)
     count = sum(int(row[5]) for row in table)
     assert data["licences"] == {"MIT": {"documents": 100, "bytes": size, "tokens": count}}
@@ -232,6 +234,8 @@ def test_only_a_data_set_is_replaced_and_only_when_asked(tmp_path: Path) -> None
         ({"extensions": ()}, "no file name extension"),
         ({"min_letters": 0.99}, "no file passed the filters; .*too few letters 10"),
         ({"validation_fraction": 2.0}, "between 0 and 1"),
+        ({"max_crate_share": 0.0}, "above 0 and at most 1"),
+        ({"hold_out": ("no-such-crate",)}, "no file of the crates to hold out"),
         ({"indentation": -1}, "0 to 16 spaces"),
         ({"workers": 0}, "at least 1 worker"),
         ({"min_bytes": 10, "max_bytes": 5}, "leave no file"),

@@ -6,13 +6,14 @@ from pathlib import Path
 import psutil
 import pytest
 from run_support import recorded_run, write_status
+from textual import events
 from textual.widgets import Input
 from train_app import TrainApp, found, inside, launch_form, overview, until
 
 from nanochat_tui.runs.state import read_state
-from nanochat_tui.tui.train.chart import Chart
-from nanochat_tui.tui.train.dialogs import Confirm
 from nanochat_tui.tui.train.launch_form import LaunchForm
+from nanochat_tui.tui.widgets.chart import Chart
+from nanochat_tui.tui.widgets.dialogs import Confirm
 from nanochat_tui.tui.widgets.key_line import KeyLine
 
 STEERING = ("checkpoint", "stop", "kill", "newest")
@@ -56,7 +57,7 @@ async def test_the_form_and_the_list_do_not_steer_a_run(tmp_path: Path) -> None:
         assert "living" in offers["Stop the run safely"][0]
         offers["Stop the run safely"][1]()
         await until(pilot, lambda: isinstance(app.screen, Confirm))
-        assert "Stop living at step 3,000?" in str(app.screen.query_one("Label").render())
+        assert "Stop living at step 3,528?" in str(app.screen.query_one(".question").render())
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is app.train)
         assert not asked(run)
@@ -186,7 +187,7 @@ async def test_the_form_and_its_command_line_are_reached_by_keys(tmp_path: Path)
         assert app.focused is report
         command = form.query_one("#form-command")
         await pilot.pause()
-        assert command.region.y == report.region.y  # at the top, nothing is wrong
+        assert form.query_one("#form-facts").region.y == report.region.y  # at the top, nothing is wrong
         await pilot.press("end")
         await until(pilot, lambda: report.scroll_y == report.max_scroll_y > 0)
         assert command.region.bottom <= report.region.bottom  # and its end was reached
@@ -197,7 +198,7 @@ async def test_saved_settings_are_not_replaced_unasked(tmp_path: Path) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         form = await launch_form(pilot, app)
         form.query_one("#form-directory", Input).value = str(tmp_path / "v1.2")
-        target = tmp_path / "v1.2.json"
+        target = tmp_path / "v1.2.toml"
         target.write_text("mine")
         await pilot.pause()
         await pilot.press("ctrl+s")
@@ -221,3 +222,18 @@ async def test_the_scrubber_samples_and_shows_how(tmp_path: Path) -> None:
         values = [field.value for field in app.train.query_one("CheckpointsView").query(Input)]
         assert values[1:] == ["64", "0", "0.8", "1.1"]
         inside(app)
+
+
+async def test_tabs_follow_keys_however_fast(tmp_path: Path) -> None:
+    recorded_run(tmp_path / "run")
+    app = TrainApp(tmp_path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await found(pilot, app)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.train.seen is not None)
+        for keys, tab in ((("right",) * 3, "new"), (("left",) * 2, "checkpoints"), (("right",) * 7, "new")):
+            for key in keys:
+                app.post_message(events.Key(f"alt+{key}", None))
+            await until(pilot, lambda tab=tab: app.train.tabs.active == tab)  # type: ignore[misc]
+            await pilot.pause(0.2)
+            assert app.train.tabs.active == tab

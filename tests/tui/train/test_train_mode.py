@@ -47,10 +47,11 @@ async def test_talking_to_a_checkpoint_opens_it_in_the_chat(tmp_path: Path) -> N
         await pilot.press("f4")
         await until(pilot, lambda: isinstance(app.screen, TrainScreen) and app.screen.seen is not None)
         await pilot.press("t")
-        await until(pilot, lambda: isinstance(app.chat.backend, LocalBackend), 60)
+        await until(pilot, lambda: isinstance(app.chat.model.backend, LocalBackend), 60)
         assert app.current_mode == "chat"
-        assert app.chat.backend.name == "run-step_10"
-        await until(pilot, lambda: app.chat.ready, 60)
-        path = app.chat.backend.path
+        assert app.chat.model.backend.name == "run-step_10"
+        assert app.chat.model.backend._threads is None  # no run is alive
+        await until(pilot, lambda: app.chat.model.ready, 60)
+        path = app.chat.model.backend.path
         assert path.is_file()
     assert not path.exists()  # temporary, and gone although the application ended in another mode

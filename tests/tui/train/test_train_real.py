@@ -11,8 +11,8 @@ from train_app import TrainApp, launch_form, overview, until
 from nanochat_tui.runs import signals
 from nanochat_tui.runs.directory import RunDirectory
 from nanochat_tui.runs.state import read_state
-from nanochat_tui.tui.train.chart import Chart
-from nanochat_tui.tui.train.dialogs import Ask, Confirm
+from nanochat_tui.tui.widgets.chart import Chart
+from nanochat_tui.tui.widgets.dialogs import Ask, Confirm
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.slow

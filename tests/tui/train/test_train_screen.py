@@ -2,23 +2,22 @@
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from run_support import grow, recorded_run, run_with_checkpoints, stand_in, write_status
-from textual.widgets import DataTable, Input
+from textual.widgets import DataTable, Input, Static
 from train_app import TrainApp, found, inside, launch_form, overview, until
 
-from nanochat_tui.chat.printable import printable
 from nanochat_tui.runs import signals
 from nanochat_tui.runs.state import read_state
-from nanochat_tui.tui.train.chart import Chart
+from nanochat_tui.text import printable
 from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
 from nanochat_tui.tui.train.compare_view import CompareView
 from nanochat_tui.tui.train.dashboard import ORDER, TextPanel
-from nanochat_tui.tui.train.dialogs import Ask, Confirm
+from nanochat_tui.tui.widgets.chart import Chart
+from nanochat_tui.tui.widgets.dialogs import Ask, Confirm
 
 SIZES = [(80, 24), (200, 60)]
 
@@ -102,7 +101,7 @@ async def test_a_crash_is_told_and_offers_to_resume(tmp_path: Path) -> None:
         fields[1].value = "many"
         fields[1].focus()
         await pilot.press("enter")
-        assert "whole number" in str(app.screen.query_one(".problem").render())
+        assert "the length must be" in str(app.screen.query_one(".problem").render())
         await pilot.press("escape")
         assert app.screen is app.train
 
@@ -119,10 +118,11 @@ async def test_checkpoint_stop_and_kill_reach_a_real_process(tmp_path: Path) -> 
             await pilot.press("c")
             await until(pilot, lambda: read_state(run).control_done is not None)
             assert any("Asked for a checkpoint" in said for said in app.said)
+            await until(pilot, lambda: any("is written" in said for said in app.said))
             # killing is asked twice, and either answer can be no
             await pilot.press("K")
             await until(pilot, lambda: isinstance(app.screen, Confirm))
-            assert "everything is lost" in str(app.screen.query_one("Label").render())
+            assert "everything is lost" in str(app.screen.query_one(".question").render())
             await pilot.press("enter")  # the harmless button has the focus
             await until(pilot, lambda: app.screen is app.train)
             await pilot.press("K")
@@ -158,8 +158,8 @@ async def test_checkpoint_stop_and_kill_reach_a_real_process(tmp_path: Path) -> 
             await until(pilot, lambda: isinstance(app.screen, Confirm))
             await pilot.click("#yes")
             await pilot.pause(0.1)
-        await until(pilot, lambda: "crashed" in overview(app))
-        assert read_state(other).life == "crashed"
+        await until(pilot, lambda: "killed by a person" in overview(app))
+        assert read_state(other).life == "killed" and "crashed" not in overview(app)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -216,7 +216,7 @@ async def test_the_form_judges_while_typing_and_launches(tmp_path: Path, size: t
         assert form.query_one("#field-config").value == "d20"  # type: ignore[attr-defined]
         assert "data_path is needed" in str(form.query_one("#form-problems").render())
         form.set_field("data_path", str(tmp_path / "nothing"))
-        await until(pilot, lambda: form.dataset is not None)
+        await until(pilot, lambda: form.checks)
         assert "there is no data" in str(form.query_one("#form-problems").render())
         await pilot.press("ctrl+l")
         assert "there is no data" in app.said[-1]
@@ -229,7 +229,7 @@ async def test_the_form_judges_while_typing_and_launches(tmp_path: Path, size: t
         assert directory.parent == tmp_path
         await pilot.press("ctrl+l")
         await until(pilot, lambda: "failed" in overview(app))
-        assert "console.txt says why" in overview(app)
+        assert "before its first step: the words are:" in overview(app)
         console = (directory / "console.txt").read_text()
         assert "the words are:" in console and f"--checkpoint-dir {directory}" in console
         assert "the words are:" in text(app.train.query_one("#panel-log", TextPanel))
@@ -248,8 +248,8 @@ async def test_settings_are_read_from_a_run_and_saved(tmp_path: Path) -> None:
         assert form.config is not None and form.config.head_frequent == 6144
         form.query_one("#form-directory", Input).value = str(tmp_path / "mine")
         await pilot.press("ctrl+s")
-        assert (tmp_path / "mine.json").is_file()
-        file.value = str(tmp_path / "absent.json")
+        assert (tmp_path / "mine.toml").is_file()
+        file.value = str(tmp_path / "absent.toml")
         file.focus()
         await pilot.press("enter")
         assert "cannot read" in app.said[-1]
@@ -304,15 +304,13 @@ async def test_nothing_is_read_while_another_screen_is_on_show(tmp_path: Path) -
         await until(pilot, lambda: app.train.watcher.looks > looks)
 
 
-async def test_leaving_is_quick_and_names_of_files_are_harmless(tmp_path: Path) -> None:
+async def test_names_of_files_are_harmless(tmp_path: Path) -> None:
     recorded_run(tmp_path / "[red]x\x1b[31m")
     app = TrainApp(tmp_path)
     async with app.run_test(size=(80, 24)) as pilot:
         await found(pilot, app)
         await pilot.press("enter")
         await until(pilot, lambda: "[red]x\\x1b[31m" in overview(app))
-        began = time.monotonic()
-    assert time.monotonic() - began < 3
 
 
 async def test_talk_and_scrub_on_real_checkpoints(tmp_path: Path) -> None:
@@ -327,6 +325,10 @@ async def test_talk_and_scrub_on_real_checkpoints(tmp_path: Path) -> None:
         await until(pilot, lambda: len(view.checkpoints) == 3)
         assert [str(view.table.get_row_at(i)[1]).strip() for i in range(3)] == ["3.4000", "3.3000", "3.2000"]
         view.query_one("#scrub-tokens", Input).value = "12"
+        view.query_one("#scrub-temperature", Input).value = "-1.5"
+        await pilot.press("g")  # a setting that makes no sense is refused before anything is exported
+        await until(pilot, lambda: "temperature must be" in str(view.query_one("#scrub-note", Static).render()))
+        assert not view.errors and not view.done
         view.query_one("#scrub-temperature", Input).value = "1.5"
         assert isinstance(app.focused, DataTable)
         await pilot.press("g")
@@ -382,6 +384,6 @@ async def test_nobody_talks_to_made_up_numbers(tmp_path: Path) -> None:
         view = app.train.query_one(CheckpointsView)
         await until(pilot, lambda: len(view.checkpoints) == 2 and view.table.has_focus)
         await pilot.press("g")
-        assert "made-up numbers" in str(view.query_one("#scrub-note").render())
+        assert "synthetic data" in str(view.query_one("#scrub-note").render())
         await pilot.press("enter")
-        await until(pilot, lambda: app.said and "made-up numbers" in app.said[-1])
+        await until(pilot, lambda: app.said and "synthetic data" in app.said[-1])

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from textual.app import App
 from textual.pilot import Pilot
 
+from nanochat_tui.tui.key_order import KeysInOrder
 from nanochat_tui.tui.messages import ChatWith
 from nanochat_tui.tui.theme import NANOCHAT
 from nanochat_tui.tui.train.launch_form import LaunchForm
@@ -17,7 +17,7 @@ from nanochat_tui.tui.train.overview import RunOverview
 from nanochat_tui.tui.train.screen import TrainScreen
 
 
-class TrainApp(App[None]):
+class TrainApp(KeysInOrder):
     """Shows the screen and keeps what it asks of the chat."""
 
     def __init__(self, root: Path) -> None:
@@ -39,7 +39,7 @@ class TrainApp(App[None]):
         super().notify(message, **options)  # type: ignore[arg-type]
 
 
-async def until(pilot: Pilot[None], predicate: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(pilot: Pilot[None], predicate: Callable[[], object], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not predicate():
         assert time.monotonic() < end, "waited in vain"

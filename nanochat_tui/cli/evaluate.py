@@ -1,0 +1,266 @@
+"""`nanochat-tui eval`: what a model is worth on text it was not trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nanochat_tui.cli.options import JsonOption, ThreadsOption, TokenizerOption
+
+evaluate = typer.Typer(help="Measure a model on held-out text.", no_args_is_help=True, rich_markup_mode=None)
+
+ModelOption = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or a checkpoint of the trainer.")]
+DataArgument = Annotated[Path, typer.Argument(metavar="DATA", help="Folder made by nanochat-train prepare-data.")]
+TokensOption = Annotated[
+    int | None, typer.Option("--tokens", min=1, help="Measure about so many tokens, whole documents spread evenly.")
+]
+WindowOption = Annotated[
+    int | None, typer.Option("--window", min=2, help="Tokens of a window; the model's context by default.")
+]
+StrideOption = Annotated[
+    int | None, typer.Option("--stride", min=1, help="Tokens between windows; the window's length by default.")
+]
+
+
+def _summary(
+    model: str,
+    data: Path,
+    tokens: int | None,
+    window: int | None,
+    stride: int | None,
+    tokenizer: Path | None,
+    threads: int | None,
+    *,
+    apart: bool = False,
+) -> tuple[Any, Any]:
+    """The summary, and with `apart` the figure without copies of training text."""
+    from nanochat_tui.cli.evaluation import check_fits, open_model, progress, whitespace_ids
+    from nanochat_tui.evaluate.copies import mark_copies, token_sizes, without_copies
+    from nanochat_tui.evaluate.held_out import choose, open_held_out
+    from nanochat_tui.evaluate.scoring import Windows, score_documents
+    from nanochat_tui.evaluate.summary import summarise
+
+    held_out = open_held_out(data)
+    measured = open_model(model, tokenizer, threads)
+    check_fits(held_out, measured)
+    length = min(window or measured.context, measured.context)
+    windows = Windows(length, stride or length)
+    documents = choose(held_out.documents, tokens)
+    copies = mark_copies(held_out, documents) if apart else []
+    with progress("scoring", sum(len(document.ids) - 1 for document in documents)) as tick:
+        scored = score_documents(measured.model, documents, windows, tick)
+    found = summarise(scored, windows.name, whitespace_ids(measured.tokenizer, measured.vocab_size))
+    if not apart:
+        return found, None
+    sizes = token_sizes(measured.tokenizer, measured.vocab_size, held_out.indentation)
+    return found, without_copies(scored, copies, sizes)
+
+
+@evaluate.command("perplexity")
+def perplexity(
+    model: ModelOption,
+    data: DataArgument,
+    tokens: TokensOption = None,
+    window: WindowOption = None,
+    stride: StrideOption = None,
+    by_crate: Annotated[bool, typer.Option("--by-crate", help="Show each crate's figures too.")] = False,
+    apart: Annotated[
+        bool,
+        typer.Option("--without-copies", help="Also on the tokens outside runs of 32 that the training text holds."),
+    ] = False,
+    tokenizer: TokenizerOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Nats, perplexity and bits per byte of held-out documents; errors are over crates."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from nanochat_tui.cli.evaluation import figure, print_json
+    from nanochat_tui.text import display_safe
+
+    found, new = _summary(model, data, tokens, window, stride, tokenizer, threads, apart=apart)
+    if json:
+        print_json(found.to_json() | ({"without_copies": asdict(new)} if new else {}))
+        return
+    console = Console()
+    table = Table(show_header=False)
+    table.add_row("windows", found.windows)
+    table.add_row("documents, crates", f"{found.documents:,}, {len(found.crates):,}")
+    table.add_row("tokens, bytes", f"{found.tokens:,}, {found.bytes:,}")
+    table.add_row("nats per token", figure(found.nats.value, found.nats.error))
+    table.add_row("perplexity", f"{found.perplexity:.3f}")
+    table.add_row("bits per byte", figure(found.bits_per_byte.value, found.bits_per_byte.error))
+    if new:
+        table.add_row(
+            f"without copies ({new.copied:.1%} of tokens)", figure(new.bits_per_byte.value, new.bits_per_byte.error)
+        )
+    console.print(table)
+    if by_crate:
+        rows = Table("crate", "documents", "tokens", "nats", "bits per byte", "accuracy")
+        for row in found.crates:
+            rows.add_row(
+                display_safe(row.crate),
+                f"{row.documents:,}",
+                f"{row.tokens:,}",
+                f"{row.nats:.4f}",
+                f"{row.bits_per_byte:.4f}",
+                f"{row.accuracy:.4f}",
+            )
+        console.print(rows)
+
+
+@evaluate.command("accuracy")
+def accuracy(
+    model: ModelOption,
+    data: DataArgument,
+    tokens: TokensOption = None,
+    window: WindowOption = None,
+    stride: StrideOption = None,
+    tokenizer: TokenizerOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """How often the most probable token is the right one; errors are over crates."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from nanochat_tui.cli.evaluation import figure, print_json
+
+    found, _ = _summary(model, data, tokens, window, stride, tokenizer, threads)
+    if json:
+        print_json({key: value for key, value in found.to_json().items() if key not in ("nats", "perplexity")})
+        return
+    table = Table(show_header=False)
+    table.add_row("windows", found.windows)
+    table.add_row("tokens", f"{found.tokens:,}")
+    table.add_row("next token right", figure(found.accuracy.value, found.accuracy.error))
+    table.add_row("without white space", figure(found.accuracy_no_whitespace.value, found.accuracy_no_whitespace.error))
+    Console().print(table)
+
+
+@evaluate.command("overlap")
+def overlap(data: DataArgument, json: JsonOption = False) -> None:
+    """How much of the held-out crates the training text holds: common phrases, and copies."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from nanochat_tui.cli.evaluation import print_json
+    from nanochat_tui.evaluate.copies import overlaps
+    from nanochat_tui.evaluate.held_out import open_held_out
+    from nanochat_tui.text import display_safe
+
+    rows = overlaps(data, open_held_out(data))
+    if json:
+        print_json({"all": asdict(rows[0]), "crates": [asdict(row) for row in rows[1:]]})
+        return
+    table = Table("crate", "tokens", "in 13-grams", "of ≤ 2 crates", "of ≥ 5 crates", "in 32-grams")
+    for row in rows:
+        shares = (row.covered, row.few, row.common, row.copied)
+        name = display_safe(row.crate) or "all"
+        table.add_row(name, f"{row.tokens:,}", *(f"{share:.1%}" for share in shares))
+    Console().print(table)
+
+
+@evaluate.command("rust")
+def rust(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file.")],
+    data: DataArgument,
+    functions: Annotated[int, typer.Option(min=1, help="Held-out functions to complete.")] = 100,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
+    samples: Annotated[Path | None, typer.Option(help="Write all completions to this file, JSON lines.")] = None,
+    tokenizer: TokenizerOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Complete bodies of held-out functions, greedily: how many does the model end, and do they parse?"""
+    from nanochat_tui.cli.evaluate_rust import measure
+
+    measure(model, data, functions, max_tokens, samples, tokenizer, threads, as_json=json)
+
+
+@evaluate.command("baselines")
+def baselines(
+    data: DataArgument,
+    tokens: TokensOption = None,
+    training_tokens: Annotated[
+        int, typer.Option(min=0, help="Training tokens that compressors and the 5-gram read before.")
+    ] = 20_000_000,
+    tokenizer: TokenizerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Bits per byte of the same documents by xz, zstd, PPMd and a Kneser-Ney 5-gram."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from nanochat_tui.cli.evaluation import print_json
+    from nanochat_tui.cli.evaluation_text import load_tokenizer, measure_baselines
+    from nanochat_tui.evaluate.held_out import choose, open_held_out
+
+    held_out = open_held_out(data)
+    documents = choose(held_out.documents, tokens)
+    named = load_tokenizer(tokenizer, held_out)
+    found, size = measure_baselines(held_out, documents, named, training_tokens)
+    if json:
+        print_json({"bytes": size, "baselines": [asdict(baseline) for baseline in found]})
+        return
+    table = Table("method", "bits per byte", "has read")
+    for baseline in sorted(found, key=lambda b: b.bits_per_byte):
+        table.add_row(baseline.name, f"{baseline.bits_per_byte:.4f}", baseline.primed)
+    Console().print(table)
+
+
+@evaluate.command("card")
+def card(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file.")],
+    data: DataArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Markdown file to write; printed by default.")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=0, help="Held-out tokens to measure, whole documents spread evenly; 0: all.")
+    ] = 300_000,
+    by_file: Annotated[
+        Path | None, typer.Option("--by-file", help="Data held out by file, reported next to the crates.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="Another model on the same documents, such as a twin in full precision; may be repeated."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run directory of the model, for what it says of the training.")
+    ] = None,
+    functions: Annotated[int, typer.Option(min=1, help="Held-out functions to complete.")] = 100,
+    training_tokens: Annotated[int, typer.Option(min=0, help="Training tokens that the baselines read before.")] = (
+        5_000_000
+    ),
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make the card of a model: held-out crates, baselines, overlap, samples, licences. Takes minutes."""
+    from nanochat_tui.cli.evaluate_card import make_card, write_card
+    from nanochat_tui.cli.evaluation import print_json
+
+    text, figures = make_card(
+        model,
+        data,
+        tokens=tokens or None,
+        by_file=by_file,
+        others=compare or [],
+        run=run,
+        functions=functions,
+        training_tokens=training_tokens,
+        threads=threads,
+    )
+    if json:
+        print_json(figures)
+    if output is not None or not json:
+        write_card(output, text)

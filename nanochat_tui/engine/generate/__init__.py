@@ -1,0 +1,1 @@
+"""Prompts to tokens: models, sessions and the scheduler of many replies."""

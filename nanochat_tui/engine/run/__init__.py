@@ -1,0 +1,1 @@
+"""Jobs: tables, threads, caches and draws that the compiled program works on."""

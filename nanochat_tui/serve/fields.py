@@ -1,0 +1,275 @@
+"""Every field that clients are known to send, and what becomes of it: one table for bodies, docs and tests.
+
+A field that changes a reply is done, or refused by its name: a client that asks for JSON must not get prose. Refused
+fields are let pass with the values that mean "not used", because many clients always send all they know. The others
+are harmless: nothing in a reply depends on them. What no interface knows is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["done", "refused", "harmless"]
+Route = Literal["chat", "completions", "tokenize", "detokenize"]
+Unused = Callable[[Any, Mapping[str, Any]], bool]
+"""Whether a value, in a body, means that the field is not used."""
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _only(*values: Any) -> Unused:
+    return lambda value, _: any(_same(value, each) for each in values)
+
+
+def _empty(value: Any, _: Mapping[str, Any]) -> bool:
+    return value in ("", [], {}) or value is False
+
+
+def _or_empty(*values: Any) -> Unused:
+    return lambda value, body: _empty(value, body) or any(_same(value, each) for each in values)
+
+
+def _text_format(value: Any, body: Mapping[str, Any]) -> bool:
+    return _empty(value, body) or (isinstance(value, dict) and value.get("type") == "text")
+
+
+def _without_tools(value: Any, body: Mapping[str, Any]) -> bool:
+    return value == "none" or not (body.get("tools") or body.get("functions"))
+
+
+NO_VALUE = "no other value"
+"""Note of the fields that are refused with every value but null."""
+
+
+def _never(value: Any, body: Mapping[str, Any]) -> bool:
+    return False
+
+
+def _tools(value: Any, body: Mapping[str, Any]) -> bool:
+    return _empty(value, body) or body.get("tool_choice") == "none" or body.get("function_call") == "none"
+
+
+def _whole_context(value: Any, body: Mapping[str, Any]) -> bool:
+    neutral = {"repeat_penalty": 1, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+    return _same(value, -1) or all(body.get(name) in (None, usual) for name, usual in neutral.items())
+
+
+OUR_ORDER = ["penalties", "temperature", "top_k", "typ_p", "top_p", "min_p"]
+"""Samplers in the order in which they are applied; see `request.SamplingParams`."""
+SHORT_ORDER = [name for name in OUR_ORDER if name != "typ_p"]
+"""The same for clients that do not know typical-p."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field, whose it is, and what becomes of it. `note` says what it does, or the values that are let pass."""
+
+    name: str
+    kind: Kind
+    of: str
+    note: str = ""
+    unused: Unused = _empty
+
+
+def _done(of: str, notes: Mapping[str, str]) -> list[Field]:
+    return [Field(name, "done", of, note) for name, note in notes.items()]
+
+
+def _refused(of: str, note: str, unused: Unused, *names: str) -> list[Field]:
+    return [Field(name, "refused", of, note, unused) for name in names]
+
+
+def _harmless(of: str, *names: str) -> list[Field]:
+    return [Field(name, "harmless", of) for name in names]
+
+
+OPENAI, LLAMA, VLLM = "OpenAI", "llama-server", "vLLM"
+
+_COMMON = [
+    *_done(
+        OPENAI,
+        {
+            "model": "any name is answered with the model that is loaded; `--strict-model` refuses unknown ones (404)",
+            "stream": "server-sent events; several tokens may come in one",
+            "stream_options": "`include_usage`; of vLLM `continuous_usage_stats`; `include_obfuscation` is harmless",
+            "max_tokens": "-1: to the end of the context",
+            "temperature": "0 takes the likeliest token; left out, 0.8",
+            "top_p": "left out, 0.95",
+            "presence_penalty": "",
+            "frequency_penalty": "",
+            "seed": "-1: drawn; the i-th of `n` replies has the seed `seed` + i",
+            "stop": "up to 16 texts; empty ones are left out",
+            "n": "",
+        },
+    ),
+    *_done(
+        LLAMA,
+        {
+            "top_k": "0 or -1: all; left out, 40",
+            "min_p": "",
+            "typical_p": "after top-k, before top-p; left out, 1: all",
+            "typ_p": "see `typical_p`",
+            "repeat_penalty": "over prompt and reply; vLLM's name is `repetition_penalty`",
+            "n_predict": "another name of `max_tokens`",
+            "ignore_eos": "end tokens end nothing, the reply continues behind them (as vLLM)",
+            "cache_prompt": "false: nothing of the prompt is taken from the cache, or left in it",
+            "timings_per_token": "every event of a stream has `timings`",
+            "return_progress": "a stream says how much of the prompt has been read, twice a second (`prompt_progress`)",
+        },
+    ),
+    *_done(
+        VLLM,
+        {
+            "repetition_penalty": "see `repeat_penalty`",
+            "min_tokens": "so many tokens come before an end token, a stop token or a stop string counts",
+            "stop_token_ids": "up to 16; such a token ends the reply and is no part of it",
+            "cache_salt": "prompts share the cache with those of the same salt and API key only",
+        },
+    ),
+    *_refused(OPENAI, "`{}`", _empty, "logit_bias"),
+    *_refused(OPENAI, '`{"type": "text"}`', _text_format, "response_format"),
+    *_refused(LLAMA, "", _empty, "grammar", "json_schema", "logit_bias_exp", "lora", "image_data", "response_fields"),
+    *_refused(LLAMA, "", _empty, "return_tokens", "post_sampling_probs", "thinking_forced_open", "input_extra"),
+    *_refused(LLAMA, "0", _or_empty(0), "n_probs", "min_keep", "n_indent", "mirostat", "dynatemp_range"),
+    *_refused(LLAMA, "0", _or_empty(0), "dry_multiplier", "xtc_probability"),
+    *_refused(LLAMA, "0 or -1", _or_empty(0, -1), "top_n_sigma", "t_max_predict_ms", "t_max_prompt_ms"),
+    *_refused(LLAMA, "1", _only(1), "tfs_z", "n_cmpl"),
+    *_refused(LLAMA, "-1", _only(-1), "adaptive_target"),
+    *_refused(LLAMA, "-1, or any without penalties: they look at all tokens", _whole_context, "repeat_last_n"),
+    *_refused(
+        LLAMA, f"`{OUR_ORDER}`, which is the order".replace("'", '"'), _or_empty(OUR_ORDER, SHORT_ORDER), "samplers"
+    ),
+    *_refused(VLLM, "", _empty, "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
+    *_refused(VLLM, "", _empty, "include_stop_str_in_output", "allowed_token_ids", "bad_words", "use_beam_search"),
+    *_refused(VLLM, "", _empty, "logits_processors", "return_tokens_as_token_ids", "return_token_ids", "vllm_xargs"),
+    *_refused(VLLM, "", _empty, "kv_transfer_params", "repetition_detection"),
+    *_refused(VLLM, NO_VALUE, _never, "prompt_logprobs", "truncate_prompt_tokens", "prompt_embeds"),
+    *_refused(VLLM, "true", _only(True), "skip_special_tokens", "spaces_between_special_tokens"),
+    *_harmless(OPENAI, "user", "metadata", "store", "service_tier", "safety_identifier"),
+    *_harmless(OPENAI, "prompt_cache_key", "prompt_cache_retention"),
+    *_harmless(LLAMA, "id_slot", "n_keep", "n_discard", "mirostat_tau", "mirostat_eta", "dynatemp_exponent"),
+    *_harmless(LLAMA, "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
+    *_harmless(LLAMA, "xtc_threshold", "adaptive_decay", "backend_sampling", "n_cache_reuse"),
+    *_harmless(LLAMA, "speculative.n_max", "speculative.n_min", "speculative.p_min"),
+    *_harmless(VLLM, "length_penalty", "priority", "request_id"),
+]
+
+_CHAT = [
+    *_done(
+        OPENAI,
+        {
+            "messages": "text only; see below",
+            "max_completion_tokens": "the newer name of `max_tokens`",
+            "logprobs": "of the tokens before temperature and cuts",
+            "top_logprobs": "up to 20",
+            "reasoning_effort": "`none` is `enable_thinking` false, `medium` the model's own; others are refused",
+        },
+    ),
+    *_done(
+        VLLM,
+        {
+            "chat_template_kwargs": "`enable_thinking`; other names are refused",
+            "continue_final_message": "left out, true when the last message is the assistant's (as llama-server)",
+            "add_generation_prompt": "false: no turn of the assistant is opened; true: one is, whatever the last role",
+        },
+    ),
+    *_refused(OPENAI, '`tool_choice` "none"', _tools, "tools", "functions"),
+    *_refused(OPENAI, "any without `tools`", _without_tools, "tool_choice", "function_call"),
+    *_refused(OPENAI, '`["text"]`', _or_empty(["text"]), "modalities"),
+    *_refused(OPENAI, "", _empty, "audio"),
+    *_refused(OPENAI, NO_VALUE, _never, "web_search_options"),
+    *_refused(OPENAI, '"medium"', _only("medium"), "verbosity"),
+    *_refused(LLAMA, '"auto" or "deepseek"', _only("auto", "deepseek", "deepseek-legacy"), "reasoning_format"),
+    *_refused(LLAMA, "-1", _only(-1), "reasoning_budget", "thinking_budget_tokens", "reasoning_budget_tokens"),
+    *_refused(VLLM, "", _empty, "chat_template", "documents", "echo", "add_special_tokens"),
+    *_refused(VLLM, "true", _only(True), "include_reasoning"),
+    *_refused(VLLM, NO_VALUE, _never, "thinking_token_budget"),
+    *_harmless(OPENAI, "parallel_tool_calls", "prediction"),
+    *_harmless(LLAMA, "parse_tool_calls", "grammar_lazy", "grammar_triggers", "preserved_tokens"),
+    *_harmless(VLLM, "mm_processor_kwargs", "chat_template_content_format"),
+]
+
+_COMPLETIONS = [
+    *_done(
+        OPENAI,
+        {
+            "prompt": "a text, a list of texts, token ids, or a list of those",
+            "suffix": "the text behind a gap to fill in, with prompts of text; refused by models without marks for it",
+            "logprobs": "up to 20; the chosen token is always among them",
+            "echo": "not together with `logprobs`",
+            "best_of": "only as large as `n`",
+        },
+    ),
+    *_done(VLLM, {"add_special_tokens": "false: no begin-of-text token in front of a text"}),
+    *_refused(LLAMA, "", _empty, "input_prefix", "input_suffix"),
+]
+
+_TOKENIZE = [
+    *_done(
+        LLAMA,
+        {
+            "content": "",
+            "add_special": "begin with the model's begin-of-text token",
+            "parse_special": "false: marks such as `</s>` are text",
+            "with_pieces": "",
+        },
+    ),
+    *_harmless(OPENAI, "model"),
+]
+_DETOKENIZE = [*_done(LLAMA, {"tokens": ""}), *_harmless(OPENAI, "model")]
+
+FIELDS: dict[Route, tuple[Field, ...]] = {
+    "chat": (*_COMMON, *_CHAT),
+    "completions": (*_COMMON, *_COMPLETIONS),
+    "tokenize": tuple(_TOKENIZE),
+    "detokenize": tuple(_DETOKENIZE),
+}
+"""The fields of each route that takes a body, every name once."""
+PATHS: dict[Route, str] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "tokenize": "/tokenize",
+    "detokenize": "/detokenize",
+}
+
+
+def refusals(route: Route, body: Mapping[str, Any]) -> Iterator[Field]:
+    """Yield the fields of a body that are refused."""
+    for field in FIELDS[route]:
+        if field.kind == "refused":
+            value = body.get(field.name)
+            if value is not None and not field.unused(value, body):
+                yield field
+
+
+def markdown() -> str:
+    """Return the table as docs/server.md has it."""
+    parts = []
+    both = [field for field in _COMMON if field.kind != "harmless"]
+    for title, fields in (
+        ("Both completions", both),
+        (f"`{PATHS['chat']}` alone", _CHAT),
+        (f"`{PATHS['completions']}` alone", _COMPLETIONS),
+        (f"`{PATHS['tokenize']}`", _TOKENIZE),
+        (f"`{PATHS['detokenize']}`", _DETOKENIZE),
+    ):
+        rows = [f"| `{f.name}` | {f.of} | {f.note} |" for f in fields if f.kind == "done"]
+        parts += ["", f"{title}, done:", "", "| field | whose | |", "|---|---|---|", *rows]
+        refused: dict[str, list[str]] = {}
+        for field in fields:
+            if field.kind == "refused":
+                refused.setdefault(field.note, []).append(f"`{field.name}`")
+        if refused:
+            parts += ["", f"{title}, refused unless null or:", "", "| let pass | fields |", "|---|---|"]
+            parts += [f"| {note or 'empty or false'} | {', '.join(names)} |" for note, names in refused.items()]
+    names = dict.fromkeys(f"`{f.name}`" for fields in FIELDS.values() for f in fields if f.kind == "harmless")
+    parts += ["", f"Harmless, and ignored: {', '.join(names)}.", ""]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(markdown())
