@@ -23,11 +23,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str], synced: bool = True) -> Iterator[BinaryIO]:
     """Open a new binary file that takes the place of `path` when the block ends without an exception.
 
     A reader sees the old file or the whole new one, never a part, even after a crash. A symbolic link is
-    followed, so that its target is replaced and the link stays.
+    followed, so that its target is replaced and the link stays. synced: also after a power failure.
     Raises WriteError if the system refuses. Any exception leaves `path` as it was and no temporary file.
     """
     import secrets  # brings OpenSSL along, and every program that only reads imports this module
@@ -42,7 +42,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             try:
                 yield handle
                 handle.flush()
-                os.fsync(handle.fileno())
+                if synced:
+                    os.fsync(handle.fileno())
             except BaseException:
                 with contextlib.suppress(OSError):  # a full disk refuses what the buffer still holds once more
                     handle.close()
@@ -53,7 +54,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(target.parent)
+        if synced:
+            _sync_folder(target.parent)
     except OSError as error:
         raise WriteError(
             f"{display_safe(str(path))} could not be written ({reason_of(error)}); check the folder and the free space"

@@ -149,7 +149,7 @@ class RunDirectory:
             os.close(descriptor)
 
     def write_status(self, **fields: Any) -> None:
-        """Replace status.json; process identity and heartbeat are added. Raises OSError.
+        """Replace status.json; process identity and heartbeat are added. Raises WriteError.
 
         Not synced to the disk: it is written at each logged step, and worth nothing after a power failure.
         """
@@ -161,14 +161,8 @@ class RunDirectory:
             "heartbeat": time.time(),
             **fields,
         }
-        temporary = self.path / f".status.{process.pid}.tmp"
-        try:
-            temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
-            temporary.replace(self.path / "status.json")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with atomic_write(self.path / "status.json", synced=False) as file:
+            file.write((json.dumps(value, indent=1, default=str) + "\n").encode())
 
     def send(self, command: str) -> int:
         """Ask the trainer for `checkpoint` or `stop`; returns the id its status will answer with."""

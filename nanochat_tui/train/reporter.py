@@ -27,7 +27,7 @@ class Reporter:
         try:
             print(text, flush=True)
         except OSError:  # the reader of the output is gone, or its file is full: the run continues
-            self._say("standard output")
+            self._say("standard output", None)
         try:
             self.run.path.mkdir(parents=True, exist_ok=True)
             with (self.run.path / "log.txt").open("a", encoding="utf-8") as file:
@@ -51,19 +51,19 @@ class Reporter:
         self._last_status = time.monotonic()
         try:
             self.run.write_status(**fields)
-        except (OSError, WriteError) as error:
-            self._say("status.json", error if isinstance(error, OSError) else None)
+        except WriteError as error:
+            self._say("status.json", error.__cause__)
 
     @property
     def is_late(self) -> bool:
         """Whether the last status is older than watchers should see."""
         return time.monotonic() - self._last_status > HEARTBEAT_SECONDS
 
-    def _say(self, what: str, error: OSError | None = None) -> None:
+    def _say(self, what: str, error: BaseException | None) -> None:
         if what in self._said:
             return
         self._said.add(what)
-        reason = f": {plain_reason(error)}" if error is not None else ""
+        reason = f": {plain_reason(error)}" if isinstance(error, OSError) else ""
         try:
             print(f"note: {display_safe(what)} cannot be written{reason}; the training continues", file=sys.stderr)
         except OSError:

@@ -37,7 +37,8 @@ def test_only_its_own_files_are_deleted(folder: Path, capsys: pytest.CaptureFixt
     beside = folder.parent / "weights"
     beside.mkdir()
     others = [folder / "main.o", folder / "letter.tmp", folder / "letter.txt", beside / "m.tmp"]
-    for path in (folder / f"avx2-64-{'0' * 24}.o", folder / "nanochat-x.tmp", *others):
+    own = f"avx2-64-{'0' * 24}.o"
+    for path in (folder / own, folder / f".{own}.0a1b2c3d.tmp", *others):
         path.write_bytes(b"12345")
     held = shown(capsys)["held"]
     assert isinstance(held, list)

@@ -258,7 +258,7 @@ def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
         path = tmp_path / f"avx2-128-{number:024x}.o"
         compile_cache.write(path, b"code")
         os.utime(path, (now - 1000 + number, now - 1000 + number))
-    left, fresh = tmp_path / "nanochat-old.tmp", tmp_path / "nanochat-new.tmp"
+    left, fresh = (tmp_path / f".{path.name}.{end}.tmp" for end in ("0a", "0b"))
     for path in (left, fresh):
         path.write_bytes(b"half")
     os.utime(left, (now - 7200, now - 7200))

@@ -9,7 +9,7 @@ import pytest
 from nanochat_tui.engine.generate.fairness import (
     GAP,
     LEAST_CHUNK,
-    LEAST_READ,
+    LEAST_PREFILL,
     LONG_SHARE,
     PASS_SECONDS,
     Budget,
@@ -94,7 +94,7 @@ def test_the_budget_of_fast_and_of_slow_models() -> None:
                 tokens = budget.tokens(128 - writing, writing)
                 budget.learn(plain + row * budget.rows(tokens), writing, tokens)
     assert fast.tokens(127, 1) == 127, "20 ms are no gap"
-    assert LEAST_CHUNK <= slow.tokens(127, 1) == 8 - 1 and slow.tokens(128, 0) == LEAST_READ
+    assert LEAST_CHUNK <= slow.tokens(127, 1) == 8 - 1 and slow.tokens(128, 0) == LEAST_PREFILL
 
 
 @pytest.mark.parametrize("tile", [4, 8, 16])

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 
 from nanochat_tui.engine.compile.targets import KERNELS, KernelInfo, compiled_for
 from nanochat_tui.engine.layout.kinds import ALL, Q8
-from nanochat_tui.errors import UserError
+from nanochat_tui.errors import UserError, WriteError
+from nanochat_tui.files import atomic_write
 from nanochat_tui.locks import ProcessLock
 from nanochat_tui.paths import CACHE_VARIABLE, own_private, temporary_folder, user_folder
 
@@ -54,7 +55,7 @@ HASHED_FILES = ("amx_self_check", "builders", "lower", "specialise")
 """Sources that decide what the code does: whole folders of the engine, and files of this one."""
 _DIGEST = 32
 _FILE_NAME = re.compile(r"[a-z0-9-]+-[0-9]+-[0-9a-f]{24}\.(?:o|verdict)")
-_UNFINISHED = ("nanochat-", ".tmp")
+_UNFINISHED = re.compile(rf"\.{_FILE_NAME.pattern}\.[0-9a-f]+\.tmp")
 _loaded: dict[Wanted, int] = {}
 _lock = ProcessLock()
 
@@ -166,17 +167,10 @@ def _unsealed(data: bytes) -> bytes | None:
 
 def write(path: Path, code: bytes) -> None:
     """Keep something in a cache file, if there is room for it."""
-    import tempfile
-
-    with contextlib.suppress(OSError):  # a full disk costs the next start a few seconds, nothing else
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_UNFINISHED[0], suffix=_UNFINISHED[1])
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(_sealed(code))
-            Path(temporary).replace(path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    # a full disk costs the next start a few seconds, nothing else; a file that a power failure damaged is not read
+    with contextlib.suppress(WriteError, OSError):
+        with atomic_write(path, synced=False) as file:
+            file.write(_sealed(code))
         _tidy(path.parent)
 
 
@@ -191,8 +185,7 @@ def _age(path: Path) -> float:
 def own_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the files of compiled code in a folder, and those being written: one that a user named may hold others."""
     names = sorted(folder.iterdir())
-    begin, end = _UNFINISHED
-    unfinished = [path for path in names if path.name.startswith(begin) and path.name.endswith(end)]
+    unfinished = [path for path in names if _UNFINISHED.fullmatch(path.name)]
     return [path for path in names if _FILE_NAME.fullmatch(path.name)], unfinished
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 GAP = 1.75
 """How many times as long as usual a pass with running replies may become by tokens of prompts beyond the least."""
 PASS_SECONDS = 0.02
-"""A pass may always become this long: what comes 50 times a second is read as one stream."""
-READ_SECONDS = 0.25
+"""A pass may always become this long: 50 tokens a second look like a steady stream to a reader."""
+PREFILL_SECONDS = 0.25
 """How long a pass without running replies may become: a request that comes meanwhile waits for its end."""
-LEAST_CHUNK, LEAST_READ = 4, 64
+LEAST_CHUNK, LEAST_PREFILL = 4, 64
 """Tokens of prompts that a pass takes however slow it is, with running replies (at least so many) and without."""
 AGEING = 200
 """Tokens by which a second of waiting makes a prompt shorter in the order."""
@@ -30,7 +30,7 @@ LONG_SHARE = 16
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What counts about a prompt that is being read: tokens that remain, seconds since it came."""
+    """What counts about a prompt in prefill: tokens that remain, seconds since it came."""
 
     remaining: int
     waited: float
@@ -50,39 +50,39 @@ class Budget:
         self._took: tuple[dict[int, float], dict[int, float]] = ({}, {})
         """Seconds of passes with prompts in them by rows, without and with running replies."""
 
-    def learn(self, seconds: float, writing: int, read: int) -> None:
+    def learn(self, seconds: float, replies: int, prefilled: int) -> None:
         """Note what a pass took with so many running replies and tokens of prompts in it."""
-        if read == 0:
+        if prefilled == 0:
             self.plain = seconds if self.plain == 0.0 else 0.7 * self.plain + 0.3 * seconds
             return
-        took, rows = self._took[writing > 0], self.rows(writing + read)
+        took, rows = self._took[replies > 0], self.rows(replies + prefilled)
         took[rows] = 0.5 * took.get(rows, seconds) + 0.5 * seconds
         for size in took:
             if size > rows:  # once slow, it is tried again after some time
-                took[size] += FORGETTING * (self._scaled(took[rows], size / rows, writing) - took[size])
+                took[size] += FORGETTING * (self._scaled(took[rows], size / rows, replies) - took[size])
 
-    def tokens(self, most: int, writing: int) -> int:
+    def tokens(self, most: int, replies: int) -> int:
         """Return how many tokens of prompts the next pass takes, at most `most`."""
-        if writing == 0:
-            return min(most, max(LEAST_READ, self._within(READ_SECONDS, most, 0)))
+        if replies == 0:
+            return min(most, max(LEAST_PREFILL, self._within(PREFILL_SECONDS, most, 0)))
         seconds = self.plain + max((GAP - 1) * self.plain, PASS_SECONDS)
-        least = self.rows(writing + LEAST_CHUNK)
-        rows = self._within(seconds, most + writing, writing) if self._took[1] else self.rows(writing + self.tile)
-        return min(most, max(rows, least) - writing)
+        least = self.rows(replies + LEAST_CHUNK)
+        rows = self._within(seconds, most + replies, replies) if self._took[1] else self.rows(replies + self.tile)
+        return min(most, max(rows, least) - replies)
 
     def rows(self, tokens: int) -> int:
         """Return the tokens that the tiles hold in which a pass computes so many."""
         return -(-tokens // self.tile) * self.tile if tokens >= self.tile else 1 << (tokens - 1).bit_length()
 
-    def _within(self, seconds: float, most: int, writing: int) -> int:
+    def _within(self, seconds: float, most: int, replies: int) -> int:
         """Return the most rows of whole tiles, at most `most`, that a pass computes in so many seconds."""
-        took = self._took[writing > 0]
+        took = self._took[replies > 0]
         if not took:
             return most
         size = best = 1
         while size <= min(most, 2 * max(took)):
             known = max((each for each in took if each <= size), default=min(took))
-            expected = self._scaled(took[known], size / known, writing)
+            expected = self._scaled(took[known], size / known, replies)
             # part of a pass takes at least its share
             expected = max([expected, *(took[each] * size / each for each in took if each > size)])
             if expected <= seconds:
@@ -90,17 +90,17 @@ class Budget:
             size += min(size, self.tile)
         return best
 
-    def _scaled(self, seconds: float, times: float, writing: int) -> float:
+    def _scaled(self, seconds: float, times: float, replies: int) -> float:
         """Return the seconds expected of a pass with so many times the rows of one that took `seconds`.
 
         A quarter of them at least is for the rows: what a pass without prompts takes depends on its replies.
         """
-        rows = max(seconds - self.plain, seconds / 4) if writing else seconds
+        rows = max(seconds - self.plain, seconds / 4) if replies else seconds
         return seconds + rows * (times - 1)
 
 
 def order(prompts: Sequence[Prompt]) -> list[int]:
-    """Return the prompts' numbers, who is read first first; of equals the earlier one."""
+    """Return the prompts' numbers, the next to prefill first; of equals the earlier one."""
     return sorted(range(len(prompts)), key=lambda i: (prompts[i].remaining - AGEING * prompts[i].waited, i))
 
 

@@ -26,10 +26,10 @@ def advance(model, job, thread, sequence):
     A draft token is accepted if it is the one drawn, so the reply is, token for token, the one without drafts: the
     chance of that is the token's probability, and a different draw is distributed as the rest.
     """
-    guesses = get(sequence, s.SEQUENCE_ROWS) - 1
+    drafted = get(sequence, s.SEQUENCE_ROWS) - 1
     put(sequence, s.PASSES, get(sequence, s.PASSES) + 1)
-    put(sequence, s.DRAFTED_PASSES, get(sequence, s.DRAFTED_PASSES) + (1 if guesses > 0 else 0))
-    put(sequence, s.PROPOSED, get(sequence, s.PROPOSED) + guesses)
+    put(sequence, s.DRAFTED_PASSES, get(sequence, s.DRAFTED_PASSES) + (1 if drafted > 0 else 0))
+    put(sequence, s.PROPOSED, get(sequence, s.PROPOSED) + drafted)
     kept = 0
     while True:
         place = get(sequence, s.SEQUENCE_PLACE) + kept
@@ -41,7 +41,7 @@ def advance(model, job, thread, sequence):
         if ends_reply(sequence, token) == 1 or get(sequence, s.PRODUCED) >= get(sequence, s.STEPS):
             put(sequence, s.ACTIVE, 0)
             break
-        if kept >= guesses or load_i64(get(sequence, s.DRAFT) + kept * 8) != token:
+        if kept >= drafted or load_i64(get(sequence, s.DRAFT) + kept * 8) != token:
             break
         kept += 1
     put(sequence, s.LAST_TOKEN, token)
@@ -65,7 +65,7 @@ def put_row(job, index, sequence, ahead):
 
 
 @compiled("i:Si")
-def guesses_of(sequence, most):
+def draft_tokens_of(sequence, most):
     """Return how many tokens DRAFT holds for a sequence's next pass, at most `most`: looked up, or given for it."""
     if get(sequence, s.NGRAM) > 0:
         draft_from_history(sequence, most)
@@ -85,7 +85,7 @@ def next_rows(job):
         sequence = get(job, s.SEQUENCES) + i * 8 * s.SEQUENCE_SLOTS
         if get(sequence, s.ACTIVE) == 0:
             continue
-        guesses = 0
+        drafted = 0
         if get(sequence, s.DRAFT_MOST) > 0:
             # draft tokens get rows only while every other sequence still gets one, and no further than the reply goes
             room = min(
@@ -94,10 +94,10 @@ def next_rows(job):
             )
             most = min(get(sequence, s.DRAFT_MOST), room, (s.HEAD_ROWS - going) // going)
             if most > 0:
-                guesses = guesses_of(sequence, most)
+                drafted = draft_tokens_of(sequence, most)
         put(sequence, s.SEQUENCE_PLACE, n)
-        put(sequence, s.SEQUENCE_ROWS, guesses + 1)
-        for ahead in range(guesses + 1):
+        put(sequence, s.SEQUENCE_ROWS, drafted + 1)
+        for ahead in range(drafted + 1):
             put_row(job, n, sequence, ahead)
             n += 1
     put(job, s.COUNT, n)

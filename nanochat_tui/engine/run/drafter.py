@@ -28,7 +28,7 @@ class Drafter(Protocol):
 
     A job takes its draft tokens from here and verifies them; they never change a reply, only how many passes it
     takes. Counts are those of the last job. Heads that draft from the state of the last pass (multi-token prediction)
-    have to run in the compiled program, before the next one: they are a further case of `program.guesses_of`.
+    have to run in the compiled program, before the next one: they are a further case of `program.draft_tokens_of`.
     """
 
     most_passes: int
@@ -103,8 +103,8 @@ class Proposals(History, ABC):
         super().fill(sequence, most, vocab)
         if most == 0:
             return
-        guesses = np.array(self.propose(self._ids[: self._count], most)[:most], np.int64)
-        if len(guesses) and (guesses.min() < 0 or guesses.max() >= vocab):
+        draft = np.array(self.propose(self._ids[: self._count], most)[:most], np.int64)
+        if len(draft) and (draft.min() < 0 or draft.max() >= vocab):
             raise ValueError("a drafter proposes a token that is outside the vocabulary")
-        self._draft[: len(guesses)] = guesses
-        sequence[s.DRAFT_COUNT], sequence[s.DRAFT_AT] = len(guesses), self._count
+        self._draft[: len(draft)] = draft
+        sequence[s.DRAFT_COUNT], sequence[s.DRAFT_AT] = len(draft), self._count

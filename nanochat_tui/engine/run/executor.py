@@ -33,7 +33,7 @@ class Piece:
     """Consecutive tokens of one sequence in a job: ids int64 [n], to be run at `position` of the cache.
 
     draw: sample up to `steps` tokens after them in up to `passes` passes, running each but the last. drafter:
-    proposes draft tokens, up to `guesses` per pass.
+    proposes draft tokens, up to `draft` per pass.
     """
 
     cache: KVCache
@@ -43,7 +43,7 @@ class Piece:
     steps: int = 1
     passes: int = UNLIMITED
     drafter: Drafter | None = None
-    guesses: int = 0
+    draft: int = 0
 
 
 _alive: weakref.WeakSet[Executor] = weakref.WeakSet()
@@ -162,7 +162,7 @@ class Executor:
         sequence[s.LAST_TOKEN], sequence[s.MOST_PASSES] = piece.ids[-1], piece.passes
         if piece.drafter is not None:
             # a recurrent state cannot take back a draft token
-            most = 0 if piece.cache.state_address else piece.guesses
+            most = 0 if piece.cache.state_address else piece.draft
             piece.drafter.fill(sequence, most, self.shape.vocab_size)
 
     def execute(self, pieces: Sequence[Piece]) -> list[Drawn]:
