@@ -1,0 +1,86 @@
+"""Program that makes a new root for a sandbox out of bind mounts and runs a command in it; started by `isolation`.
+
+It needs the right to mount: it runs in mount and PID namespaces of its own, made by `unshare`. Run as a file, with the
+standard library only: enter.py JSON, where JSON holds `folders`, `files`, `work` (bytes of the writable folder) and
+`command`.
+"""
+
+import ctypes
+import json
+import os
+import sys
+
+RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, NOATIME, NODIRATIME = 1, 2, 4, 8, 32, 1024, 2048
+BIND, RECURSIVE, PRIVATE, RELATIME = 4096, 16384, 1 << 18, 1 << 21
+DETACH = 2
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+
+
+def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    arguments = (source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode())
+    _checked(libc.mount(*arguments), target)
+
+
+def _kept_flags(path: str) -> int:
+    """Return the flags of a mount that a user namespace may not take away."""
+    flags = os.statvfs(path).f_flag
+    pairs = ((os.ST_NOSUID, NOSUID), (os.ST_NODEV, NODEV), (os.ST_NOEXEC, NOEXEC))
+    times = ((os.ST_NOATIME, NOATIME), (os.ST_NODIRATIME, NODIRATIME), (os.ST_RELATIME, RELATIME))
+    return sum(mount for stat, mount in (*pairs, *times) if flags & stat)
+
+
+def _bind(source: str, target: str, readonly: bool) -> None:
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "wb"):
+            pass
+    _mount(source, target, "", BIND)
+    if readonly:
+        _mount("", target, "", BIND | REMOUNT | RDONLY | NOSUID | _kept_flags(target))
+
+
+def main(text: str) -> None:
+    """Build the root in a tmpfs over /tmp, make it `/`, and become the command."""
+    wanted = json.loads(text)
+    os.umask(0o022)
+    _mount("", "/", "", PRIVATE | RECURSIVE)
+    root = "/tmp/root"
+    # sources under /tmp are opened before the tmpfs hides them
+    opened = [(os.open(source, os.O_PATH), target) for source, target in wanted["folders"]]
+    _mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, "mode=0755,size=1m")
+    os.mkdir(root)
+    _mount(root, root, "", BIND)
+    for source, target in wanted["links"]:
+        os.symlink(source, root + target)
+    for descriptor, target in opened:
+        _bind(f"/proc/self/fd/{descriptor}", root + target, readonly=True)
+        os.close(descriptor)
+    for device in ("null", "zero", "full", "random", "urandom"):
+        _bind(f"/dev/{device}", f"{root}/dev/{device}", readonly=False)
+    for name, size in (("/work", wanted["work"]), ("/tmp", wanted["work"])):
+        os.makedirs(root + name)
+        _mount("tmpfs", root + name, "tmpfs", NOSUID | NODEV, f"mode=1777,size={size}")
+    os.makedirs(root + "/proc")
+    _mount("proc", root + "/proc", "proc", NOSUID | NODEV | NOEXEC)
+    os.makedirs(root + "/old")
+    os.chdir(root)
+    _checked(libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"old"), "pivot_root")
+    os.chdir("/work")
+    _checked(libc.umount2(b"/old", DETACH), "/old")
+    os.rmdir("/old")
+    _mount("", "/", "", REMOUNT | BIND | RDONLY | NOSUID | NODEV)
+    os.execve(wanted["command"][0], wanted["command"], wanted["environment"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
