@@ -1,18 +1,21 @@
 """Program that makes a new root for a sandbox out of bind mounts and runs a command in it; started by `isolation`.
 
 It needs the right to mount: it runs in mount and PID namespaces of its own, made by `unshare`. Run as a file, with the
-standard library only: enter.py JSON, where JSON holds `folders`, `files`, `work` (bytes of the writable folder) and
-`command`.
+standard library only: enter.py JSON, where JSON holds `folders`, `links`, `writable`, `size` (bytes of each writable
+folder), `command` and `environment`.
 """
 
 import ctypes
 import json
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, NOATIME, NODIRATIME = 1, 2, 4, 8, 32, 1024, 2048
 BIND, RECURSIVE, PRIVATE, RELATIME = 4096, 16384, 1 << 18, 1 << 21
 DETACH = 2
+MOUNTED = tempfile.gettempdir()
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -37,49 +40,48 @@ def _kept_flags(path: str) -> int:
     return sum(mount for stat, mount in (*pairs, *times) if flags & stat)
 
 
-def _bind(source: str, target: str, readonly: bool) -> None:
-    if os.path.isdir(source):
-        os.makedirs(target, exist_ok=True)
+def _bind(source: str, target: Path, readonly: bool) -> None:
+    if Path(source).is_dir():
+        target.mkdir(parents=True, exist_ok=True)
     else:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        with open(target, "wb"):
-            pass
-    _mount(source, target, "", BIND)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
+    _mount(source, str(target), "", BIND)
     if readonly:
-        _mount("", target, "", BIND | REMOUNT | RDONLY | NOSUID | _kept_flags(target))
+        _mount("", str(target), "", BIND | REMOUNT | RDONLY | NOSUID | _kept_flags(str(target)))
 
 
 def main(text: str) -> None:
-    """Build the root in a tmpfs over /tmp, make it `/`, and become the command."""
+    """Build the root in a tmpfs, make it `/`, and become the command."""
     wanted = json.loads(text)
     os.umask(0o022)
     _mount("", "/", "", PRIVATE | RECURSIVE)
-    root = "/tmp/root"
-    # sources under /tmp are opened before the tmpfs hides them
+    # what lies in the folder for temporary files is opened before the tmpfs hides it
     opened = [(os.open(source, os.O_PATH), target) for source, target in wanted["folders"]]
-    _mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, "mode=0755,size=1m")
-    os.mkdir(root)
-    _mount(root, root, "", BIND)
+    _mount("tmpfs", MOUNTED, "tmpfs", NOSUID | NODEV, "mode=0755,size=1m")
+    root = Path(MOUNTED, "root")
+    root.mkdir()
+    _mount(str(root), str(root), "", BIND)
     for source, target in wanted["links"]:
-        os.symlink(source, root + target)
+        Path(f"{root}{target}").symlink_to(source)
     for descriptor, target in opened:
-        _bind(f"/proc/self/fd/{descriptor}", root + target, readonly=True)
+        _bind(f"/proc/self/fd/{descriptor}", Path(f"{root}{target}"), readonly=True)
         os.close(descriptor)
     for device in ("null", "zero", "full", "random", "urandom"):
-        _bind(f"/dev/{device}", f"{root}/dev/{device}", readonly=False)
-    for name, size in (("/work", wanted["work"]), ("/tmp", wanted["work"])):
-        os.makedirs(root + name)
-        _mount("tmpfs", root + name, "tmpfs", NOSUID | NODEV, f"mode=1777,size={size}")
-    os.makedirs(root + "/proc")
-    _mount("proc", root + "/proc", "proc", NOSUID | NODEV | NOEXEC)
-    os.makedirs(root + "/old")
+        _bind(f"/dev/{device}", root / "dev" / device, readonly=False)
+    for name in wanted["writable"]:
+        Path(f"{root}{name}").mkdir()
+        _mount("tmpfs", f"{root}{name}", "tmpfs", NOSUID | NODEV, f"mode=1777,size={wanted['size']}")
+    (root / "proc").mkdir()
+    _mount("proc", str(root / "proc"), "proc", NOSUID | NODEV | NOEXEC)
+    (root / "old").mkdir()
     os.chdir(root)
     _checked(libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"old"), "pivot_root")
-    os.chdir("/work")
+    os.chdir(wanted["writable"][0])
     _checked(libc.umount2(b"/old", DETACH), "/old")
-    os.rmdir("/old")
+    Path("/old").rmdir()
     _mount("", "/", "", REMOUNT | BIND | RDONLY | NOSUID | NODEV)
-    os.execve(wanted["command"][0], wanted["command"], wanted["environment"])
+    os.execve(wanted["command"][0], wanted["command"], wanted["environment"])  # noqa: S606 - it is to be replaced
 
 
 if __name__ == "__main__":

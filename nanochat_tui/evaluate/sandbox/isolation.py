@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from nanochat_tui.errors import UserError
@@ -24,7 +24,7 @@ from nanochat_tui.evaluate.sandbox.limits import Limits
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache", "/nix/store")
 """What programs of the system need."""
-WORK = "/work"
+WORK, TEMPORARY = "/work", "/tmp"  # noqa: S108 - the second one in the sandbox
 TRIAL_SECONDS = 60
 _FIRST_USER, _USERS = 1 << 30, 1 << 29
 GIVEN = "/given"
@@ -74,13 +74,15 @@ def isolation(unsafe: bool = False) -> Isolation:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _works(kind: Isolation) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     try:
         arguments = isolated(kind, Command(["/bin/true"]), Limits())
-        done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, timeout=TRIAL_SECONDS)
+        done = subprocess.run(
+            arguments, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=TRIAL_SECONDS
+        )
     except (OSError, UserError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
@@ -151,7 +153,7 @@ def _bubblewrap(folders: Sequence[tuple[str, str]], limits: Limits) -> list[str]
     for source, target in bound:
         call += ["--ro-bind", source, target]
     call += ["--proc", "/proc", "--dev", "/dev"]
-    for place in (WORK, "/tmp"):
+    for place in (WORK, TEMPORARY):
         call += ["--perms", "1777", "--size", str(limits.files), "--tmpfs", place]
     for name, value in environment().items():
         call += ["--setenv", name, value]
@@ -171,7 +173,8 @@ def _plan(folders: Sequence[tuple[str, str]], inner: Sequence[str], limits: Limi
         {
             "folders": [*_system(), *folders],
             "links": _links(),
-            "work": limits.files,
+            "writable": [WORK, TEMPORARY],
+            "size": limits.files,
             "command": inner,
             "environment": environment(),
         }
@@ -180,7 +183,9 @@ def _plan(folders: Sequence[tuple[str, str]], inner: Sequence[str], limits: Limi
 
 def _links() -> list[tuple[str, str]]:
     """Return the system's folders that are symbolic links, as (target, place)."""
-    return [(os.readlink(place), place) for place in SYSTEM if place.count("/") == 1 and os.path.islink(place)]
+    return [
+        (str(Path(place).readlink()), place) for place in SYSTEM if place.count("/") == 1 and Path(place).is_symlink()
+    ]
 
 
 def _places() -> set[str]:
@@ -190,4 +195,4 @@ def _places() -> set[str]:
 
 def _system() -> list[tuple[str, str]]:
     links = {place for _, place in _links()}
-    return [(place, place) for place in SYSTEM if place not in links and os.path.exists(place)]
+    return [(place, place) for place in SYSTEM if place not in links and Path(place).exists()]
