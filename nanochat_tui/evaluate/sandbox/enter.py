@@ -52,7 +52,7 @@ def _bind(source: str, target: Path, readonly: bool) -> None:
 
 
 def main(text: str) -> None:
-    """Build the root in a tmpfs, make it `/`, and become the command."""
+    """Build the root in a tmpfs, make it `/`, and run the command there."""
     wanted = json.loads(text)
     os.umask(0o022)
     _mount("", "/", "", PRIVATE | RECURSIVE)
@@ -81,7 +81,23 @@ def main(text: str) -> None:
     _checked(libc.umount2(b"/old", DETACH), "/old")
     Path("/old").rmdir()
     _mount("", "/", "", REMOUNT | BIND | RDONLY | NOSUID | NODEV)
-    os.execve(wanted["command"][0], wanted["command"], wanted["environment"])  # noqa: S606 - it is to be replaced
+    os._exit(_supervised(wanted["command"], wanted["environment"]))
+
+
+def _supervised(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command as a child and return its exit code, 128 and the signal if one killed it.
+
+    This process stays the namespace's first one: it is killed when its parent dies, which a process that changes its
+    user id is not, and all others end with it.
+    """
+    started = os.fork()
+    if started == 0:
+        os.execve(command[0], command, environment)  # noqa: S606 - this process becomes the command
+    while True:
+        ended, status = os.wait()
+        if ended == started:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":
