@@ -239,6 +239,18 @@ def humaneval(
     measure(asked, as_json=json)
 
 
+@evaluate.command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an evaluation.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of another one, of the same problems.")],
+    json: JsonOption = False,
+) -> None:
+    """Compare two models on the problems that both were given, with the interval of the difference. Markdown."""
+    from nanochat_tui.cli.evaluate_problems import print_comparison
+
+    print_comparison(first, second, as_json=json)
+
+
 @evaluate.command("baselines")
 def baselines(
     data: DataArgument,

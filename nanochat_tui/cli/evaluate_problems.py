@@ -10,6 +10,7 @@ from nanochat_tui.cli.evaluation import progress
 from nanochat_tui.cli.json_output import json_text
 from nanochat_tui.cli.options import FileOptions, find_model
 from nanochat_tui.errors import UserError
+from nanochat_tui.evaluate.comparing import compare, open_pair
 from nanochat_tui.evaluate.problems import Language, ProblemSet, read_problems, shipped_problems
 from nanochat_tui.evaluate.sandbox.isolation import Isolation, isolation
 from nanochat_tui.evaluate.sandbox.limits import Limits
@@ -141,3 +142,28 @@ def in_words(title: str, task: Task, found: Report, folder: Path) -> str:
         lines.append(f"{found.unjudged} problems have not all samples yet; run the command again")
     lines.append(f"samples and verdicts: {display_safe(str(folder))}")
     return "\n".join(lines)
+
+
+def print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
+    """Print two evaluations next to each other, as a table in Markdown or as JSON."""
+    both, different = open_pair(first, second)
+    (a, rows_a), (b, rows_b) = both
+    found = compare(rows_a, rows_b)
+    if as_json:
+        answer = {"models": [a.get("model"), b.get("model")], "different": different, **asdict(found)}
+        print(json_text({**answer, "difference": found.difference, "significant": found.is_significant}))
+        return
+    names = [display_safe(str(about.get("model"))).replace("|", "\\|") for about in (a, b)]
+    verdict = "the difference is significant" if found.is_significant else "the difference may be chance"
+    lines = [
+        f"| {display_safe(str(a.get('set')))} | {names[0]} | {names[1]} | difference |",
+        "| --- | --- | --- | --- |",
+        f"| pass@1 | {found.rates[0]:.1%} | {found.rates[1]:.1%} | {found.difference:+.1%} "
+        f"({found.low:+.1%} to {found.high:+.1%}) |",
+        f"| solved more often | {found.better[0]} | {found.better[1]} | sign test p = {found.sign_test:.3g} |",
+        "",
+        f"{found.problems} problems that both were given, 95 % interval over problems: {verdict}.",
+    ]
+    if different:
+        lines.append(f"The evaluations also differ in: {', '.join(map(display_safe, different))}.")
+    print("\n".join(lines))

@@ -103,6 +103,11 @@ class Evaluation:
             raise WriteError(f"{shown} cannot be written: {plain_reason(error)}; run the same command again") from None
 
 
+def read_evaluation(folder: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Return what a folder says of its evaluation, and its rows. Raises UserError for one that is damaged."""
+    return _read_object(folder / ABOUT), _read_rows(folder / ROWS)
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

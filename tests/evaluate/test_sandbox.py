@@ -67,7 +67,8 @@ def test_nothing_outside_can_be_read_or_written(kind: Isolation, tmp_path: Path)
                 print("read", path, open(path).read(1))
             except OSError:
                 pass
-        for path in ("/usr/new", "/new", os.environ["GIVEN"] + "/new", os.environ["GIVEN"] + "/kept", {str(tmp_path)!r} + "/new"):
+        given = os.environ["GIVEN"]
+        for path in ("/usr/new", "/new", given + "/new", given + "/kept", {str(tmp_path)!r} + "/new"):
             try:
                 open(path, "w").write("x")
                 print("wrote", path)
@@ -110,7 +111,8 @@ def test_no_privilege_is_left(kind: Isolation) -> None:
         """
         import os
         lines = dict(line.split(":\\t") for line in open("/proc/self/status") if ":\\t" in line)
-        print({int(lines[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}, lines["NoNewPrivs"].strip())
+        capabilities = {int(lines["Cap" + name], 16) for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+        print(capabilities, lines["NoNewPrivs"].strip())
         """,
     )
     assert outcome.stdout == b"{0} 1\n", outcome
