@@ -189,9 +189,9 @@ def rust(
 def humaneval(
     model: ModelArgument = None,
     attach: AttachOption = None,
-    language: Annotated[Literal["python", "rust"], typer.Option(help="The set of problems that comes along.")] = (
-        "python"
-    ),
+    chosen: Annotated[
+        Literal["python", "rust", "rust-small"], typer.Option("--set", help="The set of problems that comes along.")
+    ] = "python",
     problems: Annotated[
         Path | None,
         typer.Option(help="JSON lines with problems of your own, in the form of HumanEval or MultiPL-E (Rust)."),
@@ -223,7 +223,7 @@ def humaneval(
     asked = Asked(
         model,
         attach,
-        language,
+        chosen,
         problems,
         limit,
         samples,

@@ -11,7 +11,7 @@ from nanochat_tui.cli.json_output import json_text
 from nanochat_tui.cli.options import FileOptions, find_model
 from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate.comparing import compare, open_pair
-from nanochat_tui.evaluate.problems import Language, ProblemSet, read_problems, shipped_problems
+from nanochat_tui.evaluate.problems import Language, ProblemSet, SetName, read_problems, shipped_problems
 from nanochat_tui.evaluate.sandbox.isolation import Isolation, isolation
 from nanochat_tui.evaluate.sandbox.limits import Limits
 from nanochat_tui.evaluate.solving import Evaluation, Report, Task, report, solve
@@ -32,7 +32,7 @@ class Asked:
 
     model: str | None
     attach: str | None
-    language: Language
+    chosen: SetName
     problems: Path | None
     limit: int | None
     samples: int
@@ -48,8 +48,8 @@ class Asked:
 
 def measure(asked: Asked, *, as_json: bool) -> None:
     """Solve the problems, judge the solutions and print pass@k."""
-    chosen = read_problems(asked.problems) if asked.problems is not None else shipped_problems(asked.language)
-    problems = chosen.problems[: asked.limit]
+    found_set = read_problems(asked.problems) if asked.problems is not None else shipped_problems(asked.chosen)
+    problems = found_set.problems[: asked.limit]
     kind = isolation(asked.unsafe)
     # what is missing is said before an hour of writing
     tools = {problem.language: (rustc if problem.language == "rust" else python)().version for problem in problems}
@@ -58,15 +58,15 @@ def measure(asked: Asked, *, as_json: bool) -> None:
     if chat and not backend.is_chat:
         raise UserError("this model has no chat template; leave --chat out")
     task = _task(asked, kind, chat=chat)
-    about = _about(asked, chosen, backend, task, tools, len(problems))
+    about = _about(asked, found_set, backend, task, tools, len(problems))
     folder = asked.out or Path("evaluations") / _folder_name(backend.name, asked)
     evaluation = Evaluation(folder, about)
     with progress("solving", len(problems) * asked.samples) as tick:
         solve(evaluation, backend, problems, task, tick)
     backend.close()
     found = report(evaluation.rows, problems, asked.samples, KS)
-    answer = {**about, "folder": str(folder), "excluded": chosen.excluded, **asdict(found)}
-    print(json_text(answer) if as_json else in_words(chosen.title, task, found, folder))
+    answer = {**about, "folder": str(folder), "excluded": found_set.excluded, **asdict(found)}
+    print(json_text(answer) if as_json else in_words(found_set.title, task, found, folder))
 
 
 def _backend(asked: Asked) -> Backend:
@@ -102,12 +102,12 @@ def _task(asked: Asked, kind: Isolation, *, chat: bool) -> Task:
 
 
 def _about(
-    asked: Asked, chosen: ProblemSet, backend: Backend, task: Task, tools: dict[Language, str], problems: int
+    asked: Asked, found_set: ProblemSet, backend: Backend, task: Task, tools: dict[Language, str], problems: int
 ) -> dict[str, Any]:
     """Return what an evaluation's folder says of it: with other answers it is another evaluation."""
     sampling = task.request.sampling
     return {
-        "set": chosen.title,
+        "set": found_set.title,
         "problems": problems,
         "model": backend.name,
         "server": backend.kernel if asked.attach is not None else None,
@@ -124,7 +124,7 @@ def _about(
 
 
 def _folder_name(model: str, asked: Asked) -> str:
-    which = asked.problems.name.partition(".")[0] if asked.problems is not None else f"humaneval-{asked.language}"
+    which = asked.problems.name.partition(".")[0] if asked.problems is not None else f"humaneval-{asked.chosen}"
     kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in model)
     return f"{which}-{kept}".strip(".") or which
 

@@ -14,10 +14,12 @@ from nanochat_tui.errors import UserError, plain_reason
 from nanochat_tui.text import display_safe
 
 Language = Literal["python", "rust"]
+SetName = Literal["python", "rust", "rust-small"]
 Form = Literal["humaneval", "humaneval-rust", "multipl-e"]
-SETS = {
+SETS: dict[SetName, tuple[str, str]] = {
     "python": ("HumanEval.jsonl.gz", "HumanEval (OpenAI), 164 problems"),
     "rust": ("HumanEvalRust.jsonl.gz", "HumanEval-Rust (SigilDERG)"),
+    "rust-small": ("SmallRust.jsonl", "60 small Rust functions (nanochat-tui's own)"),
 }
 """The sets that come along: file and title."""
 _STOPS: dict[Form, tuple[str, ...]] = {
@@ -52,13 +54,13 @@ class ProblemSet:
     excluded: dict[str, str]
 
 
-def shipped_problems(language: Language) -> ProblemSet:
+def shipped_problems(chosen: SetName) -> ProblemSet:
     """Return a set that comes along. Rust problems whose own solution fails their tests are listed as excluded."""
-    name, title = SETS[language]
+    name, title = SETS[chosen]
     folder = files("nanochat_tui.evaluate") / "data"
-    text = gzip.decompress((folder / name).read_bytes()).decode()
+    text = _unpacked((folder / name).read_bytes()).decode()
     excluded: dict[str, str] = {}
-    if language == "rust":
+    if chosen == "rust":
         excluded = json.loads((folder / "excluded.json").read_text(encoding="utf-8"))
         title += f", {len(text.splitlines()) - len(excluded)} of {len(text.splitlines())} problems"
     problems = [problem for problem in _problems(text, name) if problem.name not in excluded]
@@ -73,12 +75,15 @@ def read_problems(path: Path) -> ProblemSet:
     """
     shown = display_safe(str(path))
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        text = _unpacked(path.read_bytes()).decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         reason = plain_reason(error) if isinstance(error, OSError) and error.errno else "it is no text"
         raise UserError(f"the problems {shown} cannot be read: {reason}") from None
     return ProblemSet(path.name, tuple(_problems(text, shown)), {})
+
+
+def _unpacked(data: bytes) -> bytes:
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
 
 
 def _problems(text: str, shown: str) -> list[Problem]:

@@ -17,7 +17,7 @@ from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate.comparing import compare, sign_test
 from nanochat_tui.evaluate.judging import answer_code, cut, judge
 from nanochat_tui.evaluate.pass_at_k import pass_at_k, pass_rate
-from nanochat_tui.evaluate.problems import Problem, ProblemSet, read_problems, shipped_problems
+from nanochat_tui.evaluate.problems import SETS, Problem, ProblemSet, SetName, read_problems, shipped_problems
 from nanochat_tui.evaluate.sandbox.isolation import Isolation, isolation
 from nanochat_tui.evaluate.sandbox.limits import Limits
 from nanochat_tui.evaluate.solving import Evaluation, Row, Task, report, solve
@@ -59,6 +59,8 @@ def test_the_sets_that_come_along() -> None:
     assert "92 of 121" in rust.title
     assert all(problem.solution and problem.entry_point in problem.prompt for problem in python.problems)
     assert {problem.edition for problem in rust.problems} == {"2024"}
+    small = shipped_problems("rust-small")
+    assert len(small.problems) == 60 and {problem.language for problem in small.problems} == {"rust"}
 
 
 @pytest.mark.parametrize(("samples", "correct"), [(n, c) for n in range(1, 9) for c in range(n + 1)])
@@ -144,11 +146,11 @@ def test_problems_of_multipl_e(kind: Isolation, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("language", ["python", "rust"])
-def test_every_kept_problem_is_solved_by_its_own_solution(language: str, kind: Isolation) -> None:
-    if language == "rust" and shutil.which("rustc") is None:
+@pytest.mark.parametrize("chosen", SETS)
+def test_every_kept_problem_is_solved_by_its_own_solution(chosen: SetName, kind: Isolation) -> None:
+    if chosen != "python" and shutil.which("rustc") is None:
         pytest.skip("no Rust compiler")
-    found = shipped_problems("rust" if language == "rust" else "python")
+    found = shipped_problems(chosen)
     failed = [p.name for p in found.problems if not judge(p, p.solution or "", kind, LIMITS).passed]
     assert not failed
 
