@@ -53,7 +53,7 @@ def measure(asked: Asked, *, as_json: bool) -> None:
     kind = isolation(asked.unsafe)
     # what is missing is said before an hour of writing
     tools = {problem.language: (rustc if problem.language == "rust" else python)().version for problem in problems}
-    backend = _backend(asked)
+    backend = open_backend(asked.model, asked.attach, asked.threads)
     chat = backend.is_chat if asked.chat is None else asked.chat
     if chat and not backend.is_chat:
         raise UserError("this model has no chat template; leave --chat out")
@@ -69,18 +69,19 @@ def measure(asked: Asked, *, as_json: bool) -> None:
     print(json_text(answer) if as_json else in_words(found_set.title, task, found, folder))
 
 
-def _backend(asked: Asked) -> Backend:
+def open_backend(model: str | None, attach: str | None, threads: int | None) -> Backend:
+    """Return a loaded model: a file on the engine, or a server's. Raises UserError."""
     from nanochat_tui.cli.narration import Narration
 
-    files = FileOptions(None, None, asked.threads, None, None, None, None, None)
+    files = FileOptions(None, None, threads, None, None, None, None, None)
     backend: Backend
-    if asked.attach is not None:
+    if attach is not None:
         from nanochat_tui.chat.remote import RemoteBackend
 
         files.refuse_with_server()
-        backend = RemoteBackend(asked.attach, asked.model)
+        backend = RemoteBackend(attach, model)
     else:
-        backend = files.backend(find_model(asked.model))
+        backend = files.backend(find_model(model))
     with Narration() as narrate:
         backend.load(narrate)
     return backend

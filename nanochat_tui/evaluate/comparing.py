@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nanochat_tui.errors import UserError
-from nanochat_tui.evaluate.solving import ABOUT, ROWS, Row, read_evaluation
+from nanochat_tui.evaluate.folder import ABOUT
+from nanochat_tui.evaluate.solving import ROWS, Row, read_evaluation
 from nanochat_tui.text import display_safe
 
 RESAMPLES = 10_000
@@ -65,11 +67,17 @@ def compare(first: Sequence[Row], second: Sequence[Row]) -> Comparison:
         raise UserError("the two evaluations have no problem in common; compare two of the same problems")
     pairs = np.array([(a[name], b[name]) for name in names])
     gains = pairs[:, 1] - pairs[:, 0]
-    draws = np.random.default_rng(0).integers(0, len(gains), (RESAMPLES, len(gains)))
-    low, high = np.quantile(gains[draws].mean(axis=1), [0.025, 0.975])
+    low, high = interval(gains)
     better = int((gains < 0).sum()), int((gains > 0).sum())
     rates = float(pairs[:, 0].mean()), float(pairs[:, 1].mean())
-    return Comparison(len(names), rates, float(low), float(high), better, sign_test(*better))
+    return Comparison(len(names), rates, low, high, better, sign_test(*better))
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean, by a bootstrap whose seed is fixed; values float64 [n]."""
+    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def sign_test(first: int, second: int) -> float:

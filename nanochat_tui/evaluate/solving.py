@@ -7,8 +7,6 @@ completion with its verdict, appended as soon as it is known).
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,17 +16,17 @@ from threading import Event as CancelEvent
 from typing import Any
 
 from nanochat_tui.chat.backend import Backend, Message, Request
-from nanochat_tui.errors import UserError, WriteError, plain_reason
+from nanochat_tui.errors import UserError
+from nanochat_tui.evaluate.folder import EvaluationFolder, read_about, read_rows
 from nanochat_tui.evaluate.judging import Judged, answer_code, cut, judge
 from nanochat_tui.evaluate.pass_at_k import PassRate, pass_rate
 from nanochat_tui.evaluate.problems import Problem
 from nanochat_tui.evaluate.sandbox.isolation import Isolation
 from nanochat_tui.evaluate.sandbox.limits import Limits
-from nanochat_tui.files import atomic_write_text
 from nanochat_tui.request import Token
 from nanochat_tui.text import display_safe
 
-ABOUT, ROWS = "evaluation.json", "samples.jsonl"
+ROWS = "samples.jsonl"
 JUDGES = 2
 """Programs that run at the same time as the model writes."""
 _ASK = {
@@ -62,79 +60,32 @@ class Row:
 
 
 class Evaluation:
-    """The folder of an evaluation."""
+    """The folder of an evaluation and its rows."""
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        """Begin an evaluation, or go on with one of the same settings.
-
-        Raises:
-            UserError: the folder holds another evaluation, or its rows cannot be read.
-            WriteError: the folder cannot be written.
+        """Begin an evaluation, or go on with one of the same settings. Raises UserError and WriteError as
+        `EvaluationFolder` does.
         """
-        self.folder = folder
-        self.rows: list[Row] = []
-        shown = display_safe(str(folder))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(f"{shown} cannot be made: {plain_reason(error)}; name another folder with --out") from None
-        if (folder / ABOUT).exists():
-            before = _read_object(folder / ABOUT)
-            different = sorted(key for key in {*before, *about} if before.get(key) != about.get(key))
-            if different:
-                raise UserError(
-                    f"{shown} holds another evaluation (its {', '.join(map(display_safe, different))} differ); "
-                    "name another folder with --out, or give the same options to go on with it"
-                )
-            self.rows = _read_rows(folder / ROWS)
-        else:
-            atomic_write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
+        self.folder = EvaluationFolder(folder, about)
+        self.rows = _rows(self.folder.read_rows(ROWS), folder)
 
     def append(self, row: Row) -> None:
         """Keep a row. Raises WriteError."""
         self.rows.append(row)
-        try:
-            with (self.folder / ROWS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            shown = display_safe(str(self.folder / ROWS))
-            raise WriteError(f"{shown} cannot be written: {plain_reason(error)}; run the same command again") from None
+        self.folder.append(ROWS, asdict(row))
 
 
 def read_evaluation(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     """Return what a folder says of its evaluation, and its rows. Raises UserError for one that is damaged."""
-    return _read_object(folder / ABOUT), _read_rows(folder / ROWS)
+    return read_about(folder), _rows(read_rows(folder / ROWS)[0], folder)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _rows(found: Sequence[dict[str, Any]], folder: Path) -> list[Row]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{display_safe(str(path))} is damaged; name another folder with --out")
-    return found
-
-
-def _read_rows(path: Path) -> list[Row]:
-    """Return the rows that are whole; a last line that a crash cut is dropped from the file."""
-    if not path.exists():
-        return []
-    found: dict[tuple[str, int], Row] = {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    try:
-        for line in whole.splitlines():
-            row = Row(**json.loads(line))
-            found[row.problem, row.sample] = row
-    except (ValueError, TypeError, RecursionError):
-        raise UserError(f"{display_safe(str(path))} is damaged; name another folder with --out") from None
-    if len(whole) < len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return list(found.values())
+        rows = [Row(**row) for row in found]
+    except TypeError:
+        raise UserError(f"{display_safe(str(folder / ROWS))} is damaged; name another folder with --out") from None
+    return list({(row.problem, row.sample): row for row in rows}.values())
 
 
 def solve(

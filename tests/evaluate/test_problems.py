@@ -230,7 +230,8 @@ def task(kind: Isolation, samples: int, *, chat: bool = False) -> Task:
 def test_an_evaluation_goes_on_after_a_failure(kind: Isolation, tmp_path: Path) -> None:
     found = shipped_problems("python")
     problems = found.problems[:4]
-    asked, ticks = task(kind, 2), []
+    asked = task(kind, 2)
+    ticks: list[int] = []
     evaluation = Evaluation(tmp_path / "run", {"model": "solver"})
     with pytest.raises(UserError, match="server is gone"):
         solve(evaluation, Solver(found, 2, stop_after=3), problems, asked, ticks.append)
