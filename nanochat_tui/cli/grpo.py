@@ -114,7 +114,8 @@ def grpo(
     if difference is not None:
         print(
             f"held-out questions: mean reward {difference['before']:.3f} before, {difference['after']:.3f} after; "
-            f"difference {difference['difference']:+.3f} (95 % interval {difference['low']:+.3f} to {difference['high']:+.3f})"
+            f"difference {difference['difference']:+.3f} "
+            f"(95 % interval {difference['low']:+.3f} to {difference['high']:+.3f})"
         )
     print(f"{learner.journal.tokens:,} tokens; rules: {display_safe(str(out / LIBRARY))}")
 

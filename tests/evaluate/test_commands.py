@@ -179,3 +179,16 @@ def test_humaneval_on_the_shipped_model(tmp_path: Path, capsys: pytest.CaptureFi
         dispatch(["eval", "compare", str(tmp_path), str(tmp_path / "run")])
     with pytest.raises(UserError, match="its seed differ"):
         dispatch(["eval", *words, "--seed", "9"])
+
+
+def test_practice_needs_a_chat_model_and_other_questions_to_measure(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "2 + 2?", "answer": 4}\n')
+    with pytest.raises(UserError, match="d20-rust has no chat template"):
+        dispatch(["grpo", "--questions", str(path), "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="1 held-out questions are practised too"):
+        dispatch(["grpo", "--questions", str(path), "--held-out", str(path)])
+    (tmp_path / "rules.json").write_text('{"G0": "when asked, answer"}')
+    with pytest.raises(UserError, match="--experience has no place here"):
+        dispatch(["chat", "-p", "fn", "--experience", str(tmp_path / "rules.json")])
+    assert not (tmp_path / "out").exists()

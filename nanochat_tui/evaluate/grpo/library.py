@@ -66,7 +66,7 @@ def _operation(entry: object) -> Operation | None:
 
 
 def merge(operations: Sequence[Operation]) -> list[Operation]:
-    """Return operations without conflicts: DELETE wins over UPDATE of the same id, the last UPDATE over those before it,
+    """Return operations without conflicts: DELETE wins over UPDATE of the same id, the last UPDATE over earlier ones,
     and of equal texts one is added.
     """
     deleted = {one.id for one in operations if one.operation == "DELETE"}

@@ -8,11 +8,9 @@ practice that was stopped reads them back and goes on with the first one that is
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from threading import Event as CancelEvent
 from typing import Any
@@ -91,8 +89,8 @@ class Journal:
         if key not in self._known:
             if self._budget is not None and self.tokens >= self._budget:
                 raise BudgetError(
-                    f"the token budget is used up ({self.tokens:,} of {self._budget:,}); what was learned is kept: go on "
-                    "with a larger --token-budget"
+                    f"the token budget is used up ({self.tokens:,} of {self._budget:,}); what was learned is kept: "
+                    "go on with a larger --token-budget"
                 )
             text, tokens = ask()
             self._folder.append(REPLIES, {"key": key, "reply": text, "tokens": tokens})

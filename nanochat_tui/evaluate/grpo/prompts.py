@@ -9,7 +9,8 @@ from nanochat_tui.evaluate.grpo.rewards import Question, Verified
 
 _FORMAT = (
     'Answer with a JSON list alone. Each entry is {"operation": "ADD", "content": "…"}, '
-    '{"operation": "UPDATE", "id": "G…", "content": "…"}, {"operation": "DELETE", "id": "G…"} or {"operation": "NONE"}. '
+    '{"operation": "UPDATE", "id": "G…", "content": "…"}, {"operation": "DELETE", "id": "G…"} or '
+    '{"operation": "NONE"}. '
     'Each content is one sentence of the form "short name: when …, do …".'
 )
 
@@ -38,8 +39,8 @@ def comparison(
     return (
         "Several attempts at one task had different rewards. Compare them, and write at most "
         f"{most} rules that would have made the worse ones better. A rule is general: it holds for other tasks of the "
-        'kind and never gives this task\'s answer. One rule a line, each of the form "short name: when …, do …", between '
-        f"<Experiences> and </Experiences>.\n\nTask:\n{question.text}\n\n{attempts}\n\nRules known so far:\n"
+        'kind and never gives this task\'s answer. One rule a line, each of the form "short name: when …, do …", '
+        f"between <Experiences> and </Experiences>.\n\nTask:\n{question.text}\n\n{attempts}\n\nRules known so far:\n"
         f"{_listed(library)}"
     )
 
@@ -47,8 +48,9 @@ def comparison(
 def edit(rules: str, library: Mapping[str, str]) -> str:
     """Ask how new rules change the library."""
     return (
-        "Bring new rules into a list of rules. Add what is new, update a rule that a new one makes more exact, delete one "
-        f"that turned out wrong, and do nothing where the list says it already.\n\nNew rules:\n{rules}\n\nThe list:\n"
+        "Bring new rules into a list of rules. Add what is new, update a rule that a new one makes more exact, delete "
+        f"one that turned out wrong, and do nothing where the list says it already.\n\nNew rules:\n{rules}\n\n"
+        "The list:\n"
         f"{_listed(library)}\n\n{_FORMAT}"
     )
 
