@@ -16,6 +16,7 @@ COMMANDS = {
     "bench": ("bench", "bench"),
     "convert": ("convert", "convert"),
     "eval": ("evaluate", "evaluate"),
+    "grpo": ("grpo", "grpo"),
     "cache": ("cache", "cache"),
     "doctor": ("doctor", "doctor"),
     "web": ("web", "web"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -39,6 +40,9 @@ def chat(
         typer.Option("--suffix", help="The text that follows: the model writes what is between, if it has learnt to."),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="System message, for models with a template.")] = None,
+    experience: Annotated[
+        Path | None, typer.Option(help="Rules that the model reads first, such as nanochat-tui grpo writes.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     stop: Annotated[list[str] | None, typer.Option(help="End the reply before this text; may be repeated.")] = None,
     top_logprobs: Annotated[int, typer.Option(help="With --json: this many alternatives for every token.")] = 0,
@@ -60,11 +64,13 @@ def chat(
 ) -> int:
     """Answer once, streaming to stdout: -p TEXT, or the text on stdin."""
     from nanochat_tui.chat.backend import Backend, Message, Request
+    from nanochat_tui.chat.experience import read_experiences, with_experiences
     from nanochat_tui.cli.narration import Narration
     from nanochat_tui.cli.reply import JsonWriter, TextWriter, play
 
     # Settings are checked before anything is loaded: a typo should not cost a minute.
     request = with_settings(Request(prompt="", stop=tuple(stop or ()), top_logprobs=top_logprobs), **settings)
+    rules = read_experiences(experience) if experience is not None else {}
     files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations)
     backend: Backend
     if attach is not None:
@@ -79,13 +85,14 @@ def chat(
         backend.load(narrate)
     messages: tuple[Message, ...] = ()
     if backend.is_chat and not raw and suffix is None:
-        turns = [Message("user", text.removesuffix("\n") if prompt is None else text)]
+        turns = [Message("user", with_experiences(text.removesuffix("\n") if prompt is None else text, rules))]
         messages = (*([Message("system", system)] if system is not None else []), *turns)
-    elif system is not None:
+    elif system is not None or rules:
         reason = "this model has no chat template"
         if raw or suffix is not None:
             reason = f"{'--raw' if raw else '--suffix'} leaves the chat template out"
-        raise UserError(f"--system has no place here, because {reason}; leave one of them out.")
+        given = "--system" if system is not None else "--experience"
+        raise UserError(f"{given} has no place here, because {reason}; leave one of them out.")
     request = replace(request, messages=messages, prompt=None if messages else text, suffix=suffix)
     writer = JsonWriter() if json else TextWriter(echo="" if messages else text, suffix=suffix or "", thinking=thinking)
     return play(backend, request, writer)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from nanochat_tui.cli.options import JsonOption, ThreadsOption, TokenizerOption
+from nanochat_tui.cli.options import AttachOption, JsonOption, ModelArgument, ThreadsOption, TokenizerOption
 
 evaluate = typer.Typer(help="Measure a model on held-out text.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -183,6 +183,72 @@ def rust(
     from nanochat_tui.cli.evaluate_rust import measure
 
     measure(model, data, functions, max_tokens, samples, tokenizer, threads, as_json=json)
+
+
+@evaluate.command("humaneval")
+def humaneval(
+    model: ModelArgument = None,
+    attach: AttachOption = None,
+    chosen: Annotated[
+        Literal["python", "rust", "rust-small"], typer.Option("--set", help="The set of problems that comes along.")
+    ] = "python",
+    problems: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines with problems of your own, in the form of HumanEval or MultiPL-E (Rust)."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems.")] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, max=1000, help="Completions of each problem.")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 for one sample, 0.8 for several, if left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first sample; the next ones count up.")] = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 512,
+    seconds: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that a program may take.")] = 10.0,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--raw", help="Ask a chat model, or continue the text; by the model if left out."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for samples and verdicts; one that is there is completed.")
+    ] = None,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="Run the model's programs where no isolation works, without one.")
+    ] = False,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let a model solve programming problems and run its programs in a sandbox: pass@k with its interval."""
+    from nanochat_tui.cli.evaluate_problems import Asked, measure
+
+    asked = Asked(
+        model,
+        attach,
+        chosen,
+        problems,
+        limit,
+        samples,
+        temperature,
+        seed,
+        max_tokens,
+        seconds,
+        chat,
+        out,
+        unsafe,
+        threads,
+    )
+    measure(asked, as_json=json)
+
+
+@evaluate.command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an evaluation.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of another one, of the same problems.")],
+    json: JsonOption = False,
+) -> None:
+    """Compare two models on the problems that both were given, with the interval of the difference. Markdown."""
+    from nanochat_tui.cli.evaluate_problems import print_comparison
+
+    print_comparison(first, second, as_json=json)
 
 
 @evaluate.command("baselines")

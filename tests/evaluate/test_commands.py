@@ -151,3 +151,44 @@ def test_a_card_needs_a_gguf_and_its_data(data: Path, tmp_path: Path) -> None:
         dispatch(["eval", "card", str(shipped_model()), str(tmp_path / "none")])
     with pytest.raises(UserError, match="cannot read"):
         dispatch(["eval", "card", str(shipped_model()), str(data), "--run", str(tmp_path / "none")])
+
+
+def test_humaneval_on_the_shipped_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from nanochat_tui.evaluate.sandbox.isolation import isolation
+
+    try:
+        kind = isolation()
+    except UserError as error:
+        pytest.skip(str(error))
+    words = ("humaneval", "--limit", "2", "--max-tokens", "8", "-n", "2", "--out", str(tmp_path / "run"))
+    found = _json(capsys, *words)
+    assert found["isolation"] == kind.value and found["temperature"] == 0.8 and found["unjudged"] == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [(row["problem"], row["sample"]) for row in rows] == [
+        ("HumanEval/0", 0),
+        ("HumanEval/1", 0),
+        ("HumanEval/0", 1),
+        ("HumanEval/1", 1),
+    ]
+    assert dispatch(["eval", *words]) == 0
+    assert "pass@1: 0.0% (95 % interval 0.0% to 77.6%; none of 2 problems was solved)" in capsys.readouterr().out
+    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 4, "nothing is done twice"
+    assert dispatch(["eval", "compare", str(tmp_path / "run"), str(tmp_path / "run")]) == 0
+    assert "| pass@1 | 0.0% | 0.0% | +0.0% (+0.0% to +0.0%) |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds no evaluation"):
+        dispatch(["eval", "compare", str(tmp_path), str(tmp_path / "run")])
+    with pytest.raises(UserError, match="its seed differ"):
+        dispatch(["eval", *words, "--seed", "9"])
+
+
+def test_practice_needs_a_chat_model_and_other_questions_to_measure(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "2 + 2?", "answer": 4}\n')
+    with pytest.raises(UserError, match="d20-rust has no chat template"):
+        dispatch(["grpo", "--questions", str(path), "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="1 held-out questions are practised too"):
+        dispatch(["grpo", "--questions", str(path), "--held-out", str(path)])
+    (tmp_path / "rules.json").write_text('{"G0": "when asked, answer"}')
+    with pytest.raises(UserError, match="--experience has no place here"):
+        dispatch(["chat", "-p", "fn", "--experience", str(tmp_path / "rules.json")])
+    assert not (tmp_path / "out").exists()
