@@ -12,6 +12,7 @@ import typer
 
 from nanochat_tui.cli.options import (
     ActivationsOption,
+    HfOption,
     I2sLayoutOption,
     KvOption,
     MhcOption,
@@ -33,6 +34,7 @@ def serve(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The same as MODEL; give one of the two.", show_default=False)
     ] = None,
+    hf: HfOption = None,
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
@@ -86,7 +88,7 @@ def serve(
     """Serve a model over HTTP: OpenAI's completion interface, and a chat page for the browser."""
     if file is not None and model is not None:
         raise UserError("The model was given twice, as MODEL and as --model; leave one out.")
-    path = find_model(model if file is None else file)
+    path = find_model(model if file is None else file, hf)
     sidecar, own_tokenizer = check_file(mhc, "mHC sidecar"), check_file(tokenizer, "tokenizer")
     check_threads(threads)
 
