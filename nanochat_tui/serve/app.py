@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from nanochat_tui.serve.errors import ErrorBody, install_handlers
 from nanochat_tui.serve.middleware import Answers, Bodies, Cors, Gate
+from nanochat_tui.serve.models import Loans, Models, models_of
 from nanochat_tui.serve.page import load_page
 from nanochat_tui.serve.routes_completion import completion_router
 from nanochat_tui.serve.routes_other import other_router
@@ -20,19 +21,21 @@ from nanochat_tui.version import __version__
 DESCRIPTION = "OpenAI's completion interface for the ternary model that this server runs."
 
 
-def create_app(service: Service) -> FastAPI:
-    """Return the ASGI application of a service, which is started and closed with it.
+def create_app(served: Service | Models) -> FastAPI:
+    """Return the ASGI application of a model or several, which are started and closed with it.
 
     Its interactive documentation is off, because it would load scripts from elsewhere; /openapi.json is there.
     """
 
+    models = models_of(served)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        models.start()
         yield
-        await asyncio.to_thread(service.close)
+        await asyncio.to_thread(models.close)
 
-    settings = service.settings
+    settings = models.settings
     app = FastAPI(
         title="nanochat-serve",
         version=__version__,
@@ -43,12 +46,13 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
-    routers = (completion_router(service), other_router(service, load_page()))
+    routers = (completion_router(models), other_router(models, load_page()))
     for router in routers:
         app.include_router(router)
     paths = [route for router in routers for route in router.routes if isinstance(route, Route)]
     install_handlers(app, [route for route in paths if route.include_in_schema])
     # the last one added is the outermost
+    app.add_middleware(Loans)
     app.add_middleware(Bodies, settings=settings)
     app.add_middleware(Gate, settings=settings)
     if settings.cors_origins:
@@ -61,7 +65,7 @@ def create_app(service: Service) -> FastAPI:
         )
     app.add_middleware(
         Answers,
-        metrics=service.metrics,
+        metrics=models.metrics,
         log=settings.log,
         each=settings.log_requests,
         routes=[*(route.path for route in paths), "/openapi.json"],

@@ -380,8 +380,19 @@ class CompletionBody(Sampled):
         return [ids] if ids else [part for part in self.prompt if not isinstance(part, int)]
 
 
+ModelName = Field(None, max_length=500, description="Id of the model; left out, the one that is served.")
+
+
+class ModelBody(Body):
+    """`POST /models/load` and `/models/unload`: the name of a listed model."""
+
+    model: str = Field(min_length=1, max_length=500)
+
+
 class TokenizeBody(Body):
     """`POST /tokenize`, as llama-server takes it."""
+
+    model: str | None = ModelName
 
     content: str = Field(max_length=MAX_TOKENIZED)
     add_special: bool | None = Field(False, description="Begin with the model's begin-of-text token.")
@@ -391,5 +402,7 @@ class TokenizeBody(Body):
 
 class DetokenizeBody(Body):
     """`POST /detokenize`, as llama-server takes it."""
+
+    model: str | None = ModelName
 
     tokens: Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)]

@@ -93,7 +93,7 @@ _COMMON = [
     *_done(
         OPENAI,
         {
-            "model": "any name is answered with the model that is loaded; `--strict-model` refuses unknown ones (404)",
+            "model": "any name means the only model; of several, or with `--strict-model`, unknown ones are 404",
             "stream": "server-sent events; several tokens may come in one",
             "stream_options": "`include_usage`; of vLLM `continuous_usage_stats`; `include_obfuscation` is harmless",
             "max_tokens": "-1: to the end of the context",
@@ -218,9 +218,9 @@ _TOKENIZE = [
             "with_pieces": "",
         },
     ),
-    *_harmless(OPENAI, "model"),
+    *_done(OPENAI, {"model": "of several models the one whose tokens are meant"}),
 ]
-_DETOKENIZE = [*_done(LLAMA, {"tokens": ""}), *_harmless(OPENAI, "model")]
+_DETOKENIZE = [*_done(LLAMA, {"tokens": ""}), *_done(OPENAI, {"model": "as for `/tokenize`"})]
 
 FIELDS: dict[Route, tuple[Field, ...]] = {
     "chat": (*_COMMON, *_CHAT),

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat_tui.hosts import ip_address, is_loopback
 from nanochat_tui.serve.errors import RETRY_SECONDS, ApiError, internal_error
-from nanochat_tui.serve.metrics import Metrics
+from nanochat_tui.serve.metrics import ServerMetrics
 from nanochat_tui.serve.page import SAFE_HEADERS
 from nanochat_tui.serve.settings import Log, Settings
 from nanochat_tui.text import display_safe
@@ -52,7 +52,9 @@ def host_of(address: str) -> str | None:
 class Answers:
     """Logs and counts every answer, adds the safe headers, and answers in place of a route that raised."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, log: Log, each: bool = True, routes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: ServerMetrics, log: Log, each: bool = True, routes: Sequence[str] = ()
+    ) -> None:
         self._app, self._metrics, self._log, self._each = app, metrics, log, each
         self._routes = [(compile_path(path)[0], path) for path in routes]
 
