@@ -14,6 +14,7 @@ from nanochat_tui.serve.middleware import Answers, Bodies, Cors, Gate
 from nanochat_tui.serve.models import Loans, Models, models_of
 from nanochat_tui.serve.page import load_page
 from nanochat_tui.serve.routes_completion import completion_router
+from nanochat_tui.serve.routes_dialects import messages_router, responses_router
 from nanochat_tui.serve.routes_other import other_router
 from nanochat_tui.serve.service import Service
 from nanochat_tui.version import __version__
@@ -46,7 +47,12 @@ def create_app(served: Service | Models) -> FastAPI:
         redirect_slashes=False,
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
-    routers = (completion_router(models), other_router(models, load_page()))
+    routers = (
+        completion_router(models),
+        messages_router(models),
+        responses_router(models),
+        other_router(models, load_page()),
+    )
     for router in routers:
         app.include_router(router)
     paths = [route for router in routers for route in router.routes if isinstance(route, Route)]
@@ -59,7 +65,7 @@ def create_app(served: Service | Models) -> FastAPI:
         app.add_middleware(
             Cors,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],  # clients send headers of their own, OpenAI's more than ten of them
             expose_headers=["retry-after"],
         )

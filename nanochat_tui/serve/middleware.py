@@ -82,7 +82,7 @@ class Answers:
         except Exception as error:
             self._log(f"error: {scope['method']} {display_safe(scope['path'])}: {type(error).__name__}: {error}")
             if not status:
-                await internal_error().response()(scope, receive, noting)
+                await internal_error().response(path=scope["path"])(scope, receive, noting)
         finally:
             self._note(scope, self._route(inner), status, time.monotonic() - began)
 
@@ -124,7 +124,7 @@ class Gate:
             refusal = self._misnamed(headers) or self._foreign(headers) or self._keyless(scope["path"], key)
             if refusal is not None:
                 extra = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
-                await refusal.response(extra)(scope, receive, send)
+                await refusal.response(extra, scope["path"])(scope, receive, send)
                 return
             scope[KEY] = key or ""  # in place: the router notes its route in the same scope
         await self._app(scope, receive, send)
@@ -227,7 +227,7 @@ class Bodies:
             if self._in_hand >= self._most:
                 raise _busy(f"{self._in_hand} requests are being worked on")
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await error.response(path=scope["path"])(scope, receive, send)
             return
         if body is None:
             return
