@@ -166,4 +166,9 @@ def table(present: Sequence[str] = ()) -> list[str]:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    found = lines[:1]
+    for entry, line in zip(CATALOGUE, lines[1:], strict=True):
+        whole = f"{entry.repo}:{entry.wanted}" if entry.wanted else entry.repo
+        found += [line, f"    {whole}" + (f"; {entry.note}" if entry.note else "")]
+    return found

@@ -30,6 +30,7 @@ from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.settings import Settings
 
 State = Literal["unloaded", "loading", "loaded", "unloading"]
+NEVER = float("-inf")
 FAILED_SECONDS = 10.0
 """For so long a model that could not be loaded is not tried again, but by /models/load."""
 
@@ -46,7 +47,7 @@ class Entry:
     state: State = "unloaded"
     message: str | None = None
     """Why the last try to load it failed."""
-    failed_at: float = 0.0
+    failed_at: float = NEVER
     memory: int = 0
     """Bytes that it takes by the forecast while it is loaded, or about to be."""
     loans: int = 0
@@ -150,6 +151,9 @@ class SeveralModels:
             except (UserError, OSError) as error:
                 if entry.state == "unloaded":
                     entry.message = without_path(_reason(error), entry.files.path, entry.name)
+                continue
+            if entry.failed_at == NEVER:  # what was wrong with its header is not any more
+                entry.message = None
 
     def _peeked(self, entry: Entry) -> Peek:
         status = entry.files.path.stat()
@@ -318,7 +322,7 @@ class SeveralModels:
         """Load a listed model, also one that could not be loaded a moment ago."""
         entry = await self._named(name)
         if entry.state == "unloaded":
-            entry.failed_at = float("-inf")
+            entry.failed_at = NEVER
         await self._lend(entry)
         self._give_back(entry)
         return _card(entry)

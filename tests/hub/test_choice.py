@@ -118,5 +118,5 @@ def test_the_catalogue_claims_nothing_that_was_not_done() -> None:
         assert parse(entry.name).repo == entry.repo
         assert entry.opened or entry.state == NOT_OPENED
         assert entry.gigabytes > 0 and entry.memory_gigabytes > entry.gigabytes
-        assert entry.name in lines
+        assert entry.name in lines and entry.repo in lines
     assert f"on this machine, {NOT_OPENED}" in lines

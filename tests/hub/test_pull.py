@@ -113,6 +113,49 @@ def test_a_killed_download_continues_and_never_has_the_final_name(
     assert (cache(environment) / "snapshots" / COMMIT / NAME).read_bytes() == data and not partial.exists()
 
 
+def test_ctrl_c_keeps_what_has_arrived(hub: Hub, repo: Repo, tui: Run, environment: dict[str, str]) -> None:
+    data = b"GGUF" + os.urandom(3 * CHUNK)
+    repo.files[NAME], repo.slow = data, 0.05
+    with subprocess.Popen(
+        [sys.executable, "-m", "nanochat_tui", "pull", "user/tiny"], env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        lines = [next(process.stderr), next(process.stderr)]  # the second tenth has arrived
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130 and "Traceback" not in rest and all("fetching" in line for line in lines)
+    assert named_files(environment) == []
+    repo.slow = 0.0
+    tui("pull", "user/tiny")
+    assert hub.transfers()[-1].range is not None
+    assert (cache(environment) / "snapshots" / COMMIT / NAME).read_bytes() == data
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_gets_a_bar_and_stdout_the_path(repo: Repo, environment: dict[str, str]) -> None:
+    import pty
+
+    main, side = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-m", "nanochat_tui", "pull", "user/tiny"],
+        env=environment | {"TERM": "xterm-256color", "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=side,
+        text=True,
+    )
+    os.close(side)
+    shown = b""
+    try:
+        while part := os.read(main, 65536):
+            shown += part
+    except OSError:  # the other side is closed
+        pass
+    out, _ = done.communicate(timeout=240)
+    os.close(main)
+    assert done.returncode == 0 and Path(out.strip()).is_file()
+    assert b"fetching tiny-Q2_0.gguf" in shown and b"\x1b[" in shown and b"it can be run" in shown
+
+
 def test_a_broken_transfer_continues_by_itself(hub: Hub, repo: Repo, tui: Run, environment: dict[str, str]) -> None:
     data = repo.files[NAME] = b"GGUF" + os.urandom(3 * CHUNK)
     repo.break_after = [CHUNK + 5000, CHUNK + 5000]

@@ -262,6 +262,27 @@ def test_a_client_that_leaves_gives_its_model_back(folder: Path) -> None:
         assert running.post("/models/unload", model="a").json()["status"]["value"] == "unloaded"
 
 
+def test_a_model_whose_engine_broke_is_loaded_again(folder: Path) -> None:
+    with serving(folder, 2.5) as running:
+        running.complete("a")
+        broken = running.models._entries["a"].service
+        assert broken is not None
+        broken._fail("the engine no longer works")
+        assert running.complete("a").status_code == 200
+        assert running.models._entries["a"].service is not broken
+
+
+def test_responses_and_messages_name_their_model_too(folder: Path) -> None:
+    with serving(folder, 1.5) as running:
+        first = running.post("/v1/responses", model="b", input="hi", max_output_tokens=4, temperature=0).json()
+        assert first["model"] == "b"
+        other = {"model": "a", "input": "hi", "max_output_tokens": 4, "previous_response_id": first["id"]}
+        assert running.post("/v1/responses", **other).json()["model"] == "a"
+        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+        assert running.post("/v1/messages", model="sub/c", **body).json()["model"] == "sub/c"
+        assert running.post("/v1/messages", model="none", **body).json()["error"]["type"] == "not_found_error"
+
+
 def test_the_applications_backend_lists_and_switches(folder: Path) -> None:
     with serving(folder, 2.5) as running:
         running.complete("b")
