@@ -70,6 +70,12 @@ PRIVATE = {
         "textual._xterm_parser:BRACKETED_PASTE_END",
     ),
     "textual-serve": ("textual_serve._binary_encode:load",),
+    "huggingface-hub": (
+        "huggingface_hub.file_download:http_get",
+        "huggingface_hub.file_download:get_hf_file_metadata",
+        "huggingface_hub.utils:build_hf_headers",
+        "huggingface_hub.utils.tqdm:are_progress_bars_disabled",
+    ),
 }
 """Names without a promise of their authors (module:name), by distribution."""
 FLAGS = ("no_compile", "no_cpython_wrapper", "no_cfunc_wrapper", "no_rewrites", "error_model")

@@ -12,6 +12,7 @@ import typer
 COMMANDS = {
     "tui": ("tui", "open_tui"),
     "chat": ("chat", "chat"),
+    "pull": ("pull", "pull"),
     "inspect": ("inspect_file", "inspect"),
     "bench": ("bench", "bench"),
     "convert": ("convert", "convert"),

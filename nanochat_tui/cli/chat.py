@@ -14,6 +14,7 @@ from nanochat_tui.cli.options import (
     AttachOption,
     ContextOption,
     FileOptions,
+    HfOption,
     I2sLayoutOption,
     JsonOption,
     KvOption,
@@ -32,6 +33,7 @@ from nanochat_tui.request import with_settings
 @with_setting_options(before="stop")
 def chat(
     model: ModelArgument = None,
+    hf: HfOption = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The text to answer or to continue; left out, stdin is read.")
     ] = None,
@@ -77,9 +79,12 @@ def chat(
         from nanochat_tui.chat.remote import RemoteBackend
 
         files.refuse_with_server()
+        if hf is not None:
+            raise UserError("-hf is for models that run here; with --attach name one of the server's as MODEL.")
         backend = RemoteBackend(attach, model)
     else:
-        backend = files.backend(find_model(model))
+        files.check()
+        backend = files.backend(find_model(model, hf))
     text = prompt if prompt is not None else _read_stdin()
     with Narration() as narrate:
         backend.load(narrate)

@@ -71,6 +71,16 @@ AttachOption = Annotated[
     str | None,
     typer.Option("--attach", metavar="URL", help="Ask an OpenAI-compatible server; MODEL is then one of its models."),
 ]
+HfOption = Annotated[
+    str | None,
+    typer.Option(
+        "-hf",
+        "--hf-repo",
+        metavar="USER/REPO[:QUANT]",
+        help="Run a model by name, as pull takes it; what is not in the cache is fetched.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON for scripts; its field `schema` is the version of the form.")
 ]
@@ -108,8 +118,17 @@ def _option(one: Setting) -> Any:
     return Annotated[kind | None if one.default is None else kind, typer.Option(*names, help=text)]
 
 
-def find_model(given: str | None) -> Path:
-    """Return the path of the model asked for, or of the shipped one. Raises `UserError` if there is none."""
+def find_model(given: str | None, name: str | None = None) -> Path:
+    """Return the path of the model asked for, or of the shipped one; name: one to be fetched unless it is here.
+
+    Raises `UserError` if there is none.
+    """
+    if name is not None:
+        if given is not None:
+            raise UserError("The model was given twice, as MODEL and as -hf; leave one out.")
+        from nanochat_tui.cli.pull import fetched
+
+        return fetched(name)
     if given is None:
         from nanochat_tui.model.shipped import shipped_model
 
@@ -135,6 +154,8 @@ def _instead(given: str) -> str:
         near = get_close_matches(given.lower(), COMMANDS, n=1)
         if near:
             return f"did you mean the command {near[0]}? Else give the path of a GGUF file"
+    if given.count("/") == 1 and not given.startswith((".", "/", "~")):
+        return "give the path of a GGUF file, or fetch a repository of that name with -hf"
     return "give the path of a GGUF file"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import typer
 
 from nanochat_tui.cli.options import (
     ActivationsOption,
+    HfOption,
     I2sLayoutOption,
     KvOption,
     MhcOption,
@@ -31,8 +33,23 @@ from nanochat_tui.text import display_safe
 def serve(
     file: ModelArgument = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The same as MODEL; give one of the two.", show_default=False)
+        list[str] | None,
+        typer.Option("--model", "-m", help="The same as MODEL; several are loaded as asked for.", show_default=False),
     ] = None,
+    models_dir: Annotated[
+        Path | None,
+        typer.Option(help="Serve every model below this folder, loaded when it is asked for.", show_default=False),
+    ] = None,
+    memory_budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="Gigabytes for several models together; left out, what is free.", show_default=False
+        ),
+    ] = None,
+    models_max: Annotated[
+        int | None, typer.Option(min=1, help="Of several models so many in memory at a time.", show_default=False)
+    ] = None,
+    hf: HfOption = None,
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
@@ -84,21 +101,26 @@ def serve(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line per request.")] = False,
 ) -> int:
     """Serve a model over HTTP: OpenAI's completion interface, and a chat page for the browser."""
-    if file is not None and model is not None:
+    if file is not None and model:
         raise UserError("The model was given twice, as MODEL and as --model; leave one out.")
-    path = find_model(model if file is None else file)
+    several = models_dir is not None or len(model or ()) > 1
+    if several:
+        _check_several(file, hf, {"--mhc": mhc, "--tokenizer": tokenizer, "--alias": alias, "--numa": numa})
+    elif memory_budget is not None or models_max is not None:
+        raise UserError("--memory-budget and --models-max are for several models; give --models-dir or more --model.")
+    path = Path() if several else find_model(model[0] if model else file, hf)
     sidecar, own_tokenizer = check_file(mhc, "mHC sidecar"), check_file(tokenizer, "tokenizer")
     check_threads(threads)
 
     from nanochat_tui.serve.loading import ModelFiles, loader
-    from nanochat_tui.serve.runner import run
+    from nanochat_tui.serve.runner import run, run_models
     from nanochat_tui.serve.settings import Limits, Settings, checked_hosts, checked_origins, find_keys
 
     # not typer's to read: it takes an empty variable for none, and one with a space for two
     keys = find_keys(api_key or (), api_key_file, os.environ)
     loopback = is_loopback(host)
     settings = Settings(
-        name=display_safe(path.stem),
+        name="" if several else display_safe(path.stem),
         aliases=tuple(alias or ()),
         api_keys=keys,
         cors_origins=checked_origins(cors_origin or ()),
@@ -137,7 +159,41 @@ def serve(
             f"warning: anybody who reaches {display_safe(host)} can use this server; ask for a key with --api-key-file "
             "or NANOCHAT_SERVE_API_KEY"
         )
-    return run(loader(files, numa), settings, host, port, _opened)
+    if not several:
+        return run(loader(files, numa), settings, host, port, _opened)
+
+    from nanochat_tui.serve.several import SeveralModels
+
+    find = _finder(models_dir, model or ())
+    budget = None if memory_budget is None else round(memory_budget * 1e9)
+
+    def make(_: Callable[[], None]) -> SeveralModels:
+        return SeveralModels(find, files, settings, budget=budget, most=models_max)
+
+    return run_models(make, settings, host, port, _opened)
+
+
+def _check_several(file: str | None, hf: str | None, single: Mapping[str, object]) -> None:
+    """Raise UserError for options that say something of one model."""
+    if file is not None or hf is not None:
+        raise UserError("With --models-dir or several --model, name each model with --model and not otherwise.")
+    for option, value in single.items():
+        if value:
+            raise UserError(f"{option} is for a single model; leave it out, or serve one model.")
+
+
+def _finder(folder: Path | None, given: Sequence[str]) -> Callable[[], dict[str, Path]]:
+    """Return what lists the models of a folder, anew each time, and those named one by one. Raises UserError."""
+    from nanochat_tui.serve.listed import by_name, find_files
+
+    named = by_name([find_model(each) for each in given])
+
+    def find() -> dict[str, Path]:
+        return named | ({} if folder is None else {n: p for n, p in find_files(folder).items() if n not in named})
+
+    if folder is not None:
+        find_files(folder)
+    return find
 
 
 def _template(given: str | None) -> str | None:

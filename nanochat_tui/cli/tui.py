@@ -11,6 +11,7 @@ from nanochat_tui.cli.options import (
     AttachOption,
     ContextOption,
     FileOptions,
+    HfOption,
     I2sLayoutOption,
     KvOption,
     MhcOption,
@@ -31,6 +32,7 @@ SESSIONS = "sessions.db"
 
 def open_tui(
     model: ModelArgument = None,
+    hf: HfOption = None,
     attach: AttachOption = None,
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
@@ -42,9 +44,11 @@ def open_tui(
     activations: ActivationsOption = None,
 ) -> int:
     """Open the terminal application on a model or a server; this is what happens without a command."""
+    if attach is not None and hf is not None:
+        raise UserError("-hf is for models that run here; with --attach name one of the server's as MODEL.")
     path = None
-    if attach is None and (model is not None or _has_shipped()):
-        path = find_model(model)
+    if attach is None and (model is not None or hf is not None or _has_shipped()):
+        path = find_model(model, hf)
     files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations)
     if attach is None:
         files.check()

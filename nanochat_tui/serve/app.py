@@ -11,8 +11,10 @@ from starlette.routing import Route
 
 from nanochat_tui.serve.errors import ErrorBody, install_handlers
 from nanochat_tui.serve.middleware import Answers, Bodies, Cors, Gate
+from nanochat_tui.serve.models import Loans, Models, models_of
 from nanochat_tui.serve.page import load_page
 from nanochat_tui.serve.routes_completion import completion_router
+from nanochat_tui.serve.routes_dialects import messages_router, responses_router
 from nanochat_tui.serve.routes_other import other_router
 from nanochat_tui.serve.service import Service
 from nanochat_tui.version import __version__
@@ -20,19 +22,21 @@ from nanochat_tui.version import __version__
 DESCRIPTION = "OpenAI's completion interface for the ternary model that this server runs."
 
 
-def create_app(service: Service) -> FastAPI:
-    """Return the ASGI application of a service, which is started and closed with it.
+def create_app(served: Service | Models) -> FastAPI:
+    """Return the ASGI application of a model or several, which are started and closed with it.
 
     Its interactive documentation is off, because it would load scripts from elsewhere; /openapi.json is there.
     """
 
+    models = models_of(served)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        models.start()
         yield
-        await asyncio.to_thread(service.close)
+        await asyncio.to_thread(models.close)
 
-    settings = service.settings
+    settings = models.settings
     app = FastAPI(
         title="nanochat-serve",
         version=__version__,
@@ -43,25 +47,31 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
-    routers = (completion_router(service), other_router(service, load_page()))
+    routers = (
+        completion_router(models),
+        messages_router(models),
+        responses_router(models),
+        other_router(models, load_page()),
+    )
     for router in routers:
         app.include_router(router)
     paths = [route for router in routers for route in router.routes if isinstance(route, Route)]
     install_handlers(app, [route for route in paths if route.include_in_schema])
     # the last one added is the outermost
+    app.add_middleware(Loans)
     app.add_middleware(Bodies, settings=settings)
     app.add_middleware(Gate, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
             Cors,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],  # clients send headers of their own, OpenAI's more than ten of them
             expose_headers=["retry-after"],
         )
     app.add_middleware(
         Answers,
-        metrics=service.metrics,
+        metrics=models.metrics,
         log=settings.log,
         each=settings.log_requests,
         routes=[*(route.path for route in paths), "/openapi.json"],

@@ -39,7 +39,7 @@ MAX_IDS = 1 << 20
 megabytes has room for a million of them, and describing each takes kilobytes."""
 
 
-def _said_as(text: str) -> WrapValidator:
+def said_as(text: str) -> WrapValidator:
     """Give a field that may be of several kinds one sentence for all that it may not be.
 
     Pydantic tries every kind and says of each why it is not that one, under names of its own.
@@ -140,7 +140,7 @@ class Sampled(_SamplingBody):
     ] = None
     stop: Annotated[
         StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)] | None,
-        _said_as(f"give a text, or a list of up to {MAX_STOPS} texts, each of up to 1000 characters"),
+        said_as(f"give a text, or a list of up to {MAX_STOPS} texts, each of up to 1000 characters"),
     ] = None
     n: Whole | None = Field(1, ge=1, le=128, description="How many replies; the seed of the i-th one is `seed` + i.")
 
@@ -209,7 +209,7 @@ class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None,
-        _said_as('give a text, or a list of parts like {"type": "text", "text": "…"}'),
+        said_as('give a text, or a list of parts like {"type": "text", "text": "…"}'),
     ] = None
     name: str | None = Field(None, max_length=1000, description="For templates that want it.")
     reasoning_content: str | None = Field(None, description="What the assistant thought; for templates that want it.")
@@ -269,7 +269,7 @@ class ChatBody(Sampled):
     chat_template_kwargs: TemplateOptions | None = None
     reasoning_effort: Annotated[
         Literal["none", "medium"] | None,
-        _said_as("none (no thinking) and medium (the model's own) are done; leave it out otherwise"),
+        said_as("none (no thinking) and medium (the model's own) are done; leave it out otherwise"),
     ] = None
     continue_final_message: bool | None = Field(
         None, description="Continue the last (assistant) message; left out, it is continued if it is the assistant's."
@@ -333,7 +333,7 @@ class CompletionBody(Sampled):
 
     prompt: Annotated[
         str | TokenIds | Annotated[list[str], Several] | Annotated[list[TokenIds], Several],
-        _said_as(
+        said_as(
             "give a text, a list of texts, a list of token ids (0 or more), or a list of those; no list may be empty"
         ),
     ]
@@ -380,8 +380,19 @@ class CompletionBody(Sampled):
         return [ids] if ids else [part for part in self.prompt if not isinstance(part, int)]
 
 
+ModelName = Field(None, max_length=500, description="Id of the model; left out, the one that is served.")
+
+
+class ModelBody(Body):
+    """`POST /models/load` and `/models/unload`: the name of a listed model."""
+
+    model: str = Field(min_length=1, max_length=500)
+
+
 class TokenizeBody(Body):
     """`POST /tokenize`, as llama-server takes it."""
+
+    model: str | None = ModelName
 
     content: str = Field(max_length=MAX_TOKENIZED)
     add_special: bool | None = Field(False, description="Begin with the model's begin-of-text token.")
@@ -391,5 +402,7 @@ class TokenizeBody(Body):
 
 class DetokenizeBody(Body):
     """`POST /detokenize`, as llama-server takes it."""
+
+    model: str | None = ModelName
 
     tokens: Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)]

@@ -23,6 +23,22 @@ RETRY_SECONDS = 2
 """Said to clients who come while every place is taken or the model is loading."""
 
 
+ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""Anthropic's types of errors by status."""
+
+
+def is_anthropic(path: str) -> bool:
+    """Return whether a path is one of Anthropic's routes."""
+    return path.removeprefix("/v1").startswith("/messages")
+
+
 class ErrorDetail(BaseModel):
     """What went wrong, for people (`message`) and for programs (the rest)."""
 
@@ -57,14 +73,17 @@ class ApiError(Exception):
         self.detail = ErrorDetail(message=message, type=kind, param=param, code=code)
         self.retry_after = retry_after
 
-    def body(self) -> dict[str, Any]:
-        """The JSON of the answer."""
+    def body(self, path: str = "") -> dict[str, Any]:
+        """The JSON of the answer; path: the route that was asked, for Anthropic's have a shape of their own."""
+        if is_anthropic(path):
+            kind = ANTHROPIC_KINDS.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+            return {"type": "error", "error": {"type": kind, "message": self.detail.message}}
         return {"error": self.detail.model_dump()}
 
-    def response(self, headers: dict[str, str] | None = None) -> JSONResponse:
-        """The answer itself."""
+    def response(self, headers: dict[str, str] | None = None, path: str = "") -> JSONResponse:
+        """The answer itself, in the shape of the route that was asked."""
         extra = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
-        return JSONResponse(self.body(), self.status, {**(headers or {}), **extra})
+        return JSONResponse(self.body(path), self.status, {**(headers or {}), **extra})
 
 
 def unavailable(message: str, code: str) -> ApiError:
@@ -115,16 +134,16 @@ def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
     unknown = f"there is no such route; this server has {named}; GET /openapi.json describes them"
 
     @app.exception_handler(ApiError)
-    async def _api(_: Request, error: ApiError) -> JSONResponse:
-        return error.response()
+    async def _api(request: Request, error: ApiError) -> JSONResponse:
+        return error.response(path=request.url.path)
 
     @app.exception_handler(UserError)
-    async def _user(_: Request, error: UserError) -> JSONResponse:
-        return from_user_error(error).response()
+    async def _user(request: Request, error: UserError) -> JSONResponse:
+        return from_user_error(error).response(path=request.url.path)
 
     @app.exception_handler(RequestValidationError)
-    async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:
-        return from_validation(error.errors()).response()
+    async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        return from_validation(error.errors()).response(path=request.url.path)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -136,4 +155,4 @@ def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
         }
         message, code = known.get(error.status_code, ("the request cannot be read", None))
         headers = dict(error.headers) if error.headers else None
-        return ApiError(error.status_code, message, code=code).response(headers)
+        return ApiError(error.status_code, message, code=code).response(headers, request.url.path)

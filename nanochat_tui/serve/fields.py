@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["done", "refused", "harmless"]
-Route = Literal["chat", "completions", "tokenize", "detokenize"]
+Route = Literal["chat", "completions", "messages", "responses", "tokenize", "detokenize"]
 Unused = Callable[[Any, Mapping[str, Any]], bool]
 """Whether a value, in a body, means that the field is not used."""
 
@@ -35,6 +35,26 @@ def _or_empty(*values: Any) -> Unused:
 
 def _text_format(value: Any, body: Mapping[str, Any]) -> bool:
     return _empty(value, body) or (isinstance(value, dict) and value.get("type") == "text")
+
+
+def _plain_text(value: Any, body: Mapping[str, Any]) -> bool:
+    plain = isinstance(value, dict) and set(value) <= {"format", "verbosity"}
+    return _empty(value, body) or (
+        plain and _text_format(value.get("format") or {}, body) and value.get("verbosity") in (None, "medium")
+    )
+
+
+def _effort_alone(value: Any, body: Mapping[str, Any]) -> bool:
+    return _empty(value, body) or (isinstance(value, dict) and {k for k, v in value.items() if v} <= {"effort"})
+
+
+def _no_tool(value: Any, body: Mapping[str, Any]) -> bool:
+    choice = body.get("tool_choice")
+    return _empty(value, body) or choice == "none" or (isinstance(choice, dict) and choice.get("type") == "none")
+
+
+def _no_choice(value: Any, body: Mapping[str, Any]) -> bool:
+    return not body.get("tools") or value == "none" or (isinstance(value, dict) and value.get("type") == "none")
 
 
 def _without_tools(value: Any, body: Mapping[str, Any]) -> bool:
@@ -87,13 +107,13 @@ def _harmless(of: str, *names: str) -> list[Field]:
     return [Field(name, "harmless", of) for name in names]
 
 
-OPENAI, LLAMA, VLLM = "OpenAI", "llama-server", "vLLM"
+OPENAI, LLAMA, VLLM, ANTHROPIC = "OpenAI", "llama-server", "vLLM", "Anthropic"
 
 _COMMON = [
     *_done(
         OPENAI,
         {
-            "model": "any name is answered with the model that is loaded; `--strict-model` refuses unknown ones (404)",
+            "model": "any name means the only model; of several, or with `--strict-model`, unknown ones are 404",
             "stream": "server-sent events; several tokens may come in one",
             "stream_options": "`include_usage`; of vLLM `continuous_usage_stats`; `include_obfuscation` is harmless",
             "max_tokens": "-1: to the end of the context",
@@ -218,13 +238,66 @@ _TOKENIZE = [
             "with_pieces": "",
         },
     ),
-    *_harmless(OPENAI, "model"),
+    *_done(OPENAI, {"model": "of several models the one whose tokens are meant"}),
 ]
-_DETOKENIZE = [*_done(LLAMA, {"tokens": ""}), *_harmless(OPENAI, "model")]
+_DETOKENIZE = [*_done(LLAMA, {"tokens": ""}), *_done(OPENAI, {"model": "as for `/tokenize`"})]
+
+_MESSAGES = [
+    *_done(
+        ANTHROPIC,
+        {
+            "model": "as in completions",
+            "messages": "text only; thinking is given to templates that want it; a last turn of the assistant goes on",
+            "system": "",
+            "max_tokens": "thinking included",
+            "stop_sequences": "up to 16; the one that was found is in `stop_sequence`",
+            "stream": "Anthropic's events",
+            "temperature": "0 takes the likeliest token; left out, 0.8",
+            "top_p": "left out, 0.95",
+            "top_k": "0 or -1: all; left out, 40",
+            "thinking": "enabled, disabled, or the model's own (adaptive, between_tools); `budget_tokens` is not kept",
+        },
+    ),
+    *_refused(ANTHROPIC, "empty, or any with `tool_choice` none", _no_tool, "tools"),
+    *_refused(ANTHROPIC, "any without `tools`", _no_choice, "tool_choice"),
+    *_refused(ANTHROPIC, "", _empty, "mcp_servers", "container", "output_format"),
+    *_refused(ANTHROPIC, "`effort` alone, a hint that is not kept", _effort_alone, "output_config"),
+    *_harmless(ANTHROPIC, "metadata", "service_tier", "context_management", "cache_control", "inference_geo"),
+    *_harmless(ANTHROPIC, "diagnostics", "speed", "user_profile_id", "workspace_id"),
+]
+_RESPONSES = [
+    *_done(
+        OPENAI,
+        {
+            "model": "as in completions",
+            "input": "a text, or messages of text; `reasoning` items are given to templates that want them",
+            "instructions": "",
+            "max_output_tokens": "thinking included; left out, to the end of the context",
+            "temperature": "0 takes the likeliest token; left out, 0.8",
+            "top_p": "left out, 0.95",
+            "stream": "OpenAI's events of responses",
+            "store": "left out, true: kept in memory, see below",
+            "previous_response_id": "of the same API key",
+            "reasoning": "`effort` as `reasoning_effort` of chat completions; summaries are not written",
+            "metadata": "given back",
+        },
+    ),
+    *_refused(OPENAI, "empty, or any with `tool_choice` none", _no_tool, "tools"),
+    *_refused(OPENAI, "any without `tools`", _no_choice, "tool_choice"),
+    *_refused(OPENAI, '`{"format": {"type": "text"}}`', _plain_text, "text"),
+    *_refused(OPENAI, '`["reasoning.encrypted_content"]`', _or_empty(["reasoning.encrypted_content"]), "include"),
+    *_refused(OPENAI, '"disabled"', _or_empty("disabled"), "truncation"),
+    *_refused(OPENAI, "0", _or_empty(0), "top_logprobs"),
+    *_refused(OPENAI, "", _empty, "background", "conversation", "prompt", "context_management"),
+    *_harmless(OPENAI, "user", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *_harmless(OPENAI, "parallel_tool_calls", "max_tool_calls", "stream_options"),
+]
 
 FIELDS: dict[Route, tuple[Field, ...]] = {
     "chat": (*_COMMON, *_CHAT),
     "completions": (*_COMMON, *_COMPLETIONS),
+    "messages": tuple(_MESSAGES),
+    "responses": tuple(_RESPONSES),
     "tokenize": tuple(_TOKENIZE),
     "detokenize": tuple(_DETOKENIZE),
 }
@@ -232,6 +305,8 @@ FIELDS: dict[Route, tuple[Field, ...]] = {
 PATHS: dict[Route, str] = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
+    "messages": "/v1/messages",
+    "responses": "/v1/responses",
     "tokenize": "/tokenize",
     "detokenize": "/detokenize",
 }
@@ -254,6 +329,8 @@ def markdown() -> str:
         ("Both completions", both),
         (f"`{PATHS['chat']}` alone", _CHAT),
         (f"`{PATHS['completions']}` alone", _COMPLETIONS),
+        (f"`{PATHS['messages']}`", _MESSAGES),
+        (f"`{PATHS['responses']}`", _RESPONSES),
         (f"`{PATHS['tokenize']}`", _TOKENIZE),
         (f"`{PATHS['detokenize']}`", _DETOKENIZE),
     ):

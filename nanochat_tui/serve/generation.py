@@ -28,6 +28,8 @@ class Ended:
     reason: str
     stats: Stats
     error: BaseException | None = None
+    stop: str | None = None
+    """The stop string that ended it, if one did."""
 
 
 Item = tuple[int, Token | Ended]
@@ -66,7 +68,7 @@ class Replies:
                 count += 1
                 metrics.generated(1)
                 self._put((index, token))
-            ended = Ended(stream.finish_reason or "cancelled", stream.stats)
+            ended = Ended(stream.finish_reason or "cancelled", stream.stats, stop=stream.stop_text)
         except BaseException as error:  # handed to the loop
             ended = Ended("cancelled", stream.stats, error)
         self._service.ended(stream)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat_tui.hosts import ip_address, is_loopback
 from nanochat_tui.serve.errors import RETRY_SECONDS, ApiError, internal_error
-from nanochat_tui.serve.metrics import Metrics
+from nanochat_tui.serve.metrics import ServerMetrics
 from nanochat_tui.serve.page import SAFE_HEADERS
 from nanochat_tui.serve.settings import Log, Settings
 from nanochat_tui.text import display_safe
@@ -52,7 +52,9 @@ def host_of(address: str) -> str | None:
 class Answers:
     """Logs and counts every answer, adds the safe headers, and answers in place of a route that raised."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, log: Log, each: bool = True, routes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: ServerMetrics, log: Log, each: bool = True, routes: Sequence[str] = ()
+    ) -> None:
         self._app, self._metrics, self._log, self._each = app, metrics, log, each
         self._routes = [(compile_path(path)[0], path) for path in routes]
 
@@ -80,7 +82,7 @@ class Answers:
         except Exception as error:
             self._log(f"error: {scope['method']} {display_safe(scope['path'])}: {type(error).__name__}: {error}")
             if not status:
-                await internal_error().response()(scope, receive, noting)
+                await internal_error().response(path=scope["path"])(scope, receive, noting)
         finally:
             self._note(scope, self._route(inner), status, time.monotonic() - began)
 
@@ -122,7 +124,7 @@ class Gate:
             refusal = self._misnamed(headers) or self._foreign(headers) or self._keyless(scope["path"], key)
             if refusal is not None:
                 extra = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
-                await refusal.response(extra)(scope, receive, send)
+                await refusal.response(extra, scope["path"])(scope, receive, send)
                 return
             scope[KEY] = key or ""  # in place: the router notes its route in the same scope
         await self._app(scope, receive, send)
@@ -225,7 +227,7 @@ class Bodies:
             if self._in_hand >= self._most:
                 raise _busy(f"{self._in_hand} requests are being worked on")
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await error.response(path=scope["path"])(scope, receive, send)
             return
         if body is None:
             return

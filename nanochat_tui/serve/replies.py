@@ -124,6 +124,15 @@ class Completion(BaseModel):
     timings: Timings | None = None
 
 
+class ModelStatus(BaseModel):
+    """Whether a model is in memory, as llama-server says it; why it could not be loaded; bytes that it takes there."""
+
+    value: Literal["unloaded", "loading", "loaded", "unloading"]
+    failed: bool | None = None
+    message: str | None = None
+    memory: int | None = None
+
+
 class ModelCard(BaseModel):
     """A model that is served; `meta` as llama-server has it, and whether the model has a chat template."""
 
@@ -132,6 +141,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "nanochat"
     meta: dict[str, Any] | None = None
+    status: ModelStatus | None = None
 
 
 class ModelList(BaseModel):
@@ -146,6 +156,16 @@ class Health(BaseModel):
 
     status: Literal["loading", "ok", "failed", "stopping"]
     message: str | None = None
+    models: dict[str, str] | None = None
+    """The state of each model, told to those who may use them."""
+
+
+class ModelChange(BaseModel):
+    """The answer to `POST /models/load` and `/models/unload`."""
+
+    success: Literal[True] = True
+    model: str
+    status: ModelStatus | None
 
 
 class TokenPiece(BaseModel):

@@ -15,6 +15,7 @@ from nanochat_tui.serve.answering import Answer, Extras, fingerprint, respond
 from nanochat_tui.serve.bodies import SEEDS, ChatBody, CompletionBody, Sampled
 from nanochat_tui.serve.errors import ApiError
 from nanochat_tui.serve.middleware import KEY
+from nanochat_tui.serve.models import Models
 from nanochat_tui.serve.prompts import chat_ids, check_length, infill_ids, prompt_ids
 from nanochat_tui.serve.replies import ChatCompletion, Completion
 from nanochat_tui.serve.service import Service
@@ -101,7 +102,7 @@ def _spelling(model: Model, wanted: bool, ids: Sequence[int]) -> Spelling | None
     return Spelling(model.codec, ids) if wanted else None
 
 
-def completion_router(service: Service) -> APIRouter:
+def completion_router(models: Models) -> APIRouter:
     """Return the two routes."""
     router = APIRouter(tags=["completions"])
 
@@ -114,6 +115,7 @@ def completion_router(service: Service) -> APIRouter:
     )
     async def chat(body: ChatBody, request: Request) -> Response:
         arrived = time.monotonic()
+        service = await models.use(request, body.model)
         model, name, context = service.model, check_model(service, body.model), service.context
         n = body.n or 1
         _check_choices(service, n)
@@ -145,6 +147,7 @@ def completion_router(service: Service) -> APIRouter:
     )
     async def complete(body: CompletionBody, request: Request) -> Response:
         arrived = time.monotonic()
+        service = await models.use(request, body.model)
         model, name, context = service.model, check_model(service, body.model), service.context
         n = body.n or 1
         _check_choices(service, n, len(body.prompts))

@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from nanochat_tui.serve.bodies import DetokenizeBody, TokenizeBody
+from nanochat_tui.serve.bodies import DetokenizeBody, ModelBody, TokenizeBody
 from nanochat_tui.serve.errors import RETRY_SECONDS, ApiError
+from nanochat_tui.serve.middleware import KEY
+from nanochat_tui.serve.models import Models, unknown_model
 from nanochat_tui.serve.page import Page
-from nanochat_tui.serve.replies import Health, ModelCard, ModelList, Text, Tokens
-from nanochat_tui.serve.service import Service
-from nanochat_tui.version import __version__
+from nanochat_tui.serve.replies import Health, ModelCard, ModelChange, ModelList, Text, Tokens
 
 if TYPE_CHECKING:
     from nanochat_tui.engine.generate.model import Model
     from nanochat_tui.model.tokenizer.codec import TextCodec
 
 
-def other_router(service: Service, page: Page) -> APIRouter:
+def other_router(models: Models, page: Page) -> APIRouter:
     """Return the routes."""
     router = APIRouter()
 
@@ -29,55 +29,48 @@ def other_router(service: Service, page: Page) -> APIRouter:
         return Response(page.body, media_type="text/html; charset=utf-8", headers=page.headers)
 
     @router.get("/health", response_model=Health, responses={503: {"model": Health}}, summary="Can it answer?")
-    async def health() -> Response:
-        state = service.state
-        message = service.message if state == "failed" else None
-        body = Health(status=state, message="the model cannot be used; the server's log says why" if message else None)
-        if state == "ok":
+    async def health(request: Request) -> Response:
+        may_know = not models.settings.api_keys or bool(request.scope.get(KEY))
+        body = models.health(names=may_know)
+        if body.status == "ok":
             return JSONResponse(body.model_dump(exclude_none=True))
         return JSONResponse(body.model_dump(exclude_none=True), 503, {"Retry-After": str(RETRY_SECONDS)})
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        return Response(service.metrics.exposition(), media_type=service.metrics.content_type)
-
-    def cards() -> list[ModelCard]:
-        meta: dict[str, object] | None = None
-        if service.state == "ok":
-            model = service.model
-            config = model.config
-            meta = {
-                "n_vocab": config.vocab_size,
-                "n_ctx_train": config.context_length,
-                "n_ctx": service.context,
-                "n_embd": config.dim,
-                "n_params": config.parameters,
-                "chat_template": model.chat_template is not None,
-                "kernel": model.kernel,
-                "version": __version__,
-            }
-        names = (service.settings.name, *service.settings.aliases)
-        return [ModelCard(id=name, created=service.created, meta=meta) for name in names]
+        return Response(models.metrics.exposition(), media_type=models.metrics.content_type)
 
     @router.get("/models", include_in_schema=False)
-    @router.get("/v1/models", summary="The model that is served")
-    async def models() -> ModelList:
-        return ModelList(data=cards())
+    @router.get("/v1/models", summary="The models that are served")
+    async def listed() -> ModelList:
+        return ModelList(data=await models.cards())
 
     @router.get("/models/{name:path}", include_in_schema=False)
     @router.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str) -> ModelCard:
-        for card in cards():
+        for card in await models.cards():
             if card.id == name:
                 return card
-        raise ApiError(404, "there is no such model here", param="model", code="model_not_found")
+        raise unknown_model()
+
+    @router.post("/models/load", response_model=ModelChange, summary="Load a listed model")
+    async def load(body: ModelBody) -> ModelChange:
+        card = await models.load(body.model)
+        return ModelChange(model=card.id, status=card.status)
+
+    @router.post("/models/unload", response_model=ModelChange, summary="Unload a listed model when it is idle")
+    async def unload(body: ModelBody) -> ModelChange:
+        card = await models.unload(body.model)
+        return ModelChange(model=card.id, status=card.status)
 
     @router.post("/tokenize", response_model=Tokens, summary="Text to token ids")
-    async def tokenize(body: TokenizeBody) -> Response:
+    async def tokenize(body: TokenizeBody, request: Request) -> Response:
+        service = await models.use(request, body.model)
         return await asyncio.to_thread(_tokenized, service.model.codec, body)
 
     @router.post("/detokenize", response_model=Text, summary="Token ids to text")
-    async def detokenize(body: DetokenizeBody) -> Response:
+    async def detokenize(body: DetokenizeBody, request: Request) -> Response:
+        service = await models.use(request, body.model)
         return await asyncio.to_thread(_detokenized, service.model, body.tokens)
 
     return router

@@ -16,6 +16,7 @@ import uvicorn
 from nanochat_tui.errors import UserError
 from nanochat_tui.serve.app import create_app
 from nanochat_tui.serve.loading import Loader
+from nanochat_tui.serve.models import Models, models_of
 from nanochat_tui.serve.protocol import DeadlineProtocol, protocol
 from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.settings import Log, Settings
@@ -85,10 +86,11 @@ def allow_many_connections() -> None:
 class Server(uvicorn.Server):
     """uvicorn, told how to end: replies may finish for a while, then they are ended with a word of explanation."""
 
-    def __init__(self, service: Service) -> None:
-        limits = service.settings.limits
+    def __init__(self, served: Service | Models) -> None:
+        models = models_of(served)
+        limits = models.settings.limits
         config = uvicorn.Config(
-            create_app(service),
+            create_app(models),
             http=protocol(limits),
             ws="none",
             lifespan="on",
@@ -101,17 +103,16 @@ class Server(uvicorn.Server):
             backlog=BACKLOG,
         )
         super().__init__(config)
-        self._service = service
+        self._models = models
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests, wait for the replies, cut those that take too long."""
-        service = self._service
-        running = service.snapshot()
-        if running is not None and running.running:
-            seconds = service.settings.limits.drain_seconds
-            service.settings.log(f"ending: {running.running} replies may go on for {seconds:g} s")
-        service.stop()
-        cut = asyncio.get_running_loop().call_later(service.settings.limits.drain_seconds, self._cut)
+        models, seconds = self._models, self._models.settings.limits.drain_seconds
+        running = models.running()
+        if running:
+            models.settings.log(f"ending: {running} replies may go on for {seconds:g} s")
+        models.stop()
+        cut = asyncio.get_running_loop().call_later(seconds, self._cut)
         try:
             await super().shutdown(sockets)
         finally:
@@ -119,7 +120,7 @@ class Server(uvicorn.Server):
 
     def _cut(self) -> None:
         """End all replies; a client that has not read what was sent so far will not read that either."""
-        self._service.cut()
+        self._models.cut()
         for connection in list(self.server_state.connections):
             if isinstance(connection, DeadlineProtocol):
                 connection.abort_stalled()
@@ -130,17 +131,41 @@ def run(load: Loader, settings: Settings, host: str, port: int, opened: Callable
 
     Raises UserError if the address cannot be had or the model cannot be loaded.
     """
+    failed: list[str] = []
+
+    def one(give_up: Callable[[], None]) -> Service:
+        def on_failure(reason: str) -> None:
+            failed.append(reason)
+            give_up()
+
+        return Service(load, settings, on_failure)
+
+    code = run_models(one, settings, host, port, opened)
+    if failed:
+        raise UserError(failed[0])
+    return code
+
+
+def run_models(
+    make: Callable[[Callable[[], None]], Service | Models],
+    settings: Settings,
+    host: str,
+    port: int,
+    opened: Callable[[str], None] | None = None,
+) -> int:
+    """Serve what `make` returns, which is given a function that ends the server; see `run`."""
     listening = bind(host, port)
     allow_many_connections()
     collect_errors(settings.log)
-    failed: list[str] = []
 
-    def give_up(reason: str) -> None:
-        failed.append(reason)
+    def give_up() -> None:
         server.should_exit = True
 
-    service = Service(load, settings, give_up)
-    server = Server(service)
+    try:
+        server = Server(make(give_up))
+    except BaseException:
+        listening.close()
+        raise
     if opened:
         opened(_address(listening))
     # uvicorn raises the signal again when it has ended, and then these take it
@@ -152,8 +177,6 @@ def run(load: Loader, settings: Settings, host: str, port: int, opened: Callable
         for number, handler in previous.items():
             signal.signal(number, handler)
         listening.close()
-    if failed:
-        raise UserError(failed[0])
     return 130 if signal.SIGINT in interrupted else 0
 
 

@@ -27,9 +27,16 @@ STICKY_TOKENS = 64
 class Service:
     """Loads, answers `submit`, ends. Its state is "loading", then "ok" or "failed"; at the end "stopping"."""
 
-    def __init__(self, load: Loader, settings: Settings, on_failure: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        load: Loader,
+        settings: Settings,
+        on_failure: Callable[[str], None] | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """metrics: counters that outlive this model's time in memory; None makes those of a server with one model."""
         self.settings = settings
-        self.metrics = Metrics(settings.name, self.snapshot)
+        self.metrics = metrics or Metrics(settings.name, self.snapshot)
         self.created = int(time.time())
         """When the server began, in seconds since 1970: what /v1/models says of the model."""
         self.message: str | None = None
@@ -68,6 +75,10 @@ class Service:
         """Begin to load; returns at once."""
         self._thread.start()
 
+    def wait(self) -> None:
+        """Wait until the model is loaded, or loading failed."""
+        self._thread.join()
+
     def _loading(self) -> None:
         began = time.monotonic()
         try:
@@ -87,6 +98,7 @@ class Service:
                 return
             seconds = time.monotonic() - began
             self.metrics.load_seconds.set(seconds)
+            self.metrics.loaded.set(1)
             model = batchers[0].model
             config = model.config
             self.settings.log(
@@ -198,6 +210,10 @@ class Service:
         self.stop()
         self.cut()
         self._close_batchers()
+
+    def forget(self) -> None:
+        """Let go of the model's memory; only after `close`."""
+        self._batchers = ()
 
     def _close_batchers(self) -> None:
         for batcher in self._batchers:

@@ -35,6 +35,14 @@ class Limits:
     """How long a connection is kept between two requests."""
     ping_seconds: float = 10.0
     """Silence after which a stream gets a comment line, so that proxies do not cut it."""
+    load_seconds: float = 600.0
+    """How long a request waits for a model that has to be loaded first, and for its memory."""
+    stored_responses: int = 1000
+    """Responses that are kept for `previous_response_id`, the latest ones."""
+    stored_bytes: int = 64 << 20
+    """Bytes that they may take together."""
+    stored_seconds: float = 6 * 3600.0
+    """How long one is kept."""
     drain_seconds: float = 8.0
     """How long replies may go on once the server was told to end: containers are killed ten seconds after that."""
 

@@ -47,10 +47,11 @@ def test_openai_for_javascript(chat: Running) -> None:
         "tools": ("BadRequestError", 400),
         "schema": ("BadRequestError", 400),
         "embeddings": ("NotFoundError", 404),
-        "responses": ("NotFoundError", 404),
+        "responses": ("BadRequestError", 400),
     }
     assert found["failures"]["tools"]["param"] == "tools"
-    assert "/v1/chat/completions" in found["failures"]["responses"]["message"]
+    assert found["failures"]["responses"]["param"] == "tools"
+    assert "/v1/chat/completions" in found["failures"]["embeddings"]["message"]
 
 
 def test_openai_for_javascript_without_the_prefix(chat: Running) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 from openai_server import WORDS, serving
+from support import write_model
 from test_app import say, shown, state, until
+from textual.widgets import OptionList
 
 from nanochat_tui.chat.remote import RemoteBackend
 from nanochat_tui.chat.store import Store
@@ -136,3 +139,38 @@ async def test_no_server_is_a_welcome_with_ways_on() -> None:
         await until(pilot, lambda: state(app) == "failed", 20)
         assert "There is no server" in shown(app)
         assert "Ctrl+G" in shown(app)
+
+
+async def test_models_of_a_server_are_listed_with_their_state_and_switched(tmp_path: Path) -> None:
+    from nanochat_tui.serve.listed import find_files
+    from nanochat_tui.serve.loading import ModelFiles
+    from nanochat_tui.serve.runner import Server, bind
+    from nanochat_tui.serve.settings import Settings
+    from nanochat_tui.serve.several import SeveralModels
+
+    for seed, name in enumerate(("first", "second")):
+        write_model(tmp_path / f"{name}.gguf", seed=seed)
+    files = ModelFiles(tmp_path, threads=1, max_sequences=2, kv_tokens=96)
+    server = Server(SeveralModels(lambda: find_files(tmp_path), files, Settings("")))
+    listening = bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        app = NanochatApp(RemoteBackend(f"http://127.0.0.1:{listening.getsockname()[1]}"))
+        async with app.run_test(size=(100, 30)) as pilot:
+            await until(pilot, lambda: state(app) == "ready")
+            assert app.chat.status.model == "first"
+            await say(pilot, app, "fn main")  # which loads it
+            app.chat.prompt.text = "/models"
+            await pilot.press("enter")
+            await until(pilot, lambda: app.screen is not app.chat and bool(app.screen.query(OptionList)))
+            options = app.screen.query_one(OptionList)
+            lines = [str(options.get_option_at_index(place).prompt) for place in range(options.option_count)]
+            assert [line.split()[0] for line in lines] == ["first", "second"]
+            assert "context 96, loaded" in lines[0] and "context 96, unloaded" in lines[1]
+            await pilot.press("down", "enter")
+            await until(pilot, lambda: app.chat.status.model == "second" and state(app) == "ready")
+            await say(pilot, app, "let")
+    finally:
+        server.should_exit = True
+        thread.join(120)

@@ -65,6 +65,8 @@ class RemoteModel:
     context: int = 0
     is_chat: bool | None = None
     kernel: str = ""
+    status: str = ""
+    """Of servers with several models: loaded, unloaded and the like; such a server loads what is asked for."""
 
 
 class RemoteBackend:
@@ -163,7 +165,8 @@ class RemoteBackend:
             ) from None
         if not models and not self._wanted:
             raise BackendError(f"The server at {self.kernel} offers no model; start it with one, or name it as MODEL.")
-        found = next((m for m in models if self._wanted in (None, m.id)), None if models else unlisted)
+        ready = next((m for m in models if m.status == "loaded"), None) if self._wanted is None else None
+        found = ready or next((m for m in models if self._wanted in (None, m.id)), None if models else unlisted)
         if found is None:
             offered = ", ".join(display_safe(m.id, 60) for m in models[:8])
             raise UserError(f"The server has no model {display_safe(self._wanted or '')}; it offers {offered}.")
@@ -380,6 +383,12 @@ def _last_part(name: str) -> str:
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2] if path else name
 
 
+def _status(told: object) -> str:
+    if not isinstance(told, dict):
+        return ""
+    return "failed" if told.get("failed") else display_safe(str(told.get("value") or ""), 40)
+
+
 def _model(entry: dict[str, Any]) -> RemoteModel:
     meta = entry.get("meta")
     meta = meta if isinstance(meta, dict) else {}
@@ -392,4 +401,5 @@ def _model(entry: dict[str, Any]) -> RemoteModel:
         context,
         template if isinstance(template, bool) else None,
         str(meta.get("kernel") or ""),
+        _status(entry.get("status")),
     )

@@ -75,6 +75,11 @@ class Reply:
             self.finish_reason = "stop" if self._text.stopped else "length"
         return self._token(drawn, index, piece)
 
+    @property
+    def stop_text(self) -> str | None:
+        """The stop string that ended the reply; None if something else did."""
+        return self._text.stop
+
     def _token(self, drawn: Drawn, index: int, text: str) -> Token:
         decode = self._codec.decode
         top = tuple((token, decode([token]), logprob) for token, logprob in drawn.alternatives[index])

@@ -82,6 +82,8 @@ class Stream(Iterator[Token]):
         self.stats = stats
         self.finish_reason: FinishReason | None = None
         """None while the reply is being generated."""
+        self.stop_text: str | None = None
+        """The stop string that ended the reply, if one did."""
         self._cancel = cancel or threading.Event()
         self._arrived: queue.SimpleQueue[Token | BaseException | None] = queue.SimpleQueue()
         self._over = False
@@ -343,6 +345,7 @@ class Batcher:
             self._running.remove(request)
             request.release()
             self._changed.notify_all()
+        request.stream.stop_text = request.reply.stop_text
         request.stream._end(reason, error)
 
     def _step(self) -> None:

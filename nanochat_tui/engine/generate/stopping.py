@@ -14,18 +14,24 @@ class StopScanner:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
+        """The stop string that was found."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether there was one."""
+        return self.found is not None
 
     def feed(self, text: str) -> str:
-        """Return the text that is certain to precede any stop string; sets `stopped` when one was found."""
+        """Return the text that is certain to precede any stop string; sets `found` when there was one."""
         if not self._stops:
             return text
         held = self._held + text
-        found = [place for place in (held.find(stop) for stop in self._stops) if place >= 0]
+        found = [(place, stop) for stop in self._stops if (place := held.find(stop)) >= 0]
         if found:
-            self.stopped = True
+            place, self.found = min(found, key=lambda each: each[0])
             self._held = ""
-            return held[: min(found)]
+            return held[:place]
         keep = max(overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
@@ -48,6 +54,11 @@ class ReplyText:
         """Whether a stop string was found."""
         return self._scanner.stopped
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that was found, or None."""
+        return self._scanner.found
+
     def feed(self, token: int, *, early: bool = False) -> str:
         """Return the text that became certain with this token; an `early` one is no part of a stop string."""
         if early:
@@ -57,4 +68,4 @@ class ReplyText:
     def finish(self) -> str:
         """Return the rest: an unfinished character as U+FFFD, and text that began no stop string after all."""
         rest = self._scanner.feed(self._decoder.flush())
-        return rest if self._scanner.stopped else rest + self._scanner.flush()
+        return rest if self.stopped else rest + self._scanner.flush()

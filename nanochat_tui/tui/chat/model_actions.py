@@ -19,7 +19,7 @@ from nanochat_tui.tui.widgets.dialogs import Choose
 from nanochat_tui.tui.widgets.status import Status
 
 if TYPE_CHECKING:
-    from nanochat_tui.chat.remote import RemoteBackend
+    from nanochat_tui.chat.remote import RemoteBackend, RemoteModel
 
 
 class ModelActions(Actions):
@@ -169,7 +169,7 @@ class ModelActions(Actions):
 
     def choose_of_server(self) -> None:
         """Choose another model of the server."""
-        from nanochat_tui.chat.remote import RemoteBackend, RemoteModel
+        from nanochat_tui.chat.remote import RemoteBackend
 
         backend = self._model.backend
         if not isinstance(backend, RemoteBackend):
@@ -181,7 +181,7 @@ class ModelActions(Actions):
                 if place is not None and models[place].id != backend.model_id:
                     await self.use(self._server(backend.url, models[place].id))
 
-            lines = [(model.id, f"context {model.context}" if model.context else model.owner) for model in models]
+            lines = [(model.id, _told(model)) for model in models]
             self._desk.ask(Choose(f"Models of {backend.kernel}", lines), chosen)
 
         Job(self._desk, lambda _: backend.list_models(), listed, self._view.say_error, name="models").start()
@@ -215,3 +215,9 @@ class ModelActions(Actions):
             return
         request = conversation.up_to(len(conversation.turns) - 1).request(self._session.settings)
         self._desk.ask(ParityScreen(self._model.backend, other, request), lambda _: None)
+
+
+def _told(model: RemoteModel) -> str:
+    """Return what a server says of one of its models, in one line."""
+    context = f"context {model.context}" if model.context else model.owner
+    return ", ".join(word for word in (context, model.status) if word)

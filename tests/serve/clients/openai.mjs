@@ -20,7 +20,7 @@ for (const [name, call] of Object.entries({
   tools: () => client.chat.completions.create({ ...settings, tools: [{ type: "function", function: { name: "f" } }] }),
   schema: () => client.chat.completions.create({ ...settings, response_format: { type: "json_object" } }),
   embeddings: () => client.embeddings.create({ model: "any", input: "x" }),
-  responses: () => client.responses.create({ model: "any", input: "x" }),
+  responses: () => client.responses.create({ model: "any", input: "x", tools: [{ type: "function", name: "f" }] }),
 })) {
   try { await call(); failures[name] = null; } catch (error) { failures[name] = { kind: error.constructor.name, status: error.status, param: error.param, message: error.message }; }
 }

@@ -1,0 +1,141 @@
+"""Anthropic's `POST /v1/messages`, and OpenAI's `/v1/responses`: conversations in other words, over the same model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from nanochat_tui.serve.bodies import ChatBody
+from nanochat_tui.serve.bodies_messages import CountBody, MessagesBody
+from nanochat_tui.serve.bodies_responses import InputBody, ResponsesBody
+from nanochat_tui.serve.following import Dialect, Followed, follow
+from nanochat_tui.serve.messages import Message, MessageErrorBody, MessageWriter, TokenCount
+from nanochat_tui.serve.middleware import KEY
+from nanochat_tui.serve.models import Models
+from nanochat_tui.serve.prompts import chat_ids, check_length
+from nanochat_tui.serve.responses import (
+    Deleted,
+    InputItems,
+    InputTokens,
+    ResponseObject,
+    ResponseWriter,
+    new_id,
+)
+from nanochat_tui.serve.routes_completion import SSE, check_model, generation_request, salt_of
+from nanochat_tui.serve.service import Service
+from nanochat_tui.serve.stored import Responses
+
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": MessageErrorBody}, "5XX": {"model": MessageErrorBody}}
+
+
+async def _ids(service: Service, chat: ChatBody, param: str) -> list[int]:
+    context = service.context
+    ids = await asyncio.to_thread(chat_ids, service.model, chat, context)
+    check_length(ids, context, param)
+    return ids
+
+
+def _followed(service: Service, request: Request, chat: ChatBody, ids: list[int], dialect: Dialect) -> Followed:
+    splitter = service.model.prompts.splitter(ids)
+    return Followed(ids, generation_request(chat, None), salt_of(request, chat), splitter, dialect)
+
+
+def messages_router(models: Models) -> APIRouter:
+    """Return Anthropic's routes."""
+    router = APIRouter(tags=["messages"], responses=ERRORS)
+
+    @router.post("/messages", include_in_schema=False)
+    @router.post(
+        "/v1/messages",
+        response_model=Message,
+        responses={200: {"content": SSE}},
+        summary="Answer a conversation, in Anthropic's words",
+    )
+    async def messages(body: MessagesBody, request: Request) -> Response:
+        arrived = time.monotonic()
+        chat = body.chat()
+        service = await models.use(request, body.model)
+        name = check_model(service, body.model)
+        ids = await _ids(service, chat, "messages")
+        reply = _followed(service, request, chat, ids, MessageWriter(name, len(ids), body.max_tokens))
+        return await follow(request, service, reply, stream=bool(body.stream), arrived=arrived)
+
+    @router.post("/messages/count_tokens", include_in_schema=False)
+    @router.post("/v1/messages/count_tokens", summary="Count the tokens of a conversation")
+    async def count(body: CountBody, request: Request) -> TokenCount:
+        chat = body.chat()
+        service = await models.use(request, body.model)
+        check_model(service, body.model)
+        return TokenCount(input_tokens=len(await _ids(service, chat, "messages")))
+
+    return router
+
+
+def responses_router(models: Models) -> APIRouter:
+    """Return OpenAI's routes of responses."""
+    router = APIRouter(tags=["responses"])
+    stored = Responses(models.settings.limits)
+
+    def before(body: InputBody, key: str) -> tuple[dict[str, Any], ...]:
+        if body.previous_response_id is None:
+            return ()
+        return stored.get(key, body.previous_response_id, "previous_response_id").messages
+
+    def key_of(request: Request) -> str:
+        return str(request.scope.get(KEY, ""))
+
+    @router.post("/responses", include_in_schema=False)
+    @router.post(
+        "/v1/responses",
+        response_model=ResponseObject,
+        responses={200: {"content": SSE}},
+        summary="Answer, and remember the conversation for a while",
+    )
+    async def respond(body: ResponsesBody, request: Request) -> Response:
+        arrived, key = time.monotonic(), key_of(request)
+        earlier = before(body, key)
+        chat = body.chat(earlier)
+        service = await models.use(request, body.model)
+        name = check_model(service, body.model)
+        ids = await _ids(service, chat, "input")
+
+        def keep(whole: dict[str, Any], said: str, thought: str) -> None:
+            answer = {"role": "assistant", "content": said} | ({"reasoning_content": thought} if thought else {})
+            rows = [{"id": new_id("msg"), **item.row()} for item in body.items]
+            stored.put(key, whole, rows, [*earlier, *body.messages(), answer])
+
+        sampling = chat.sampling
+        writer = ResponseWriter(body, name, sampling.temperature, sampling.top_p, keep)
+        reply = _followed(service, request, chat, ids, writer)
+        return await follow(request, service, reply, stream=bool(body.stream), arrived=arrived)
+
+    @router.post("/responses/input_tokens", include_in_schema=False)
+    @router.post("/v1/responses/input_tokens", summary="Count the tokens of an input")
+    async def count(body: InputBody, request: Request) -> InputTokens:
+        chat = body.chat(before(body, key_of(request)))
+        service = await models.use(request, body.model)
+        check_model(service, body.model)
+        return InputTokens(input_tokens=len(await _ids(service, chat, "input")))
+
+    @router.get("/responses/{name}", include_in_schema=False)
+    @router.get("/v1/responses/{name}", response_model=ResponseObject, summary="A response that was kept")
+    async def get(name: str, request: Request) -> Response:
+        return JSONResponse(stored.get(key_of(request), name).body)
+
+    @router.delete("/responses/{name}", include_in_schema=False)
+    @router.delete("/v1/responses/{name}", summary="Forget a response")
+    async def delete(name: str, request: Request) -> Deleted:
+        stored.delete(key_of(request), name)
+        return Deleted(id=name)
+
+    @router.get("/responses/{name}/input_items", include_in_schema=False)
+    @router.get("/v1/responses/{name}/input_items", summary="What a kept response answered")
+    async def items(name: str, request: Request) -> InputItems:
+        rows = list(stored.get(key_of(request), name).items)
+        return InputItems(data=rows, first_id=rows[0]["id"], last_id=rows[-1]["id"])
+
+    return router
