@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.config import PRESETS, ModelConfig
+from nanochat_tui.paths import expanded
 from nanochat_tui.text import display_safe
 
 FIELD_GROUPS: dict[str, str] = {
@@ -213,9 +214,9 @@ class TrainConfig(BaseModel):
         """The same with every path resolved against the working directory, so that a resume finds its files."""
         paths = ("data_path", "val_path", "tokenizer", "collider_reference")
         found = {name: value for name in paths if (value := getattr(self, name)) is not None}
-        update: dict[str, object] = {name: value.expanduser().absolute() for name, value in found.items()}
+        update: dict[str, object] = {name: expanded(value).absolute() for name, value in found.items()}
         if self.data_mix is not None:
-            mixed = [f"{path.expanduser().absolute()}={weight!r}" for path, weight in self.mixed_data()]
+            mixed = [f"{expanded(path).absolute()}={weight!r}" for path, weight in self.mixed_data()]
             if named := [text for text in mixed if "," in text]:
                 raise UserError(f"data_mix cannot name a folder with a comma: {display_safe(named[0])}; rename it")
             update["data_mix"] = ", ".join(mixed)

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from nanochat_tui.errors import UserError, plain_reason
+from nanochat_tui.formats.checksums import STATE_FILE
+from nanochat_tui.paths import expanded
 from nanochat_tui.runs.config import TrainConfig
 from nanochat_tui.runs.dataset_check import check_dataset
-from nanochat_tui.runs.directory import RunDirectory
+from nanochat_tui.runs.directory import RunDirectory, read_json
 from nanochat_tui.runs.estimate import checkpoint_bytes, memory_bytes
 from nanochat_tui.runs.identity import choose_tokenizer, fitted
 from nanochat_tui.runs.lock import lock_refusal
@@ -61,6 +63,7 @@ def preflight(
     checks += _data(config)
     with contextlib.suppress(UserError, OSError):  # said with the data
         config = fitted(config)
+    checks += _reference(config)
     if directory is not None:
         checks.append(_directory(directory, continues=continues))
         checks.append(_disk(config, directory))
@@ -144,6 +147,34 @@ def _data(config: TrainConfig) -> list[Check]:
     return checks
 
 
+def _reference(config: TrainConfig) -> list[Check]:
+    """The checkpoint that Collider compares losses with: there, and of a model that can score the run's tokens."""
+    path, name = config.collider_reference, "reference"
+    if path is None:
+        return []
+    if not config.collider_ratio:
+        return [Check(name, "note", "collider_reference has no effect without collider_ratio")]
+    path = expanded(path)
+    shown = display_safe(str(path))
+    if not (path / STATE_FILE).is_file() or not (path / "model.safetensors").is_file():
+        return [
+            Check(name, "error", f"{shown} is not a checkpoint; name a folder with model.safetensors and state.json")
+        ]
+    try:
+        model = read_json(path / STATE_FILE)["model"]
+        vocabulary, context = int(model["vocab_size"]), int(model["context_length"])
+    except UserError as error:
+        return [Check(name, "error", str(error))]
+    except (KeyError, TypeError, ValueError):
+        return [Check(name, "error", f"{shown} is not a checkpoint of this trainer; name another")]
+    shape = config.model_shape()
+    if vocabulary != shape.vocab_size or context < shape.context_length:
+        found = f"{shown} has {vocabulary:,} token ids and a context of {context}"
+        wanted = f"the run {shape.vocab_size:,} and {shape.context_length}; name a checkpoint trained on its data"
+        return [Check(name, "error", f"{found}, {wanted}")]
+    return [Check(name, "ok", shown)]
+
+
 def _directory(directory: Path, *, continues: bool) -> Check:
     refusal = lock_refusal(directory) if directory.is_dir() else None
     if refusal is not None:
@@ -175,7 +206,7 @@ def unwritable(directory: Path) -> str | None:
 
 
 def _existing_parent(path: Path) -> Path:
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
     return path

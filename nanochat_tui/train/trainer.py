@@ -492,6 +492,8 @@ class Trainer:
         }
         with self._interrupting(False):
             model, moments = self.model, self.optimizer.state()
+            if self.config.keep_best:
+                self.best.spare(run, name, self.step)
             save_checkpoint(run.path / name, model.state_dict(), moments, state, model.write_records)
             self._saved_at = self.step
             if not self.divergence.is_suspected:
