@@ -56,7 +56,6 @@ def preflight(
     """
     checks = [
         _torch(),
-        *_architecture(config),
         *_processes(prefix, os.environ if environment is None else environment),
         *_device(config),
     ]
@@ -85,38 +84,17 @@ def _torch() -> Check:
     return Check("PyTorch", "ok", version or "present")
 
 
-def processes_problem(environment: Mapping[str, str]) -> str | None:
-    """Why a run may not start as one of several processes; None for a single one."""
-    size = environment.get("WORLD_SIZE", "1")
-    if size.isdigit() and int(size) > 1:
-        return (
-            f"training with several processes is not supported yet (WORLD_SIZE is {size}), and each would train the "
-            "whole model; start one process, with torchrun --nproc-per-node 1 or without torchrun"
-        )
-    return None
-
-
-def architecture_problem(config: TrainConfig) -> str | None:
-    """Why the trainer cannot build a configuration's model; None when it can."""
-    if config.model_shape().n_experts:
-        return (
-            f"{config.config} is a mixture of experts, which the trainer does not build yet; look at it with "
-            f"nanochat-train plan {config.config}, and train a dense configuration such as 7b"
-        )
-    return None
-
-
-def _architecture(config: TrainConfig) -> list[Check]:
-    problem = architecture_problem(config)
-    return [Check("model", "error", problem)] if problem else []
-
-
 def _processes(prefix: Sequence[str], environment: Mapping[str, str]) -> list[Check]:
-    problem = processes_problem(environment)
+    """What several processes mean for a run: they are started by torchrun, and each has the batch for itself."""
+    size = environment.get("WORLD_SIZE", "1")
     found = re.search(r"--n(?:proc[-_]per[-_]node|nodes)[= ](\S+)", " ".join(prefix))
+    if size.isdigit() and int(size) > 1:
+        if not environment.get("RANK", "").isdigit():
+            return [Check("processes", "error", f"WORLD_SIZE is {size} but RANK is not set; start with torchrun")]
+        return [Check("processes", "note", f"{size} processes, each with batch_size sequences a micro-batch")]
     if found and found[1] != "1":
-        problem = f"training with several processes is not supported yet; give torchrun 1 instead of {found[1]}"
-    return [Check("processes", "error", problem)] if problem else []
+        return [Check("processes", "note", f"several ({found[0].strip('-')}), each with batch_size sequences")]
+    return []
 
 
 def _device(config: TrainConfig) -> list[Check]:

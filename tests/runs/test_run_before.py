@@ -63,9 +63,11 @@ def test_what_keeps_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.Monk
     assert not preflight.ready(checks)
     assert "there is no data" in found(checks, "data").text
     assert "is a file; name another directory" in found(checks, "directory").text
-    assert "give torchrun 1 instead of 4" in found(checks, "processes").text
+    assert "nproc-per-node 4" in found(checks, "processes").text
+    several = preflight.preflight(parse_config(SYNTHETIC), environment={"WORLD_SIZE": "8", "RANK": "0"})
+    assert found(several, "processes").state == "note" and "8 processes" in found(several, "processes").text
     several = preflight.preflight(parse_config(SYNTHETIC), environment={"WORLD_SIZE": "8"})
-    assert "WORLD_SIZE is 8" in found(several, "processes").text
+    assert found(several, "processes").state == "error" and "start with torchrun" in found(several, "processes").text
     monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda _: None)
     checks = preflight.preflight(parse_config(SYNTHETIC), environment={})
     assert found(checks, "PyTorch").state == "error"
