@@ -107,6 +107,14 @@ def make_private(folder: Path) -> Path:
     return folder
 
 
+def expanded(path: Path) -> Path:
+    """Return `path` with a leading ~ or ~user as that user's home; as it is where there is no such user or home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
 def _chosen(variable: str, kind: Kind) -> Path:
     """Return the folder that a variable names, or the usual one. Raises UserError where there is no home for it."""
     value = os.environ.get(variable)

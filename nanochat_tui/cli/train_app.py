@@ -8,6 +8,7 @@ from nanochat_tui.cli.train_config import init_config, plan
 from nanochat_tui.cli.train_export import export
 from nanochat_tui.cli.train_prepare import prepare_data, tokenizer
 from nanochat_tui.cli.train_run import train
+from nanochat_tui.cli.train_submit import job, submit
 from nanochat_tui.cli.train_track import track
 
 app = typer.Typer(
@@ -24,3 +25,5 @@ app.command("prepare-data")(prepare_data)
 app.command()(tokenizer)
 app.command()(export)
 app.command()(track)
+app.command()(submit)
+app.command()(job)

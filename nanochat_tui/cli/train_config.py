@@ -115,8 +115,6 @@ def plan_lines(found: Plan) -> list[tuple[str, str]]:
         lines.append(("time", f"{found.hours:,.1f} hours{many} at {speed}, {found.device_hours:,.1f} device hours"))
     if found.devices_for_hours is not None:
         lines.append(("devices", f"{found.devices_for_hours:,} for the time asked for, if their speeds add up"))
-    if not found.trainable:
-        lines.append(("note", "the trainer does not build a mixture of experts yet"))
     return lines
 
 

@@ -11,6 +11,7 @@ import typer
 from nanochat_tui.cli.json_output import json_text
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.checksums import STATE_FILE, verify_sealed
+from nanochat_tui.paths import expanded
 from nanochat_tui.runs.config import TrainConfig
 from nanochat_tui.runs.dataset_check import check_dataset
 from nanochat_tui.runs.directory import RunDirectory, read_json
@@ -41,7 +42,7 @@ def resolve_resume(given: str | None, directory: Path | None) -> Path | None:
         if found is None and given == LATEST:
             raise UserError(f"{display_safe(str(directory))} holds no checkpoint to resume; leave --resume out")
         return found
-    path = Path(given).expanduser()
+    path = expanded(Path(given))
     if (path / STATE_FILE).exists():
         return path
     found = newest_checkpoint(path) if path.is_dir() else None

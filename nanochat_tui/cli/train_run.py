@@ -16,7 +16,6 @@ from nanochat_tui.errors import UserError
 from nanochat_tui.runs.config import TrainConfig
 from nanochat_tui.runs.directory import RunDirectory
 from nanochat_tui.runs.ending import record_failure
-from nanochat_tui.runs.preflight import architecture_problem, processes_problem
 from nanochat_tui.text import display_safe
 
 
@@ -34,9 +33,6 @@ def train(
 
     Exit codes: 0 finished or stopped on request, 1 failed (diverged, disk full, no memory), 2 bad input.
     """
-    problem = processes_problem(os.environ)
-    if problem is not None:
-        raise UserError(problem)
     directory = checkpoint_dir
     try:
         checkpoint = resolve_resume(resume, checkpoint_dir)
@@ -46,14 +42,11 @@ def train(
         if dry_run:
             show_plan(settings, directory, checkpoint, as_json=as_json)
             return
-        problem = architecture_problem(settings)
-        if problem is not None:
-            raise UserError(problem)
         if directory is None:
             raise UserError("say where the run goes with --checkpoint-dir")
         _train(settings, directory, checkpoint, force=force)
     except UserError as error:
-        if directory is not None:
+        if directory is not None and os.environ.get("RANK", "0") == "0":  # of several processes one writes
             record_failure(directory, str(error))
         raise
 

@@ -56,12 +56,16 @@ def export_llama(
     """Write a checkpoint trained without mHC as a stock `llama` file, read it back and compare every trit and scale.
 
     Parameters as for `export_model`; `check` may refuse the file by raising. Returns what was written, as JSON values.
-    Raises CheckpointError if the model
-    mixes residual streams, UserError if something cannot be read, written or held exactly, and ExportError if the file
-    read back is not the model.
+    Raises CheckpointError if the model mixes residual streams or experts, UserError if something cannot be read,
+    written or held exactly, and ExportError if the file read back is not the model.
     """
     gguf, vocabulary = Path(gguf_path), Path(tokenizer)
     config, weights = without_nextn(*load_checkpoint(checkpoint))
+    if config.n_experts:
+        raise CheckpointError(
+            f"the model is a mixture of {config.n_experts} experts, which is not written as architecture llama; "
+            "leave --arch llama out"
+        )
     if config.n_streams != 1:
         raise CheckpointError(
             f"the model mixes {config.n_streams} residual streams (mHC), which the architecture llama does not have; "

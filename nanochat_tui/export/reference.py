@@ -31,7 +31,7 @@ def exported_weights(config: ModelConfig, weights: Weights, table: str = "Q8_0")
         if name in ("token_embd.weight", "output.weight"):
             blocks = np.ascontiguousarray(values).reshape(-1, kind.block_elements)
             rounded[name] = kind.decode(kind.encode(blocks)).reshape(values.shape)
-        elif values.ndim == 2:
+        elif values.ndim > 1:
             rounded[name] = dequantise(*ternarise(values, config.group_size, least_squares=config.least_squares))
         else:
             rounded[name] = values

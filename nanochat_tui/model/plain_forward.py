@@ -52,6 +52,8 @@ def stream_states(
         h = rounded(_rms_norm(h, w[f"{block}{kind}_norm.weight"], config.norm_eps))
         if kind == "attn":
             y = rounded(_attention(config, w, block, h)) @ w[f"{block}attn_output.weight"].T
+        elif config.n_experts:
+            y = _experts(config, w, block, h, rounded)
         else:
             gate, up = h @ w[f"{block}ffn_gate.weight"].T, h @ w[f"{block}ffn_up.weight"].T
             y = rounded(_silu(gate) * up) @ w[f"{block}ffn_down.weight"].T
@@ -70,6 +72,20 @@ def read_out(config: ModelConfig, w: Weights, x: Floats, rounded: Rounding = unc
     final = rounded(_rms_norm(collapse_streams(x), w["output_norm.weight"], config.norm_eps))
     logits: Floats = final @ w.get("output.weight", w["token_embd.weight"]).T
     return logits
+
+
+def _experts(config: ModelConfig, w: Weights, block: str, h: Floats, rounded: Rounding) -> Floats:
+    """Each token's experts, those of the largest router logits, weighted by the softmax of these [tokens, dim]."""
+    logits = h @ w[f"{block}ffn_gate_inp.weight"].T
+    gates, ups, downs = (w[f"{block}ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
+    y = np.zeros_like(h)
+    for token, (row, x) in enumerate(zip(logits, h, strict=True)):
+        chosen = np.argsort(-row, kind="stable")[: config.n_active_experts]
+        share = np.exp(row[chosen] - row[chosen[0]])
+        for expert, weight in zip(chosen, share / share.sum(), strict=True):
+            inner = rounded(_silu(gates[expert] @ x) * (ups[expert] @ x))
+            y[token] += weight * (downs[expert] @ inner)
+    return y
 
 
 def _silu(x: Floats) -> Floats:

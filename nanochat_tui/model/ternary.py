@@ -35,17 +35,17 @@ def ternarise(
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """Split a matrix into trits and group scales.
 
-    Parameters: weight float32 [rows, columns], columns a multiple of `group_size`.
-    Returns: trits int8 [rows, columns] in {-1, 0, 1}; scales float16 [rows, columns / group_size].
+    Parameters: weight float32 [..., columns], columns a multiple of `group_size`.
+    Returns: trits int8 [..., columns] in {-1, 0, 1}; scales float16 [..., columns / group_size].
     The scale is mean |w| of the group accumulated in float64 (with `least_squares` that of the least squared error, see
     `least_squares_scales`), rounded to float32, then float16, at least 2^-14;
     a trit is w / scale rounded half to even in float32 and clipped.
     Raises ValueError if the columns do not divide or a weight is not finite.
     """
-    rows, columns = weight.shape
+    *rows, columns = weight.shape
     if columns % group_size:
         raise ValueError(f"{columns} columns are not a multiple of the group size {group_size}")
-    groups = weight.astype(np.float32, copy=False).reshape(rows, columns // group_size, group_size)
+    groups = weight.astype(np.float32, copy=False).reshape(*rows, columns // group_size, group_size)
     mean = np.abs(groups).mean(axis=-1, dtype=np.float64)
     if not np.isfinite(mean).all():
         raise ValueError("a weight is not finite")
@@ -55,11 +55,10 @@ def ternarise(
     scales = np.maximum(mean, MIN_SCALE).astype(np.float32).astype(np.float16)
     ratio = groups / scales.astype(np.float32)[..., None]
     trits = np.clip(np.rint(ratio), -1, 1).astype(np.int8)
-    return trits.reshape(rows, columns), scales
+    return trits.reshape(weight.shape), scales
 
 
 def dequantise(trits: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Return trits times scales as float32 [rows, columns]."""
-    rows, columns = trits.shape
-    groups = trits.reshape(rows, scales.shape[1], -1).astype(np.float32)
-    return (groups * scales.astype(np.float32)[..., None]).reshape(rows, columns)
+    """Return trits times scales as float32 of the trits' shape."""
+    groups = trits.reshape(*scales.shape, -1).astype(np.float32)
+    return (groups * scales.astype(np.float32)[..., None]).reshape(trits.shape)

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.config import PRESETS, ModelConfig
+from nanochat_tui.paths import expanded
 from nanochat_tui.text import display_safe
 
 FIELD_GROUPS: dict[str, str] = {
@@ -23,7 +24,7 @@ FIELD_GROUPS: dict[str, str] = {
     "warmup_steps": "Optimisation",
     "head_frequent": "Softmax",
     "mtp_depth": "Methods",
-    "seed": "Machine",
+    "processes": "Machine",
     "log_interval": "Reports",
 }
 """Where a form begins a new group: at these fields; a field added later falls into a group by its place."""
@@ -42,6 +43,8 @@ SHAPE_FIELDS = (
     "context_length",
     "vocab_size",
     "n_streams",
+    "n_experts",
+    "n_active_experts",
     "least_squares",
 )
 """Settings that override those of the named shape."""
@@ -65,6 +68,10 @@ class TrainConfig(BaseModel):
     )
     vocab_size: int | None = Field(None, ge=2, description="Number of token ids; the data's own by default.")
     n_streams: Literal[1, 2, 4] | None = Field(None, description="mHC residual streams; 1 is a plain residual.")
+    n_experts: int | None = Field(
+        None, ge=0, le=4096, description="Feed-forward networks per block, chosen by a router; 0 = one and no router."
+    )
+    n_active_experts: int | None = Field(None, ge=1, description="Experts each token passes through.")
 
     dataset: Literal["tokens", "synthetic"] = Field("tokens", description="Token files, or made-up sequences.")
     data_path: Path | None = Field(None, description="Folder made by prepare-data, or a bare .bin file.")
@@ -118,6 +125,9 @@ class TrainConfig(BaseModel):
     cautious_decay: bool = Field(False, description="Decay only weights that their update makes smaller.")
     grad_clip: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 = no clipping.")
     z_loss: float = Field(0.0, ge=0, description="Weight of the squared log of the softmax's sum in the loss.")
+    balance_weight: float = Field(
+        0.01, ge=0, description="Weight of the loss that spreads tokens evenly over a mixture's experts."
+    )
     full_precision: bool = Field(False, description="No ternary weights, no rounding: a twin to compare with.")
     quantise_with_decay: bool = Field(False, description="Full precision until the learning rate decays, then ternary.")
     least_squares: bool = Field(False, description="Group scales of least squared error, not mean magnitudes.")
@@ -170,6 +180,17 @@ class TrainConfig(BaseModel):
         False, description="Log entropy, gain, streams and gradients of every mHC record, and warn of dead mixing."
     )
 
+    processes: int = Field(
+        1,
+        ge=1,
+        description="Processes that share a step, each with batch_size sequences; in a training torchrun's number.",
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="With several processes: each holds the whole model (ddp), or a share of it (fsdp)."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute each block again in the backward pass: less memory, a third more arithmetic."
+    )
     seed: int = Field(0, description="Of initial weights, data order and samples.")
     device: str = Field(
         "auto",
@@ -177,7 +198,7 @@ class TrainConfig(BaseModel):
         description="auto, cpu, cuda or cuda:N; auto: a GPU if present.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Type of the matrix products.")
-    compile: bool = Field(True, description="torch.compile the trunk where a C++ compiler is found.")
+    compile: bool = Field(True, description="torch.compile the trunk, on a CPU where a C++ compiler is found.")
     threads: int | None = Field(None, ge=1, description="CPU threads; all by default.")
 
     log_interval: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl.")
@@ -205,6 +226,14 @@ class TrainConfig(BaseModel):
             raise ValueError(f"mtp_depth {self.mtp_depth} must be less than the {shortest} tokens of a sequence")
         if self.full_precision and self.quantise_with_decay:
             raise ValueError("full_precision and quantise_with_decay exclude each other")
+        for method in ("collider_ratio", "fire", "fire_step", "mhc_analysis"):
+            if self.parallel == "fsdp" and getattr(self, method):
+                raise ValueError(f"{method} needs the whole model in every process; leave it out, or use parallel ddp")
+        for method in ("collider_ratio", "fire", "fire_step"):
+            if self.model_shape().n_experts and getattr(self, method):
+                raise ValueError(f"{method} does not go together with a mixture of experts; leave it out")
+        if self.activation_checkpointing and self.collider_ratio:
+            raise ValueError("activation_checkpointing and collider_ratio exclude each other")
         if not any(getattr(self, name) for name in LENGTHS):
             self.__dict__["epochs"] = 1.0
         return self
@@ -213,9 +242,9 @@ class TrainConfig(BaseModel):
         """The same with every path resolved against the working directory, so that a resume finds its files."""
         paths = ("data_path", "val_path", "tokenizer", "collider_reference")
         found = {name: value for name in paths if (value := getattr(self, name)) is not None}
-        update: dict[str, object] = {name: value.expanduser().absolute() for name, value in found.items()}
+        update: dict[str, object] = {name: expanded(value).absolute() for name, value in found.items()}
         if self.data_mix is not None:
-            mixed = [f"{path.expanduser().absolute()}={weight!r}" for path, weight in self.mixed_data()]
+            mixed = [f"{expanded(path).absolute()}={weight!r}" for path, weight in self.mixed_data()]
             if named := [text for text in mixed if "," in text]:
                 raise UserError(f"data_mix cannot name a folder with a comma: {display_safe(named[0])}; rename it")
             update["data_mix"] = ", ".join(mixed)
@@ -269,7 +298,12 @@ class TrainConfig(BaseModel):
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimiser step."""
-        return self.batch_size * self.grad_accum * self.sequence_length
+        return self.sequences_per_step * self.sequence_length
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Training sequences of one optimiser step, over all processes."""
+        return self.processes * self.batch_size * self.grad_accum
 
 
 def parse_config(values: Mapping[str, object], origins: Mapping[str, str] | None = None) -> TrainConfig:

@@ -6,7 +6,6 @@ named configuration, whose settings are then taken for those the file does not h
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from nanochat_tui.errors import UserError, plain_reason
+from nanochat_tui.paths import expanded
 from nanochat_tui.runs.config import FIELD_GROUPS, LENGTHS, TrainConfig
 from nanochat_tui.runs.directory import read_json
 from nanochat_tui.runs.presets import PRESETS
@@ -34,6 +34,8 @@ class Settings:
     path: Path | None = None
     lines: dict[str, int] = field(default_factory=dict)
     """Line of each setting, counted from 1, where the file has lines."""
+    recorded: bool = False
+    """Whether a run wrote them, all of them."""
 
     def place(self, name: str) -> str:
         """Where a setting stands, in words; "" when in no file."""
@@ -52,23 +54,28 @@ def find_settings(name: str) -> Settings:
     """Settings of a named configuration or of a file. Raises UserError when there is neither."""
     if name in PRESETS:
         return Settings(dict(PRESETS[name].values))
-    path = Path(name)
-    with contextlib.suppress(RuntimeError):  # no such user, as in ~unknown/file
-        path = path.expanduser()
+    path = expanded(Path(name))
     if not path.exists():
         raise UserError(
             f"there is no configuration {display_safe(name)}: neither a file nor one of {', '.join(PRESETS)}"
         )
-    found = read_settings(path)
+    return on_preset(read_settings(path))
+
+
+def on_preset(found: Settings) -> Settings:
+    """Settings of a file over those of the named configuration it begins from.
+
+    Those a run recorded are whole as they are. Raises UserError for a name there is none of.
+    """
     base = found.values.get("config")
-    if not found.lines or not isinstance(base, str):
+    if found.recorded or not isinstance(base, str):
         return found
     if base not in PRESETS:
         raise UserError(
             f"{found.place('config')}: there is no configuration {display_safe(base)}; name one of {', '.join(PRESETS)}"
         )
     own = {name: value for name, value in found.values.items() if name != "config"}
-    return Settings(combined(PRESETS[base].values, own), path, found.lines)
+    return Settings(combined(PRESETS[base].values, own), found.path, found.lines)
 
 
 def combined(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,8 +93,9 @@ def read_settings(path: Path) -> Settings:
     if path.suffix == ".json":
         values = read_json(path)
         inner = values.get("config")
+        recorded = isinstance(inner, dict)
         values = inner if isinstance(inner, dict) else values
-        return Settings({key: value for key, value in values.items() if value is not None}, path)
+        return Settings({key: value for key, value in values.items() if value is not None}, path, recorded=recorded)
     shown = display_safe(str(path))
     try:
         if path.stat().st_size > LARGEST_FILE:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat_tui.errors import UserError
+from nanochat_tui.paths import expanded
 from nanochat_tui.runs.original_log import looks_like_original_log
 from nanochat_tui.runs.state import LAUNCH_FILE, RunState, read_state
 from nanochat_tui.text import display_safe
@@ -46,7 +47,7 @@ def open_run(path: Path) -> FoundRun:
 
     Raises UserError saying what was looked for when it is neither.
     """
-    path = path.expanduser()
+    path = expanded(path)
     if is_run(path):
         return _describe(path, path.name or str(path.resolve().name))
     if path.is_file():
@@ -70,7 +71,7 @@ def find_runs(root: Path, depth: int = 2) -> list[FoundRun]:
 
     `root` may itself be a run. Folders that cannot be read are passed over; inside a run nothing is looked for.
     """
-    root = root.expanduser()
+    root = expanded(root)
     found = [
         _describe(path, _relative(path, root)) if path.is_dir() else _log(path, root) for path in _search(root, depth)
     ]

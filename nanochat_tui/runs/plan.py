@@ -47,8 +47,6 @@ class Plan:
     device_hours: float | None
     devices_for_hours: int | None
     """Devices at which the training takes the hours asked for."""
-    trainable: bool
-    """Whether the trainer can build the model."""
 
 
 def _length(
@@ -113,5 +111,4 @@ def make_plan(
         devices_for_hours=(
             math.ceil(tokens / tokens_per_second / 3600 / hours) if tokens_per_second and hours else None
         ),
-        trainable=not shape.n_experts,
     )

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from nanochat_tui.errors import UserError, plain_reason
+from nanochat_tui.formats.checksums import STATE_FILE
+from nanochat_tui.paths import expanded
 from nanochat_tui.runs.config import TrainConfig
 from nanochat_tui.runs.dataset_check import check_dataset
-from nanochat_tui.runs.directory import RunDirectory
+from nanochat_tui.runs.directory import RunDirectory, read_json
 from nanochat_tui.runs.estimate import checkpoint_bytes, memory_bytes
 from nanochat_tui.runs.identity import choose_tokenizer, fitted
 from nanochat_tui.runs.lock import lock_refusal
@@ -54,13 +56,13 @@ def preflight(
     """
     checks = [
         _torch(),
-        *_architecture(config),
         *_processes(prefix, os.environ if environment is None else environment),
         *_device(config),
     ]
     checks += _data(config)
     with contextlib.suppress(UserError, OSError):  # said with the data
         config = fitted(config)
+    checks += _reference(config)
     if directory is not None:
         checks.append(_directory(directory, continues=continues))
         checks.append(_disk(config, directory))
@@ -82,38 +84,17 @@ def _torch() -> Check:
     return Check("PyTorch", "ok", version or "present")
 
 
-def processes_problem(environment: Mapping[str, str]) -> str | None:
-    """Why a run may not start as one of several processes; None for a single one."""
-    size = environment.get("WORLD_SIZE", "1")
-    if size.isdigit() and int(size) > 1:
-        return (
-            f"training with several processes is not supported yet (WORLD_SIZE is {size}), and each would train the "
-            "whole model; start one process, with torchrun --nproc-per-node 1 or without torchrun"
-        )
-    return None
-
-
-def architecture_problem(config: TrainConfig) -> str | None:
-    """Why the trainer cannot build a configuration's model; None when it can."""
-    if config.model_shape().n_experts:
-        return (
-            f"{config.config} is a mixture of experts, which the trainer does not build yet; look at it with "
-            f"nanochat-train plan {config.config}, and train a dense configuration such as 7b"
-        )
-    return None
-
-
-def _architecture(config: TrainConfig) -> list[Check]:
-    problem = architecture_problem(config)
-    return [Check("model", "error", problem)] if problem else []
-
-
 def _processes(prefix: Sequence[str], environment: Mapping[str, str]) -> list[Check]:
-    problem = processes_problem(environment)
+    """What several processes mean for a run: they are started by torchrun, and each has the batch for itself."""
+    size = environment.get("WORLD_SIZE", "1")
     found = re.search(r"--n(?:proc[-_]per[-_]node|nodes)[= ](\S+)", " ".join(prefix))
+    if size.isdigit() and int(size) > 1:
+        if not environment.get("RANK", "").isdigit():
+            return [Check("processes", "error", f"WORLD_SIZE is {size} but RANK is not set; start with torchrun")]
+        return [Check("processes", "note", f"{size} processes, each with batch_size sequences a micro-batch")]
     if found and found[1] != "1":
-        problem = f"training with several processes is not supported yet; give torchrun 1 instead of {found[1]}"
-    return [Check("processes", "error", problem)] if problem else []
+        return [Check("processes", "note", f"several ({found[0].strip('-')}), each with batch_size sequences")]
+    return []
 
 
 def _device(config: TrainConfig) -> list[Check]:
@@ -142,6 +123,34 @@ def _data(config: TrainConfig) -> list[Check]:
         else:
             checks.append(Check("tokenizer", "warning", "not found; no samples are written"))
     return checks
+
+
+def _reference(config: TrainConfig) -> list[Check]:
+    """The checkpoint that Collider compares losses with: there, and of a model that can score the run's tokens."""
+    path, name = config.collider_reference, "reference"
+    if path is None:
+        return []
+    if not config.collider_ratio:
+        return [Check(name, "note", "collider_reference has no effect without collider_ratio")]
+    path = expanded(path)
+    shown = display_safe(str(path))
+    if not (path / STATE_FILE).is_file() or not (path / "model.safetensors").is_file():
+        return [
+            Check(name, "error", f"{shown} is not a checkpoint; name a folder with model.safetensors and state.json")
+        ]
+    try:
+        model = read_json(path / STATE_FILE)["model"]
+        vocabulary, context = int(model["vocab_size"]), int(model["context_length"])
+    except UserError as error:
+        return [Check(name, "error", str(error))]
+    except (KeyError, TypeError, ValueError):
+        return [Check(name, "error", f"{shown} is not a checkpoint of this trainer; name another")]
+    shape = config.model_shape()
+    if vocabulary != shape.vocab_size or context < shape.context_length:
+        found = f"{shown} has {vocabulary:,} token ids and a context of {context}"
+        wanted = f"the run {shape.vocab_size:,} and {shape.context_length}; name a checkpoint trained on its data"
+        return [Check(name, "error", f"{found}, {wanted}")]
+    return [Check(name, "ok", shown)]
 
 
 def _directory(directory: Path, *, continues: bool) -> Check:
@@ -175,7 +184,7 @@ def unwritable(directory: Path) -> str | None:
 
 
 def _existing_parent(path: Path) -> Path:
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
     return path

@@ -115,7 +115,7 @@ _ALL = (
     Preset(
         "25b-moe",
         "25b-moe: a cluster",
-        "8 experts of which 2 are active; to be planned, not trained yet",
+        "8 experts of which 2 are active: 37 billion parameters, 11 active",
         {"config": "25b-moe", **_LONG, **_HUGE},
     ),
 )

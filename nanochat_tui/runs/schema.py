@@ -17,8 +17,9 @@ from pydantic.fields import FieldInfo
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.files import atomic_write_text
+from nanochat_tui.paths import expanded
 from nanochat_tui.runs.config import FIELD_GROUPS, TrainConfig, problem_of
-from nanochat_tui.runs.config_file import read_settings, settings_text
+from nanochat_tui.runs.config_file import on_preset, read_settings, settings_text
 from nanochat_tui.text import display_safe
 
 _ESCAPE = re.compile(r"\\(.)")
@@ -116,7 +117,7 @@ def from_text(field: FormField, text: str) -> object:
     if field.kind == "switch":
         return text in ("yes", "true", "True", "1")
     if field.kind == "path":
-        return Path(text).expanduser()
+        return expanded(Path(text))
     if field.kind in ("whole", "number"):
         plain = text.replace("_", "").replace(",", "")
         try:
@@ -176,7 +177,7 @@ def texts_of(values: Mapping[str, object]) -> dict[str, str]:
 
 def load_preset(path: Path) -> dict[str, str]:
     """Texts of the form from a file of `init-config`, or from a run's config.json. Raises UserError."""
-    found = read_settings(path)
+    found = on_preset(read_settings(path))
     unknown = [key for key in found.values if key not in TrainConfig.model_fields]
     if unknown:
         raise UserError(

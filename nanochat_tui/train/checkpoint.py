@@ -45,10 +45,13 @@ def save_checkpoint(
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
     extra: Callable[[Path], None] | None = None,
+    *,
+    arrays: Path | None = None,
 ) -> None:
     """Write model.safetensors, optimizer.safetensors and state.json under a temporary name, then rename.
 
-    `extra` may write further files into the folder it is given. Raises SaveError, after removing what was begun.
+    `extra` may write further files into the folder it is given; `arrays` is a folder on the same file system that has
+    the two files with arrays already. Raises SaveError, after removing what was begun.
     """
     temporary, old = _partial(target), _old(target)
     try:
@@ -63,7 +66,10 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         for name, tensors in (("model", weights), ("optimizer", optimizer)):
             file = temporary / f"{name}.safetensors"
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
+            if arrays is not None:
+                (arrays / file.name).rename(file)
+            else:
+                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
             _sync(file)
         if extra is not None:
             extra(temporary)
@@ -118,10 +124,16 @@ def clean_up(directory: Path) -> None:
                 entry.rename(target)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Read back (weights, optimiser moments, state); raises UserError when something is missing or damaged."""
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's state.json, once its files are what it says; raises UserError when they are not."""
     state = read_json(path / STATE_FILE)
     verify_sealed(path, state)
+    return state
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Read back (weights, optimiser moments, state); raises UserError when something is missing or damaged."""
+    state = load_state(path)
     try:
         return load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), state
     except (OSError, SafetensorError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nanochat_tui.runs.directory import RunDirectory
+from nanochat_tui.runs.directory import Control, RunDirectory
 from nanochat_tui.text import display_safe
 from nanochat_tui.train.checkpoint import SaveError
 
@@ -19,12 +19,15 @@ class ControlFile:
         self.result = ""
         """What came of it."""
 
-    def obey(self, act: Callable[[str], str], log: Callable[[str], None]) -> bool:
+    def pending(self) -> Control | None:
+        """The command that waits for an answer."""
+        return self.run.pending_control(self.done)
+
+    def obey(self, pending: Control | None, act: Callable[[str], str], log: Callable[[str], None]) -> bool:
         """Answer a command that waits; returns whether there was one.
 
         `act(command)` does it and returns the checkpoint's name. Raises SaveError when a stop cannot be saved.
         """
-        pending = self.run.pending_control(self.done)
         if pending is None:
             return False
         if pending.command is None:

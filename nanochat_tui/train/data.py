@@ -166,6 +166,8 @@ class BatchLoader:
         self.seed = config.seed if seed is None else seed
         self.length = config.sequence_length
         self.batch = config.batch_size
+        self.rank, self.stride = 0, config.processes * config.batch_size
+        """This process's part of each micro-batch: `batch` of its `stride` sequences, those before it passed over."""
         self.origin = 0
         """Sequences read so far beyond what the counted micro-batches hold: not 0 once a resume has another size."""
         if tokens.size <= self.length:
@@ -233,7 +235,7 @@ class BatchLoader:
         """The same for an `origin` of one's own; safe to call from several threads."""
         self.guard.check()
         length = length or self.length
-        first = origin + index * self.batch
+        first = origin + index * self.stride + self.rank * self.batch
         block = torch.from_numpy(
             np.stack(
                 [

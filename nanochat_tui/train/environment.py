@@ -14,6 +14,7 @@ import torch
 from nanochat_tui.errors import UserError
 from nanochat_tui.runs.config import TrainConfig
 from nanochat_tui.system import usable_cpu_count
+from nanochat_tui.train.world import ALONE, World
 from nanochat_tui.version import __version__
 
 
@@ -54,13 +55,15 @@ def _cpu_name() -> str:
         return platform.processor() or "cpu"
 
 
-def resolve_environment(config: TrainConfig) -> Environment:
+def resolve_environment(config: TrainConfig, world: World = ALONE) -> Environment:
     """Choose device, type and compilation; raises UserError when the asked device is not there."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("--device cuda: this PyTorch finds no CUDA device; use --device cpu or install a CUDA build")
+    if name == "cuda" and world.size > 1:
+        name = f"cuda:{world.local_rank}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices")
@@ -69,9 +72,11 @@ def resolve_environment(config: TrainConfig) -> Environment:
     else:
         # on a CPU without bfloat16 matrix instructions the type is emulated, several times slower than float32
         dtype = torch.bfloat16 if device.type == "cuda" or _cpu_has_bf16() else torch.float32
-    threads = config.threads or usable_cpu_count()
+    threads = config.threads or max(1, usable_cpu_count() // world.local_size)
     torch.set_num_threads(threads)
-    compiled = config.compile and (device.type == "cuda" or any(map(shutil.which, ("g++", "clang++", "c++"))))
+    # of experts multiplied one by one a compiler makes dozens of small pieces, which it takes minutes for
+    whole = not config.model_shape().n_experts and any(map(shutil.which, ("g++", "clang++", "c++")))
+    compiled = config.compile and (device.type == "cuda" or whole)
     return Environment(device, dtype, bool(compiled), threads)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanochat_tui.train.data import Dataset
 from nanochat_tui.train.model import NanochatModel
-from nanochat_tui.train.quantise import q8_0_table
+from nanochat_tui.train.world import ALONE, World
 
 Hidden = Callable[[Tensor], Tensor]
 
@@ -55,13 +55,14 @@ def evaluate(
     chunk: int = 1024,
     tick: Callable[[], None] = lambda: None,
     enough: Callable[[], bool] | None = None,
+    world: World = ALONE,
 ) -> Evaluation | None:
     """Evaluate non-overlapping windows of `length` tokens, spread over the split when `max_tokens` limits them.
 
     `hidden` maps tokens to the normed final state (the compiled trunk); `whitespace` bool [vocab] marks ids
     left out of `accuracy_no_indent`; `tick` is called once per batch. With `enough` the windows come in a shuffled
     order, the same each time, and the evaluation ends when it returns true, after one batch at least: what was seen is
-    then a fair sample. Returns None without validation data.
+    then a fair sample. The processes of `world` share the windows. Returns None without validation data.
     """
     val = data.val
     if val is None or val.size < 2:
@@ -73,17 +74,17 @@ def evaluate(
     if enough is not None:
         starts = np.random.default_rng(0).permutation(starts)
     device = model.token_embd.weight.device
-    table = q8_0_table(model.head_weight) if model.quantise else model.head_weight
-    table = table.to(model.compute_dtype)
+    table = model(model.head_table).to(model.compute_dtype)
     loss = hits = plain_hits = plain = 0.0
     count = 0
-    for first in range(0, wanted, batch):
+    for first in range(0, wanted, batch * world.size):
         tick()
         if first and enough is not None and enough():
             break
-        group = starts[first : first + batch]
+        own = first + world.rank * batch
+        group = starts[own : own + batch]
         # a full batch always: another shape would make the compiled trunk compile again
-        padded = np.resize(group, batch)
+        padded = np.resize(group if len(group) else starts[:1], batch)
         block = torch.from_numpy(np.stack([val[s : s + length + 1].astype(np.int64) for s in padded])).to(device)
         states = model.head_input(hidden(block[:, :-1].contiguous()))[: len(group)].reshape(-1, model.config.dim)
         targets = block[: len(group), 1:].reshape(-1)
@@ -97,6 +98,8 @@ def evaluate(
             plain_hits += float((hit & visible).sum())
             plain += float(visible.sum())
             count += len(target)
+    loss, hits, plain_hits, plain, total = world.totals([loss, hits, plain_hits, plain, count])
+    count = int(total)
     per_byte = None
     if data.val_bytes:
         per_byte = loss / math.log(2) / (data.val_bytes * count / val.size)

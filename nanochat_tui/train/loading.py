@@ -39,9 +39,9 @@ def _seed(seed: int, number: int) -> int:
 
 
 def open_loader(
-    data: Dataset, config: TrainConfig, tokenizer: Tokenizer | None, *, cuda: bool = False
+    data: Dataset, config: TrainConfig, tokenizer: Tokenizer | None, *, cuda: bool = False, rank: int = 0
 ) -> BatchLoader | PrefetchLoader:
-    """The loader of a run on `data`; `cuda`: its batches go to a GPU.
+    """The loader of a run on `data`; `cuda`: its batches go to a GPU; `rank`: the process that reads them.
 
     Raises UserError where there is too little data, or it cannot be rearranged.
     """
@@ -52,6 +52,7 @@ def open_loader(
         for number, part in enumerate([data, *(other for other, _ in data.mixed)])
     ]
     loader = MixedLoader(data, config, infills) if data.mixed else BatchLoader(data.train, config, data.end, infills[0])
+    loader.rank = rank
     if not config.loader_workers:
         return loader
     return PrefetchLoader(loader, workers=config.loader_workers, ahead=config.prefetch, pin=cuda)

@@ -105,6 +105,8 @@ class Methods:
             row |= self.ahead.row()
         if self.filter is not None:
             row |= self.filter.row()
+        if self.model.config.n_experts:
+            row |= _expert_row(self.model)
         if self.streams is not None:
             row |= self.streams.row()
             for problem in mhc_problems(row.get("mhc", [])):
@@ -119,3 +121,17 @@ class Methods:
         mtp = {"mtp": self.ahead.state()} if self.ahead is not None else {}
         collider = {"collider": self.filter.sums} if self.filter is not None else {}
         return {"fire_pending": self._fire_pending, "fired_at": self._fired_at, "row": self._row, **mtp, **collider}
+
+
+def _expert_row(model: NanochatModel) -> dict[str, float]:
+    """How unevenly a mixture's experts were used since the last row: the most used one's share, times their number.
+
+    The mean and the largest of all blocks; 1 is even, and the number of experts means that one does everything.
+    """
+    loads = [block.load / block.load.sum().clamp(min=1) * model.config.n_experts for block in model.blocks]
+    if not any(float(load.sum()) for load in loads):
+        return {}
+    for block in model.blocks:
+        block.load.zero_()
+    most = [float(load.max()) for load in loads]
+    return {"expert_load": sum(most) / len(most), "expert_load_max": max(most)}

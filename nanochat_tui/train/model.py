@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nanochat_tui.formats.mhc import write_mhc
 from nanochat_tui.model.config import MHC_RECORD_FLOATS, ModelConfig
+from nanochat_tui.train.experts import balance_loss, choose, mixture, with_loss
 from nanochat_tui.train.quantise import int8_activation, int8_head_input, q8_0_table, ternary_weight
 
 
@@ -28,13 +30,34 @@ class BlockWeights(NamedTuple):
     qkv: Tensor
     output: Tensor
     gate_up: Tensor
+    """[2 hidden, dim]; of a mixture [experts, 2 hidden, dim], as `down`."""
     down: Tensor
+    router: Tensor | None = None
+    """[experts, dim], of a mixture."""
+
+
+Joined = tuple[BlockWeights, Tensor]
+"""Effective weights of a block for further tokens, and of the matrix that joins embedding and state."""
 
 
 class _Matrix(nn.Module):
     def __init__(self, rows: int, columns: int, std: float) -> None:
         super().__init__()
+        self.std = std
         self.weight = nn.Parameter(torch.randn(rows, columns) * std)
+
+    def forward(self, quantise: bool) -> Tensor:
+        """Return it as a table of the file, rounded to Q8_0, or as it is; a new tensor in any case."""
+        return (q8_0_table(self.weight) if quantise else self.weight).clone()
+
+
+class _Matrices(nn.Module):
+    """One matrix for each expert, [experts, rows, columns]."""
+
+    def __init__(self, experts: int, rows: int, columns: int, std: float) -> None:
+        super().__init__()
+        self.std = std
+        self.weight = nn.Parameter(torch.randn(experts, rows, columns) * std)
 
 
 class _Norm(nn.Module):
@@ -44,11 +67,15 @@ class _Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder block: attention and SwiGLU, each with its norm and its mHC record."""
+    """One decoder block: attention and SwiGLU, or several and a router; each with its norm and its mHC record."""
+
+    load: Tensor
+    """Assignments of each expert since it was looked at, float32 [experts]; of a mixture only."""
 
     def __init__(self, config: ModelConfig, index: int, std: float) -> None:
         super().__init__()
         self.group_size, self.least_squares = config.group_size, config.least_squares
+        self.experts, self.index = config.n_experts, index
         dim, kv, hidden = config.dim, config.kv_dim, config.hidden_dim
         self.attn_norm = _Norm(dim)
         self.attn_q = _Matrix(dim, dim, std)
@@ -56,25 +83,39 @@ class Block(nn.Module):
         self.attn_v = _Matrix(kv, dim, std)
         self.attn_output = _Matrix(dim, dim, std)
         self.ffn_norm = _Norm(dim)
-        self.ffn_gate = _Matrix(hidden, dim, std)
-        self.ffn_up = _Matrix(hidden, dim, std)
-        self.ffn_down = _Matrix(dim, hidden, std)
+        if experts := config.n_experts:
+            self.ffn_gate_inp = _Matrix(experts, dim, std)
+            self.ffn_gate_exps = _Matrices(experts, hidden, dim, std)
+            self.ffn_up_exps = _Matrices(experts, hidden, dim, std)
+            self.ffn_down_exps = _Matrices(experts, dim, hidden, std)
+            self.register_buffer("load", torch.zeros(experts), persistent=False)
+        else:
+            self.ffn_gate = _Matrix(hidden, dim, std)
+            self.ffn_up = _Matrix(hidden, dim, std)
+            self.ffn_down = _Matrix(dim, hidden, std)
         if config.n_streams > 1:
             self.attn_mhc = nn.Parameter(initial_record(config.n_streams, 2 * index))
             self.ffn_mhc = nn.Parameter(initial_record(config.n_streams, 2 * index + 1))
 
+    def forward(self, step: Callable[..., Any], *args: Any) -> Any:
+        """Return step(self, *args), with the module's hooks around it: `train.sharding` gathers the weights so."""
+        return step(self, *args)
+
     def effective(self, dtype: torch.dtype, quantise: bool) -> BlockWeights:
         """Return the weights the forward pass uses, as `dtype`."""
 
-        def value(*matrices: _Matrix) -> Tensor:
-            stacked = torch.cat([m.weight for m in matrices]) if len(matrices) > 1 else matrices[0].weight
+        def value(*matrices: _Matrix | _Matrices) -> Tensor:
+            stacked = torch.cat([m.weight for m in matrices], dim=-2) if len(matrices) > 1 else matrices[0].weight
             if quantise:
                 stacked = ternary_weight(stacked, self.group_size, least_squares=self.least_squares)
             return stacked.to(dtype)
 
+        attention = value(self.attn_q, self.attn_k, self.attn_v), value(self.attn_output)
+        if self.experts:
+            experts = value(self.ffn_gate_exps, self.ffn_up_exps), value(self.ffn_down_exps)
+            return BlockWeights(*attention, *experts, value(self.ffn_gate_inp))
         return BlockWeights(
-            value(self.attn_q, self.attn_k, self.attn_v),
-            value(self.attn_output),
+            *attention,
             value(self.ffn_gate, self.ffn_up),
             value(self.ffn_down),
         )
@@ -145,6 +186,14 @@ def mix_coefficients(records: Tensor, n_streams: int, version: int) -> tuple[Ten
     return torch.sigmoid(pre + pre_bias), matrices, gain * torch.sigmoid(post + post_bias)
 
 
+def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position, float32 [context, head width / 2]."""
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequency)
+    return angle.cos().float(), angle.sin().float()
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm in float32 over the last axis."""
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
@@ -154,6 +203,15 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding, half-split pairing; x [batch, heads, tokens, head_dim]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def records_of(mixing: tuple[Tensor, Tensor, Tensor] | None, block: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The coefficients of one block's two records, of those of all; None for a plain residual."""
+    if mixing is None:
+        return None
+    read, matrix, write = mixing
+    both = slice(2 * block, 2 * block + 2)
+    return read[both], matrix[both], write[both]
 
 
 SubLayer = Callable[[Tensor], Tensor]
@@ -187,12 +245,14 @@ class NanochatModel(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        if config.n_experts:
-            raise ValueError(f"a mixture of {config.n_experts} experts is not a dense decoder")
         self.config = config
         self.quantise = quantise
         self.round_activations = activations == "int8"
         self.compute_dtype = dtype
+        self.balance_weight = 0.0
+        """Of the loss that spreads tokens over a mixture's experts, in the gradient of a micro-batch."""
+        self.checkpointing = False
+        """Whether a block's activations are computed again in the backward pass, instead of kept."""
         self.token_embd = _Matrix(config.vocab_size, config.dim, 0.02)
         self.blk = nn.ModuleList(Block(config, i, init_std) for i in range(config.n_layers))
         self.output_norm = _Norm(config.dim)
@@ -200,11 +260,27 @@ class NanochatModel(nn.Module):
             self.output = _Matrix(config.vocab_size, config.dim, 0.02)
         # last, so that the rest begins as it does without them
         self.blk.extend(NextBlock(config, config.n_layers + i, init_std) for i in range(config.nextn))
-        half = config.head_dim // 2
-        frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
-        angle = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequency)
-        self.register_buffer("cos", angle.cos().float(), persistent=False)
-        self.register_buffer("sin", angle.sin().float(), persistent=False)
+        cos, sin = rope_tables(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def initial(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield every parameter with its initial value, drawn in the order that the constructor draws in."""
+        config = self.config
+        for part in (self.token_embd, *self.blocks, *([] if config.tied else [self.output]), *self.next_blocks):
+            for module in part.modules():
+                if isinstance(module, (_Matrix, _Matrices)):
+                    yield module.weight, torch.randn(module.weight.shape) * module.std
+                elif isinstance(module, _Norm):
+                    yield module.weight, torch.ones(module.weight.shape)
+            if isinstance(part, Block) and hasattr(part, "attn_mhc"):
+                for sub, record in enumerate((part.attn_mhc, part.ffn_mhc)):
+                    yield record, initial_record(config.n_streams, 2 * part.index + sub)
+        yield self.output_norm.weight, torch.ones(config.dim)
+
+    def forward(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Return call(*args), with the module's hooks around it: `train.sharding` needs them."""
+        return call(*args)
 
     def use_ternary(self, ternary: bool) -> None:
         """Compute with ternary weights and rounded activations, as the exported file does, or with none rounded."""
@@ -224,6 +300,10 @@ class NanochatModel(nn.Module):
     def head_weight(self) -> nn.Parameter:
         """The table the logits are taken with, [vocab, dim]: the embedding when tied."""
         return self.token_embd.weight if self.config.tied else self.output.weight
+
+    def head_table(self) -> Tensor:
+        """The table the logits are taken with as the file will hold it, float32 [vocab, dim]."""
+        return q8_0_table(self.head_weight) if self.quantise else self.head_weight
 
     def effective(self) -> list[BlockWeights]:
         """Fake-quantised weights of all blocks: computed once per step, outside the compiled trunk."""
@@ -263,18 +343,39 @@ class NanochatModel(nn.Module):
         """
         streams = [x] * self.config.n_streams
         for index, (block, w) in enumerate(zip(self.blocks, weights, strict=True)):
-            for sub, layer in enumerate((self._attention, self._feed_forward)):
-                run = partial(layer, block, w)
-                if mixing is None:
-                    streams = [streams[0] + run(streams[0])]
-                else:
-                    read, matrix, write = mixing
-                    record = 2 * index + sub
-                    streams = self._hyper_connect(streams, run, (read[record], matrix[record], write[record]))
-                if keep_streams is not None:
-                    keep_streams.append(torch.stack(streams))
+            run = partial(self.block_step, block, w, keep_streams=keep_streams)
+            mix = records_of(mixing, index)
+            if self.checkpointing and torch.is_grad_enabled():
+                streams = checkpoint(run, streams, mix, use_reentrant=False)
+            else:
+                streams = run(streams, mix)
+        return self.end_of_trunk(streams)
+
+    def end_of_trunk(self, streams: list[Tensor]) -> Tensor:
+        """The normed mean of the streams, float32 [batch, tokens, dim]."""
         mean = sum(streams[1:], streams[0]) / len(streams)
         return rms_norm(mean, self.output_norm.weight, self.config.norm_eps)
+
+    def block_step(
+        self,
+        block: Block,
+        w: BlockWeights,
+        streams: list[Tensor],
+        mix: tuple[Tensor, Tensor, Tensor] | None,
+        *,
+        keep_streams: list[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The streams behind both sub-layers of a block; `mix` has the coefficients of its two records."""
+        for sub, layer in enumerate((self._attention, self._feed_forward)):
+            run = partial(layer, block, w)
+            if mix is None:
+                streams = [streams[0] + run(streams[0])]
+            else:
+                read, matrix, write = mix
+                streams = self._hyper_connect(streams, run, (read[sub], matrix[sub], write[sub]))
+            if keep_streams is not None:
+                keep_streams.append(torch.stack(streams))
+        return streams
 
     def _hyper_connect(self, streams: list[Tensor], run: SubLayer, mix: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
         read, matrix, write = mix
@@ -309,8 +410,21 @@ class NanochatModel(nn.Module):
     def _feed_forward(self, block: Block, w: BlockWeights, x: Tensor) -> Tensor:
         residual = x.dtype
         x = self.round_input(rms_norm(x, block.ffn_norm.weight, self.config.norm_eps)).to(self.compute_dtype)
+        if w.router is not None:
+            return self._experts(block, w, w.router, x, residual)
         gate, up = F.linear(x, w.gate_up).chunk(2, dim=-1)
         return F.linear(self.round_input(F.silu(gate) * up), w.down).to(residual)
+
+    def _experts(self, block: Block, w: BlockWeights, router: Tensor, x: Tensor, residual: torch.dtype) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        logits = F.linear(rows, router).float()
+        chosen, weights = choose(logits, self.config.n_active_experts)
+        y = mixture(rows, chosen, weights, w.gate_up, w.down, self.round_input)
+        if torch.is_grad_enabled() and self.balance_weight:
+            loss, counts = balance_loss(logits, chosen)
+            block.load.add_(counts)
+            y = with_loss(y, loss, self.balance_weight)
+        return y.view(x.shape).to(residual)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """A linear with a rounded input: x [..., inputs], weight [outputs, inputs] as `compute_dtype`."""
@@ -320,6 +434,21 @@ class NanochatModel(nn.Module):
         """One block with a plain residual on x [batch, tokens, dim]."""
         x = x + self._attention(block, w, x)
         return x + self._feed_forward(block, w, x)
+
+    def effective_next(self, block: NextBlock) -> Joined:
+        """Fake-quantised weights of a block for further tokens."""
+        kind, ternary = self.compute_dtype, self.quantise
+        return block.effective(kind, ternary), block.joining(kind, ternary)
+
+    def next_state(self, block: NextBlock, weights: Joined, state: Tensor, embedded: Tensor) -> Tensor:
+        """Return the state [sequences, T - 1, width] of one more token ahead, of the one before [sequences, T, width].
+
+        `embedded` are the tokens that are joined to it, [sequences, T - 1, width]; see `train.mtp`.
+        """
+        (w, joining), eps = weights, self.config.norm_eps
+        known = rms_norm(embedded, block.nextn.enorm.weight, eps)
+        before = rms_norm(state[:, :-1], block.nextn.hnorm.weight, eps)
+        return self.plain_block(block, w, self.linear(torch.cat([known, before], dim=-1), joining))
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Final normed state of int64 tokens [batch, tokens], float32 [batch, tokens, dim]."""
@@ -331,8 +460,7 @@ class NanochatModel(nn.Module):
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Float32 logits [batch, tokens, vocab] with the tables and roundings of the exported file."""
-        table = self.head_weight
-        return F.linear(self.head_input(self.hidden(tokens)), q8_0_table(table) if self.quantise else table)
+        return F.linear(self.head_input(self.hidden(tokens)), self.head_table())
 
     @property
     def parameters_total(self) -> int:

@@ -19,18 +19,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nanochat_tui.train.model import BlockWeights, NanochatModel, rms_norm
+from nanochat_tui.train.model import Joined, NanochatModel, rms_norm
 
 Head = Callable[[Tensor, Tensor], Tensor]
 """Mean cross-entropy of states [tokens, width] against targets [tokens], in the units that the caller has."""
-Joined = tuple[BlockWeights, Tensor]
-"""Effective weights of a block and of its M_k."""
 
 
 def effective_ahead(model: NanochatModel) -> list[Joined]:
     """Fake-quantised weights of the blocks for further tokens."""
-    kind, ternary = model.compute_dtype, model.quantise
-    return [(block.effective(kind, ternary), block.joining(kind, ternary)) for block in model.next_blocks]
+    return [model.effective_next(block) for block in model.next_blocks]
 
 
 def states_ahead(model: NanochatModel, hidden: Tensor, embedded: Tensor, weights: list[Joined]) -> list[Tensor]:
@@ -38,13 +35,10 @@ def states_ahead(model: NanochatModel, hidden: Tensor, embedded: Tensor, weights
 
     `hidden` is the trunk's normed state and `embedded` the embedded inputs, both [sequences, T, width].
     """
-    eps, found, state = model.config.norm_eps, [], hidden
-    for depth, (block, (w, joining)) in enumerate(zip(model.next_blocks, weights, strict=True), 1):
-        known = rms_norm(embedded[:, depth:], block.nextn.enorm.weight, eps)
-        before = rms_norm(state[:, :-1], block.nextn.hnorm.weight, eps)
-        state = model.linear(torch.cat([known, before], dim=-1), joining)
-        state = model.plain_block(block, w, state)
-        found.append(rms_norm(state, block.nextn.shared_head_norm.weight, eps))
+    found, state = [], hidden
+    for depth, (block, joined) in enumerate(zip(model.next_blocks, weights, strict=True), 1):
+        state = model.next_state(block, joined, state, embedded[:, depth:])
+        found.append(rms_norm(state, block.nextn.shared_head_norm.weight, model.config.norm_eps))
     return found
 
 

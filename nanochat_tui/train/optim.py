@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from nanochat_tui.runs.config import TrainConfig
 from nanochat_tui.train.table_adamw import RowAdamW, RowGradient
@@ -34,6 +36,12 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         x = a * x + (b * gram + c * gram @ gram) @ x
     result: Tensor = x.mT if tall else x
     return result.float()
+
+
+def _size(direction: Tensor) -> Tensor:
+    """The norm of a matrix, or of each of a stack."""
+    found: Tensor = direction.norm() if direction.ndim == 2 else direction.norm(dim=(-2, -1), keepdim=True)
+    return found
 
 
 class Muon:
@@ -65,9 +73,9 @@ class Muon:
         self.parameters = dict(named)
         self.buffers = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.rows: dict[str, Tensor] = {}
-        """Running mean square of each row of the updates, [rows, 1], with `row_beta`."""
+        """Running mean square of each row of the updates, [..., rows, 1], with `row_beta`."""
         if row_beta is not None:
-            self.rows = {name: torch.zeros_like(p[:, :1]) for name, p in self.parameters.items()}
+            self.rows = {name: torch.zeros_like(p[..., :1]) for name, p in self.parameters.items()}
         self.by_shape: dict[torch.Size, list[str]] = {}
         for name, p in self.parameters.items():
             self.by_shape.setdefault(p.shape, []).append(name)
@@ -78,13 +86,20 @@ class Muon:
             return self.momentum
         return FIRST_MOMENTUM + (self.momentum - FIRST_MOMENTUM) * step / self.warmup_steps
 
+    def _directions(self, updates: list[Tensor]) -> Sequence[Tensor]:
+        """Orthogonalised updates of matrices of one shape."""
+        if isinstance(updates[0], DTensor):
+            from nanochat_tui.train.sharding import orthogonal_parts
+
+            return orthogonal_parts(updates, lambda stack: orthogonalise(stack, self.ns_steps, self.dtype))
+        return list(orthogonalise(torch.stack(updates), self.ns_steps, self.dtype))
+
     def _even_out(self, name: str, direction: Tensor) -> Tensor:
         if self.row_beta is None:
             return direction
-        norm = direction.norm()
-        rows = self.rows[name].lerp_(direction.square().mean(dim=1, keepdim=True), 1 - self.row_beta)
+        rows = self.rows[name].lerp_(direction.square().mean(dim=-1, keepdim=True), 1 - self.row_beta)
         even: Tensor = direction * rows.clamp(min=1e-10).rsqrt()
-        even *= norm / even.norm().clamp(min=1e-10)
+        even *= _size(direction) / _size(even).clamp(min=1e-10)
         return even
 
     @torch.no_grad()
@@ -99,8 +114,8 @@ class Muon:
                     raise RuntimeError(f"{name} has no gradient; call step() after backward()")
                 buffer = self.buffers[name].mul_(momentum).add_(gradient)
                 updates.append(gradient.add(buffer, alpha=momentum))
-            directions = orthogonalise(torch.stack(updates), self.ns_steps, self.dtype)
-            scale = max(1.0, shape[0] / shape[1]) ** 0.5
+            directions = self._directions(updates)
+            scale = max(1.0, shape[-2] / shape[-1]) ** 0.5
             for name, orthogonal in zip(names, directions, strict=True):
                 p = self.parameters[name]
                 direction = self._even_out(name, orthogonal)
@@ -117,7 +132,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: TrainConfig, dtype: torch.dtype = torch.float32) -> None:
         """`dtype` is that of Newton-Schulz: bfloat16 where the hardware multiplies it."""
         named = dict(model.named_parameters())
-        hidden = {n: p for n, p in named.items() if p.ndim == 2 and n.startswith("blk.")}
+        hidden = {n: p for n, p in named.items() if p.ndim > 1 and n.startswith("blk.")}  # those of experts in a stack
         tables = {n: p for n, p in named.items() if p.ndim == 2 and n not in hidden}
         scalars = {n: p for n, p in named.items() if p.ndim == 1}
         self.parameters = named
@@ -146,6 +161,7 @@ class Optimizer:
         )
         # A tied table is read by embedding and head alike, so that a sample of the head's columns is all that is read.
         only = next(iter(tables.values())) if len(tables) == 1 else None
+        only = None if isinstance(only, DTensor) else only
         self.rows = None if only is None else RowAdamW(only, self.adamw, betas, eps)
         self.table_lr = config.embed_lr
         self.row_gradient = RowGradient()
@@ -181,12 +197,22 @@ class Optimizer:
         """Leave out a step: its gradients are forgotten, nothing moves."""
         self.row_gradient = RowGradient()
 
+    def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        """This process's gradients of what every process holds whole, and those of what is shared out (FSDP2)."""
+        found = [p.grad for p in self.parameters.values() if p.grad is not None] + self.row_gradient.gradients
+        shares = [gradient for gradient in found if isinstance(gradient, DTensor)]
+        return ([g for g in found if not isinstance(g, DTensor)] if shares else found), list(shares)
+
     def clip(self, largest: float) -> float:
         """Scale all gradients to a global norm of at most `largest` (0 = leave them); returns the norm before."""
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None] + self.row_gradient.gradients
-        norm = float(nn.utils.get_total_norm(gradients))
+        whole, shares = self.gradients()
+        norm = float(nn.utils.get_total_norm(whole))
+        if shares:
+            rest = nn.utils.get_total_norm(shares)
+            norm = math.hypot(norm, float(rest.full_tensor() if isinstance(rest, DTensor) else rest))
         if 0 < largest < norm:
-            torch._foreach_mul_(gradients, largest / (norm + 1e-6))
+            for gradients in filter(None, (whole, shares)):
+                torch._foreach_mul_(gradients, largest / (norm + 1e-6))
         return norm
 
     def state(self) -> dict[str, Tensor]:
@@ -197,6 +223,14 @@ class Optimizer:
             for key, value in self.adamw.state.get(self.parameters[name], {}).items():
                 out[f"adamw.{key}.{name}"] = value
         return out
+
+    def begin_state(self) -> None:
+        """Give every parameter the moments of no update yet, where it has none: places to read a checkpoint's into."""
+        for name in self.adamw_names:
+            p = self.parameters[name]
+            if not self.adamw.state.get(p):
+                step = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.adamw.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what `state` returned; raises KeyError when a moment is missing.
@@ -214,7 +248,7 @@ class Optimizer:
                 self.adamw.state.pop(p, None)
                 continue
             self.adamw.state[p] = {
-                "step": state[f"adamw.step.{name}"].clone().to(p.device),
+                "step": state[f"adamw.step.{name}"].clone().reshape(()).to(p.device),
                 "exp_avg": state[f"adamw.exp_avg.{name}"].clone().to(p.device),
                 "exp_avg_sq": state[f"adamw.exp_avg_sq.{name}"].clone().to(p.device),
             }

@@ -31,9 +31,8 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def ternary_scales(weight: Tensor, group_size: int, *, least_squares: bool = False) -> Tensor:
-    """Return the group scales of `model.ternary.ternarise` as float16 [rows, columns / group_size]."""
-    rows, columns = weight.shape
-    groups = weight.detach().view(rows, columns // group_size, group_size)
+    """Return the group scales of `model.ternary.ternarise` as float16 [..., columns / group_size]."""
+    groups = weight.detach().view(*weight.shape[:-1], -1, group_size)
     if least_squares:
         sums = groups.abs().double().sort(dim=-1, descending=True).values.cumsum(dim=-1)
         counts = torch.arange(1, group_size + 1, dtype=torch.float64, device=weight.device)
@@ -46,10 +45,9 @@ def ternary_scales(weight: Tensor, group_size: int, *, least_squares: bool = Fal
 
 @torch.no_grad()
 def _ternary_value(weight: Tensor, group_size: int, least_squares: bool) -> Tensor:
-    rows, columns = weight.shape
     scales = ternary_scales(weight, group_size, least_squares=least_squares).float().unsqueeze(-1)
-    groups = weight.view(rows, columns // group_size, group_size)
-    return (groups / scales).round_().clamp_(-1, 1).mul_(scales).view(rows, columns)
+    groups = weight.view(*weight.shape[:-1], -1, group_size)
+    return (groups / scales).round_().clamp_(-1, 1).mul_(scales).view(weight.shape)
 
 
 @torch.no_grad()
@@ -61,7 +59,7 @@ def _q8_0_value(table: Tensor) -> Tensor:
 
 
 def ternary_weight(weight: Tensor, group_size: int, *, least_squares: bool = False) -> Tensor:
-    """Ternary value of a float32 matrix [rows, columns], with straight-through gradient."""
+    """Ternary value of float32 matrices [..., rows, columns], with straight-through gradient."""
     value = _ternary_value(weight, group_size, least_squares)
     return _StraightThrough.apply(weight, value)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -72,6 +72,13 @@ class BestCheckpoint:
             if isinstance(loss, float) and row["step"] in steps:
                 self.look(row["step"], loss)
 
+    def spare(self, run: RunDirectory, name: str, step: int) -> None:
+        """Give the best checkpoint a name of its own where the one of `step` is about to take its `name`."""
+        present, own = run.path / name, run.path / f"step_{self.step}"
+        if self.step not in (-1, step) and not own.exists() and present.is_dir() and step_of(present) == self.step:
+            with contextlib.suppress(OSError):  # then nothing can be saved either, which is said there
+                present.rename(own)
+
     def look(self, step: int, loss: float) -> bool:
         """Take in an evaluation; returns whether it is the best."""
         if not loss < self.loss:

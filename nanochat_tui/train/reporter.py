@@ -16,14 +16,17 @@ HEARTBEAT_SECONDS = 10.0
 class Reporter:
     """Log lines, rows and status of one run. Only checkpoints are written elsewhere."""
 
-    def __init__(self, run: RunDirectory) -> None:
-        self.run = run
+    def __init__(self, run: RunDirectory, *, silent: bool = False) -> None:
+        """`silent`: another process of the training writes."""
+        self.run, self.silent = run, silent
         self._waiting: list[tuple[str, Json]] = []
         self._said: set[str] = set()
         self._last_status = 0.0
 
     def log(self, text: str) -> None:
         """Print a line and append it to log.txt."""
+        if self.silent:
+            return
         try:
             print(text, flush=True)
         except OSError:  # the reader of the output is gone, or its file is full: the run continues
@@ -37,6 +40,8 @@ class Reporter:
 
     def append(self, name: str, row: Json) -> None:
         """Append a row; while the disk refuses, rows wait in memory and keep their order."""
+        if self.silent:
+            return
         self._waiting.append((name, row))
         while self._waiting:
             try:
@@ -49,6 +54,8 @@ class Reporter:
     def status(self, **fields: Any) -> None:
         """Replace status.json, if the system lets it."""
         self._last_status = time.monotonic()
+        if self.silent:
+            return
         try:
             self.run.write_status(**fields)
         except WriteError as error:

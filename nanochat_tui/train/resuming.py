@@ -17,7 +17,7 @@ from nanochat_tui.model.tokenizer.infill import InfillMarks
 from nanochat_tui.runs.config import LENGTHS, TrainConfig
 from nanochat_tui.runs.directory import RunDirectory, read_json
 from nanochat_tui.text import display_safe
-from nanochat_tui.train.checkpoint import load_checkpoint
+from nanochat_tui.train.checkpoint import load_checkpoint, load_state
 from nanochat_tui.train.environment import EXACT_KEYS
 from nanochat_tui.train.schedule import Schedule, total_steps
 
@@ -57,14 +57,20 @@ class Resumed:
 
 
 def read_resumed(
-    path: Path, config: TrainConfig, model: dict[str, Any], environment: dict[str, Any], data: dict[str, Any]
+    path: Path,
+    config: TrainConfig,
+    model: dict[str, Any],
+    environment: dict[str, Any],
+    data: dict[str, Any],
+    *,
+    arrays: bool = True,
 ) -> Resumed:
     """Read a checkpoint and compare it with what the run would be now.
 
     Parameters: the configuration; the model's shape, the environment and the data's description as they go to
-    state.json. Raises UserError when the checkpoint is damaged or of another model.
+    state.json; whether to read the arrays, too. Raises UserError when the checkpoint is damaged or of another model.
     """
-    weights, moments, state = load_checkpoint(path)
+    weights, moments, state = load_checkpoint(path) if arrays else ({}, {}, load_state(path))
     shown = display_safe(str(path))
     try:
         known = {f.name: f.default for f in fields(ModelConfig)}  # what earlier versions could not say
@@ -79,7 +85,7 @@ def read_resumed(
             moments,
             step,
             int(state["tokens"]),
-            int(state.get("sequences", step * saved["batch_size"] * saved["grad_accum"])),
+            int(state.get("sequences", step * saved["batch_size"] * saved["grad_accum"] * saved.get("processes", 1))),
             float(state["seconds"]),
             float(state.get("wall_seconds", state["seconds"])),
             float(state.get("grad_norm") or 0.0),
@@ -153,10 +159,10 @@ def continued_schedule(found: Resumed, config: TrainConfig, train_tokens: int, p
     schedule = found.schedule
     schedule.warmup, schedule.decay_fraction = config.warmup_steps, config.decay_fraction
     schedule.shape = config.decay_shape
-    size = found.saved["batch_size"] * found.saved["grad_accum"]
+    size = found.saved["batch_size"] * found.saved["grad_accum"] * found.saved.get("processes", 1)
     keys = [*LENGTHS, "seq_len"]
     same = all(found.saved.get(key) == getattr(config, key) for key in keys)
-    if same and size == config.batch_size * config.grad_accum:
+    if same and size == config.sequences_per_step:
         return schedule
     total = total_steps(config, train_tokens, found.step, found.wall_seconds, per_step, found.tokens)
     if total <= found.step and total != schedule.total:

@@ -33,22 +33,37 @@ def exact_backward(
     `inputs` int64 [sequences, tokens]; `targets` int64 [sequences · tokens]. The losses of `ahead` add to the gradient,
     not to what is returned.
     """
+    if token_filter is None:
+        loss, total = model(_exact_losses, model, trunk, inputs, targets, z_loss, ahead)
+        (total * share).backward()
+        found: Tensor = loss.detach()
+        return found
     embedded = model.embed(inputs)
-    table = q8_0_table(model.head_weight) if model.quantise else model.head_weight
+    table = model.head_table()
 
     def head(x: Tensor, wanted: Tensor) -> Tensor:
         return head_loss(x, table, wanted, dtype=model.compute_dtype, z_loss=z_loss)
 
-    if token_filter is not None:
-        further = None if ahead is None else (ahead, head)
-        return token_filter.backward(model, inputs, targets, embedded, table, share=share, z_loss=z_loss, ahead=further)
+    further = None if ahead is None else (ahead, head)
+    return token_filter.backward(model, inputs, targets, embedded, table, share=share, z_loss=z_loss, ahead=further)
+
+
+def _exact_losses(
+    model: NanochatModel, trunk: Trunk, inputs: Tensor, targets: Tensor, z_loss: float, ahead: TokensAhead | None
+) -> tuple[Tensor, Tensor]:
+    """The loss of the next token, and the sum that is differentiated."""
+    embedded = model.embed(inputs)
+    table = model.head_table()
+
+    def head(x: Tensor, wanted: Tensor) -> Tensor:
+        return head_loss(x, table, wanted, dtype=model.compute_dtype, z_loss=z_loss)
+
     hidden = trunk(embedded, model.effective(), model.mixing())
     states = model.head_input(hidden).reshape(-1, model.config.dim)
-    loss = total = head(states, targets)
-    if ahead is not None:
-        total = loss + ahead.loss(hidden, embedded, targets.view(inputs.shape), head)
-    (total * share).backward()  # type: ignore[no-untyped-call]
-    return loss.detach()
+    loss = head(states, targets)
+    if ahead is None:
+        return loss, loss
+    return loss, loss + ahead.loss(hidden, embedded, targets.view(inputs.shape), head)
 
 
 def sampled_backward(

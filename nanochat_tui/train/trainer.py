@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from nanochat_tui.errors import UserError
-from nanochat_tui.export.checkpoint import TERNARY
 from nanochat_tui.model.tokenizer import load_tokenizer
-from nanochat_tui.model.tokenizer.identity import INFILL, TokenizerIdentity
+from nanochat_tui.model.tokenizer.identity import TokenizerIdentity
 from nanochat_tui.runs.config import TrainConfig
 from nanochat_tui.runs.directory import RunDirectory
 from nanochat_tui.runs.identity import fitted
@@ -26,7 +24,7 @@ from nanochat_tui.runs.lock import RunLock
 from nanochat_tui.text import display_safe
 from nanochat_tui.train.beginning import chosen_tokenizer, copy_tokenizer, go_back
 from nanochat_tui.train.budget import TimeBudget
-from nanochat_tui.train.checkpoint import KEPT, clean_up, prune, save_checkpoint
+from nanochat_tui.train.checkpoint import clean_up, prune
 from nanochat_tui.train.control import ControlFile
 from nanochat_tui.train.data import Dataset, open_dataset, open_sampler
 from nanochat_tui.train.divergence import DivergedError, Divergence
@@ -34,16 +32,18 @@ from nanochat_tui.train.environment import resolve_environment
 from nanochat_tui.train.evaluation import Evaluation, evaluate
 from nanochat_tui.train.failures import Interrupted, OutOfMemoryError, is_memory, on_stop_signals, reason_of
 from nanochat_tui.train.loading import open_loader
+from nanochat_tui.train.making import load_shares, make_model, save
 from nanochat_tui.train.methods import Methods
-from nanochat_tui.train.model import NanochatModel
 from nanochat_tui.train.optim import Optimizer
 from nanochat_tui.train.recovery import RECOVERY, BestCheckpoint, DataLostError, Recovery
 from nanochat_tui.train.reporter import Reporter
-from nanochat_tui.train.resuming import METHODS, Resumed, continued_schedule, later_checkpoints, read_resumed
+from nanochat_tui.train.resuming import Resumed, continued_schedule, later_checkpoints, read_resumed
 from nanochat_tui.train.rows import Progress, evaluation_row, metrics_row
-from nanochat_tui.train.sampling import whitespace_flags, write_sample
+from nanochat_tui.train.sampling import whitespace_flags
 from nanochat_tui.train.schedule import Schedule, sequence_length, total_steps
 from nanochat_tui.train.step import Batch, backward
+from nanochat_tui.train.telling import facts, sample, state
+from nanochat_tui.train.world import open_world
 
 Result = TypeVar("Result")
 
@@ -65,9 +65,14 @@ class Trainer:
         force: bool = False,
     ) -> None:
         self._lock = RunLock(directory)
-        self._lock.acquire()
+        self.world = open_world(config.device)
+        with self.world.agreeing():
+            if self.world.leads:
+                self._lock.acquire()
         try:
-            self._prepare(fitted(config.with_absolute_paths()), directory, resume, tokenizer, force)
+            config, resume = self.world.decide(lambda: (fitted(config.with_absolute_paths()), resume))
+            with self.world.agreeing():
+                self._prepare(config, directory, resume, tokenizer, force)
         except BaseException:
             self._lock.abandon()
             raise
@@ -77,12 +82,15 @@ class Trainer:
     ) -> None:
         self.budget = TimeBudget(config.minutes * 60 if config.minutes else None)
         self.run_directory = RunDirectory(directory)
-        self.report = Reporter(self.run_directory)
-        clean_up(directory)
-        self.environment = resolve_environment(config)
-        frequent = config.head_columns(cuda=self.environment.device.type == "cuda")
+        world = self.world
+        self.report = Reporter(self.run_directory, silent=not world.leads)
+        if world.leads:
+            clean_up(directory)
+        self.environment = resolve_environment(config, world)
+        self.sharded = config.parallel == "fsdp" and world.size > 1
+        frequent = 0 if self.sharded else config.head_columns(cuda=self.environment.device.type == "cuda")
         # what the run did, for its readers: not that it was left to the trainer
-        self.config = config = config.model_copy(update={"head_frequent": frequent})
+        self.config = config = config.model_copy(update={"head_frequent": frequent, "processes": world.size})
         shape = config.model_shape()
         self.data: Dataset = open_dataset(config, shape.vocab_size)
         shape = shape.with_(indentation=self.data.indentation)
@@ -92,14 +100,16 @@ class Trainer:
         self.tokenizer_path = choice.path
         torch.manual_seed(config.seed)
         device = self.environment.device
-        self.model = NanochatModel(shape, init_std=config.init_std, dtype=self.environment.dtype).to(device)
+        self.model = make_model(shape, config, self.environment, world if self.sharded else None)
         self.optimizer = Optimizer(self.model, config, self.environment.dtype)
         self.methods = Methods(config, self.model, self.report.log, compiled=self.environment.compiled)
-        self.loader = open_loader(self.data, config, self.tokenizer, cuda=device.type == "cuda")
+        self.loader = open_loader(self.data, config, self.tokenizer, cuda=device.type == "cuda", rank=world.rank)
         self.marks = self.loader.infill.marks if self.loader.infill is not None else None
         self.whitespace = whitespace_flags(self.tokenizer, shape.vocab_size).to(self.environment.device)
         self.sampler = open_sampler(self.data.train, shape.vocab_size, frequent, config)
-        compiled = self.environment.compiled
+        if self.sampler is not None:
+            self.sampler.gather = world.gather
+        compiled = self.environment.compiled and not self.sharded
         self.trunk = torch.compile(self.model.trunk, dynamic=False) if compiled else self.model.trunk
         self.divergence = Divergence(shape.vocab_size, stops=config.stop_on_divergence, skips=config.skip_steps)
         self.recovery, self.best = Recovery(config.rollbacks), BestCheckpoint()
@@ -122,16 +132,19 @@ class Trainer:
     def _resume(self, path: Path, force: bool) -> None:
         config = self.config
         shape, environment = asdict(self.model.config), self.environment.to_json()
-        found: Resumed = read_resumed(path, config, shape, environment, self.data.description)
+        found: Resumed = read_resumed(path, config, shape, environment, self.data.description, arrays=not self.sharded)
         self._later = later_checkpoints(self.run_directory, path, found.step, force=force)
         try:
-            self.model.load_state_dict(found.weights)
-            self.optimizer.load_state(found.moments)
+            if self.sharded:
+                load_shares(path, self.model, self.optimizer)
+            else:
+                self.model.load_state_dict(found.weights)
+                self.optimizer.load_state(found.moments)
         except (KeyError, RuntimeError):
             raise UserError(f"the checkpoint {display_safe(str(path))} lacks arrays this model needs") from None
         self.step, self.tokens, self.seconds, self.norm = found.step, found.tokens, found.seconds, found.norm
         self.window, self.multiplier = found.window, found.multiplier
-        self.loader.origin = found.sequences - self.step * config.grad_accum * config.batch_size
+        self.loader.origin = found.sequences - self.step * config.sequences_per_step
         self.marks = self.marks or found.marks
         self.budget.used = found.wall_seconds
         self.divergence.skipped = self.recovery.load(found.state.get(RECOVERY) or {})
@@ -153,14 +166,19 @@ class Trainer:
             try:
                 self._begin()
                 self._loop()
-            except BaseException as error:
-                if isinstance(error, DataLostError) and self.step and self._saved_at != self.step:
+                self.world.close()
+            except BaseException as raised:
+                error = self.world.explain(raised)
+                alone = self.world.size == 1  # others may not have lost it, and would not come to save
+                if isinstance(error, DataLostError) and alone and self.step and self._saved_at != self.step:
                     self._try("checkpoint", lambda: self._checkpoint(f"step_{self.step}"))
                 reason = reason_of(error)
                 self.report.log(f"failed at step {self.step}: {reason}")
                 self._status("failed", error=reason)
                 if isinstance(error, Exception) and is_memory(error):
                     raise OutOfMemoryError(reason) from error
+                if error is not raised:
+                    raise error from None
                 raise
             finally:
                 self.loader.close()
@@ -168,7 +186,9 @@ class Trainer:
 
     def _begin(self) -> None:
         run = self.run_directory
-        run.create(self._facts() | {"parameters": self.model.parameters_total, "started": time.time()})
+        if not self.world.leads:
+            return
+        run.create(facts(self) | {"parameters": self.model.parameters_total, "started": time.time()})
         copy_tokenizer(self.tokenizer_path, run)
         go_back(self.run_directory, self.report, self.step if self._resumed else None, self._later)
         self.best.load(self.run_directory)
@@ -177,17 +197,10 @@ class Trainer:
             f"tokens, {self.environment.to_json()}"
         )
 
-    def _facts(self) -> dict[str, Any]:
-        """What stands in run.json and in every checkpoint."""
-        return {
-            "config": self.config.model_dump(mode="json"),
-            "model": asdict(self.model.config),
-            "environment": self.environment.to_json(),
-            "data": self.data.description,
-            "tokenizer": self.identity.to_json(),
-        }
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.world.size > 1:  # the others must stop at the same step: agreed where commands are
+            self.stop_requested = True
+            return
         if self._signalled and not self._interruptible:
             raise KeyboardInterrupt
         self.stop_requested = self._signalled = True
@@ -244,8 +257,8 @@ class Trainer:
         config = self.config
         if config.minutes:
             kept = self.budget.reserve(self._evaluation_tokens(), config.tokens_per_step)
-            self.schedule.total = self.budget.total(
-                config, self.schedule, self.data.train.size, self.step, self.tokens, kept
+            self.schedule.total = self.world.decide(
+                lambda: self.budget.total(config, self.schedule, self.data.train.size, self.step, self.tokens, kept)
             )
 
     def _evaluation_tokens(self) -> int:
@@ -259,7 +272,7 @@ class Trainer:
         except DivergedError as error:
             if self.window:
                 self._record(None)
-            target = self.recovery.target(self.run_directory)
+            target = self.world.decide(lambda: self.recovery.target(self.run_directory))
             if target is None:
                 raise
             self._roll_back(target, error)
@@ -271,7 +284,7 @@ class Trainer:
         config, diverged_at, used, done = self.config, self.step, self.budget.elapsed, self.recovery.done
         skipped = self.divergence.skipped
         self._resume(target, force=True)
-        self.loader.origin += (diverged_at - self.step) * config.grad_accum * config.batch_size
+        self.loader.origin += (diverged_at - self.step) * config.sequences_per_step
         self.budget.used += used - self.budget.elapsed
         self.recovery.done = done + 1
         self.divergence.skipped = skipped
@@ -279,8 +292,9 @@ class Trainer:
         self.report.log(
             f"note: {error}; went back to {target.name}, with {self.recovery.scale:g} of the rate, past the data since"
         )
-        go_back(self.run_directory, self.report, self.step if self._resumed else None, self._later)
-        self.best.load(self.run_directory)
+        if self.world.leads:
+            go_back(self.run_directory, self.report, self.step if self._resumed else None, self._later)
+            self.best.load(self.run_directory)
         self._saved_at = self.step
 
     def _optimise(self, multiplier: float) -> tuple[float, float]:
@@ -297,9 +311,10 @@ class Trainer:
             inputs, targets = self.loader.batch_at(first + micro, length)
             batch = Batch(inputs, targets.reshape(-1), self.step, 1 / config.grad_accum, config.z_loss)
             total += backward(model, self.trunk, batch, self.optimizer, sampler, multiplier, *self.methods.backward)
+        self.world.average(self.optimizer.gradients()[0] if self.world.size > 1 else [])
         self.methods.observe(inputs)
         norm = self.optimizer.clip(config.grad_clip)
-        loss = float(total) / config.grad_accum
+        loss = self.world.mean(float(total) / config.grad_accum)
         if self.divergence.accepts(loss, norm):
             self.optimizer.step(multiplier, self.step)
         else:
@@ -334,15 +349,10 @@ class Trainer:
             self._settle()  # here, where no signal can interrupt it
             try:
                 evaluation = self._try("evaluation", lambda: self._evaluate(final=last))
-                self._try("sample", self._sample)
+                self._try("sample", lambda: sample(self))
             except Interrupted:
                 return False
-        if (
-            evaluation
-            and config.keep_best
-            and self.best.look(self.step, evaluation.loss)
-            and self._saved_at != self.step
-        ):
+        if evaluation and config.keep_best and self._is_best(evaluation.loss) and self._saved_at != self.step:
             self._checkpoint(f"step_{self.step}")
         if evaluates or last or self.step == 1 or self._is_due(config.log_interval):
             self._record(evaluation)
@@ -350,11 +360,15 @@ class Trainer:
             self._status("running")
         return True
 
+    def _is_best(self, loss: float) -> bool:
+        return self.world.decide(lambda: self.best.look(self.step, loss))
+
     def _catch_up(self) -> bool:
         """After a resume, do what the checkpoint's own step was due and a kill prevented; True: stopped again."""
         if not self._resumed or not self.window:
             return False
-        row: dict[str, Any] = next((r for r in reversed(self.run_directory.metrics()) if r["step"] == self.step), {})
+        rows = self.world.decide(self.run_directory.metrics)
+        row: dict[str, Any] = next((r for r in reversed(rows) if r["step"] == self.step), {})
         last = self.step >= self.schedule.total
         evaluates = self.data.val is not None and (last or self._is_due(self.config.eval_interval))
         if "val_loss" in row or (row and not evaluates):
@@ -369,6 +383,8 @@ class Trainer:
             with self._interrupting():
                 return work()
         except Exception as error:
+            if self.world.size > 1:  # perhaps in this process alone, and the others would wait for it
+                raise
             self.report.log(f"note: the {what} at step {self.step} failed ({reason_of(error)}); the training continues")
             return None
 
@@ -385,8 +401,10 @@ class Trainer:
             self._interruptible = before
 
     def _hidden(self, tokens: Tensor) -> Tensor:
+        model = self.model
         with torch.no_grad():
-            return self.trunk(self.model.embed(tokens), self.model.effective(), self.model.mixing())
+            found: Tensor = model(lambda: self.trunk(model.embed(tokens), model.effective(), model.mixing()))
+        return found
 
     def _evaluate(self, *, final: bool) -> Evaluation | None:
         self._status("evaluating")
@@ -400,7 +418,8 @@ class Trainer:
             max_tokens=self.config.final_eval_tokens if final else self.config.eval_tokens,
             whitespace=self.whitespace,
             tick=self._tick,
-            enough=(lambda: self.budget.is_over) if final and self.config.minutes else None,
+            enough=(lambda: self.world.decide(lambda: self.budget.is_over)) if final and self.config.minutes else None,
+            world=self.world,
         )
         if found is not None:
             self.budget.evaluation_rate = found.tokens / max(1e-6, time.monotonic() - began)
@@ -417,20 +436,6 @@ class Trainer:
         if self.stop_requested:
             raise Interrupted
 
-    def _sample(self) -> None:
-        if self.tokenizer is None or not self.config.sample_tokens:
-            return
-        text = write_sample(
-            self.model,
-            self.tokenizer,
-            self.config.sample_prompt,
-            tokens=self.config.sample_tokens,
-            seed=self.config.seed,
-            indentation=self.model.config.indentation,
-            end=self.identity.end_of_text,
-        )
-        self.report.append("samples.jsonl", {"step": self.step, "prompt": self.config.sample_prompt, "text": text})
-
     def _record(self, evaluation: Evaluation | None) -> None:
         """Write the row of this step, which stands for all since the last one, and begin the next."""
         config = self.config
@@ -441,7 +446,7 @@ class Trainer:
         if evaluation:
             more, words = evaluation_row(evaluation, self.model)
             row, line = row | more, line + words
-        self.report.append("metrics.jsonl", row | self.methods.take_row())
+        self.report.append("metrics.jsonl", row | self.world.average_row(self.methods.take_row()))
         self.report.log(line)
         self.window.clear()
         self._status("running")
@@ -458,8 +463,9 @@ class Trainer:
         )
 
     def _obey_control(self) -> None:
-        if self.control.obey(self._asked_for, self.report.log):
+        if self.control.obey(self.world.decide(self.control.pending), self._asked_for, self.report.log):
             self._status("running")
+        self.stop_requested = self.world.any(self.stop_requested)
 
     def _asked_for(self, command: str) -> str:
         """Do what the control file asks for; returns the checkpoint's name. Raises SaveError."""
@@ -473,27 +479,13 @@ class Trainer:
         self._settle()
         if kept:
             self._kept_at = self.step
-        state = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "sequences": self.loader.origin + self.step * self.config.grad_accum * self.config.batch_size,
-            "seconds": self.seconds,
-            "wall_seconds": self.budget.elapsed,
-            "grad_norm": self.norm if math.isfinite(self.norm) else None,
-            "multiplier": self.multiplier,
-            "window": self.window,
-            "schedule": self.schedule.to_json(),
-            **self._facts(),
-            TERNARY: self.model.quantise,
-            INFILL: self.marks.to_json() if self.marks else None,
-            KEPT: self._kept_at == self.step,
-            RECOVERY: self.recovery.state(good=not self.divergence.is_suspected, skipped=self.divergence.skipped),
-            METHODS: self.methods.state(),
-        }
+        found = state(self, kept=self._kept_at == self.step)
         with self._interrupting(False):
-            model, moments = self.model, self.optimizer.state()
-            save_checkpoint(run.path / name, model.state_dict(), moments, state, model.write_records)
+            arrays = self.model.state_dict(), self.optimizer.state()
+            if self.config.keep_best and self.world.leads:
+                self.best.spare(run, name, self.step)
+            save(self.world, run.path / name, arrays, found, self.model.write_records, sharded=self.sharded)
             self._saved_at = self.step
-            if not self.divergence.is_suspected:
+            if self.world.leads and not self.divergence.is_suspected:
                 best = f"step_{self.best.step}" if self.config.keep_best else ""
                 prune(run.checkpoints(), self.config.keep_last, best)

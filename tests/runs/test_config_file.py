@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -134,6 +135,28 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
 def test_any_text_survives(text: str) -> None:
     assert tomllib.loads(settings_text({"sample_prompt": text}, "x"))["sample_prompt"] == text
+
+
+def test_a_json_file_may_begin_from_a_named_configuration(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.json", json.dumps({"config": "try-out", "steps": 7, "seed": None}))
+    assert find_settings(file).values == PRESETS["try-out"].values | {"steps": 7}
+    assert schema.load_preset(Path(file))["steps"] == "7"
+    other = written(tmp_path / "other.json", json.dumps({"config": "no-such"}))
+    with pytest.raises(UserError, match=r"other.json: there is no configuration no-such"):
+        find_settings(other)
+    # what a run recorded is whole: nothing is added to it
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"config": "nano-125m", "seed": 3}}))
+    assert find_settings(str(tmp_path)).values == {"config": "nano-125m", "seed": 3}
+
+
+def test_a_home_nobody_has_is_a_folder_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse_config({"data_path": "~no-such-user/data", "data_mix": "~no-such-user/more=2", "steps": 1})
+    whole = config.with_absolute_paths()
+    assert whole.data_path == tmp_path / "~no-such-user" / "data"
+    assert whole.mixed_data() == [(tmp_path / "~no-such-user" / "more", 2.0)]
+    field = next(field for field in schema.form_fields() if field.name == "data_path")
+    assert schema.from_text(field, "~no-such-user/data") == Path("~no-such-user/data")
 
 
 def test_the_form_saves_and_reads_toml(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_support import stand_in, until, write_status
+from run_support import stand_in, until, write_checkpoint, write_status
+from support import TINY
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.runs import launcher, preflight, signals
@@ -62,9 +63,11 @@ def test_what_keeps_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.Monk
     assert not preflight.ready(checks)
     assert "there is no data" in found(checks, "data").text
     assert "is a file; name another directory" in found(checks, "directory").text
-    assert "give torchrun 1 instead of 4" in found(checks, "processes").text
+    assert "nproc-per-node 4" in found(checks, "processes").text
+    several = preflight.preflight(parse_config(SYNTHETIC), environment={"WORLD_SIZE": "8", "RANK": "0"})
+    assert found(several, "processes").state == "note" and "8 processes" in found(several, "processes").text
     several = preflight.preflight(parse_config(SYNTHETIC), environment={"WORLD_SIZE": "8"})
-    assert "WORLD_SIZE is 8" in found(several, "processes").text
+    assert found(several, "processes").state == "error" and "start with torchrun" in found(several, "processes").text
     monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda _: None)
     checks = preflight.preflight(parse_config(SYNTHETIC), environment={})
     assert found(checks, "PyTorch").state == "error"
@@ -74,6 +77,22 @@ def test_what_keeps_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.Monk
     checks = preflight.preflight(parse_config(SYNTHETIC), tmp_path / "run", environment={})
     assert "not one fits" in found(checks, "disk").text
     assert found(checks, "memory").state == "error"
+
+
+def test_the_reference_of_collider_is_looked_at(tmp_path: Path) -> None:
+    def reference(**changes: object) -> preflight.Check:
+        wanted = {**SYNTHETIC, "collider_ratio": 0.4, "collider_reference": tmp_path / "step_3", **changes}
+        return found(preflight.preflight(parse_config(wanted), environment={}), "reference")
+
+    assert reference().state == "error"
+    assert "is not a checkpoint" in reference().text
+    folder = write_checkpoint(tmp_path / "step_3", 3, seed=0)
+    other = reference()
+    assert other.state == "error" and f"{TINY.vocab_size:,} token ids" in other.text
+    assert reference(vocab_size=TINY.vocab_size, context_length=TINY.context_length, seq_len=8).state == "ok"
+    assert reference(collider_ratio=0.0).state == "note"
+    (folder / "state.json").write_text("{}")
+    assert "not a checkpoint of this trainer" in reference().text
 
 
 def test_the_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:

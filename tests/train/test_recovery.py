@@ -5,6 +5,7 @@ import math
 import os
 import resource
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,26 @@ def test_the_best_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     made = Trainer(parse_config(settings(steps=30, **options)), tmp_path, resume=tmp_path / "final")
     made.run()
     assert checkpoints(tmp_path) == ["step_24", "step_25", "final"]
+
+
+def test_the_best_checkpoint_stays_where_it_was_the_end_of_a_shorter_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = iter([5.0, 2.0, 4.0, 3.0, 3.5])  # steps 4, 6, then 8, 12 and 14
+    evaluate = trainer.evaluate
+
+    def scripted(*args: Any, **options: Any) -> Any:
+        return replace(evaluate(*args, **options), loss=next(looked))
+
+    monkeypatch.setattr(trainer, "evaluate", scripted)
+    options = {"eval_interval": 4, "checkpoint_interval": 5, "keep_last": 1, "keep_best": True}
+    train(tmp_path, steps=6, **options)
+    best = load_checkpoint(tmp_path / "final")[0]
+    train(tmp_path, resume=tmp_path / "final", steps=14, **options)
+    assert checkpoints(tmp_path) == ["step_6", "step_10", "final"]
+    kept, _, state = load_checkpoint(tmp_path / "step_6")
+    assert state["step"] == 6 and all(torch.equal(kept[name], best[name]) for name in best)
+    assert load_checkpoint(tmp_path / "final")[2]["step"] == 14
 
 
 # what ends a run

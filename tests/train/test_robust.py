@@ -158,10 +158,17 @@ def test_one_trainer_per_directory(tmp_path: Path) -> None:
     assert lock_refusal(tmp_path / "other") is None
 
 
-def test_several_processes_are_refused(tmp_path: Path) -> None:
-    done = run(words(tmp_path / "run", steps=5), WORLD_SIZE="2", RANK="0")
+@pytest.mark.parametrize(
+    ("variables", "words_"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "process 0 cannot reach the others of the training"),
+        ({"WORLD_SIZE": "2"}, "start several processes with torchrun, or unset WORLD_SIZE"),
+    ],
+)
+def test_one_of_several_processes_alone_is_refused(tmp_path: Path, variables: dict[str, str], words_: str) -> None:
+    done = run(words(tmp_path / "run", steps=5), **variables)
     assert done.returncode == 2
-    assert "WORLD_SIZE is 2" in done.stderr
+    assert words_ in done.stderr
     assert not (tmp_path / "run").exists()
 
 

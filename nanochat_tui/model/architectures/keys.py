@@ -20,6 +20,7 @@ from nanochat_tui.formats.gguf import (
 from nanochat_tui.model.architectures.description import Attention, FeedForward, Rope, Scaling
 from nanochat_tui.text import display_safe
 
+MAX_EXPERTS = 4096
 MAX_LAYERS = 1024
 """More blocks than any model has: a damaged count is refused before tensors are looked for."""
 MAX_WIDTH = 1 << 24

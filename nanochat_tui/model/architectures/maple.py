@@ -8,10 +8,9 @@ import numpy as np
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.architectures.description import Architecture, FeedForward, Layer
-from nanochat_tui.model.architectures.keys import MAX_POSITIONS, Keys
+from nanochat_tui.model.architectures.keys import MAX_EXPERTS, MAX_POSITIONS, Keys
 
 NAMES = ("maple",)
-MAX_EXPERTS = 4096
 
 
 def describe(keys: Keys) -> Architecture:

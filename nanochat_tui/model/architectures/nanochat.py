@@ -30,7 +30,7 @@ from nanochat_tui.model.architectures.description import (
     Rope,
     layer_parts,
 )
-from nanochat_tui.model.architectures.keys import MAX_LAYERS, MAX_WIDTH, Keys
+from nanochat_tui.model.architectures.keys import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Keys
 from nanochat_tui.model.config import ModelConfig
 
 NAME = "nanochat"
@@ -53,7 +53,7 @@ def of_config(config: ModelConfig) -> Architecture:
         dim=config.dim,
         vocab_size=config.vocab_size,
         context_length=config.context_length,
-        layers=(Layer(attention, FeedForward(config.hidden_dim)),) * config.n_layers,
+        layers=(Layer(attention, _feed_forward(config)),) * config.n_layers,
         rope=Rope(config.head_dim, config.rope_theta),
         norm_eps=config.norm_eps,
         tied=config.tied,
@@ -66,6 +66,10 @@ def of_config(config: ModelConfig) -> Architecture:
     )
 
 
+def _feed_forward(config: ModelConfig) -> FeedForward:
+    return FeedForward(config.hidden_dim, experts=config.n_experts, used=config.n_active_experts)
+
+
 def nextn_parts(config: ModelConfig) -> Iterator[Part]:
     """Yield the tensors of the blocks that predict further tokens, numbered on from the trunk's.
 
@@ -74,7 +78,7 @@ def nextn_parts(config: ModelConfig) -> Iterator[Part]:
     trunk: after `output_norm`), each through its norm, `nextn.enorm` and `nextn.hnorm`; `nextn.shared_head_norm` comes
     before the head, which is the model's.
     """
-    layer = Layer(Attention(config.n_heads, config.n_kv_heads, config.head_dim), FeedForward(config.hidden_dim))
+    layer = Layer(Attention(config.n_heads, config.n_kv_heads, config.head_dim), _feed_forward(config))
     for number in range(config.n_layers, config.n_layers + config.nextn):
         for part in layer_parts(layer, config.dim):
             yield Part(f"blk.{number}.{part.name}", part.shape, part.role)
@@ -106,6 +110,8 @@ def to_metadata(config: ModelConfig) -> dict[str, GGUFValue]:
         f"{NAME}.mhc.version": u32(config.mhc_version),
         f"{NAME}.ternary.group_size": u32(config.group_size),
         f"{NAME}.text.indentation": u32(config.indentation),
+        **({f"{NAME}.expert_count": u32(config.n_experts)} if config.n_experts else {}),
+        **({f"{NAME}.expert_used_count": u32(config.n_active_experts)} if config.n_experts else {}),
         **({f"{NAME}.nextn_predict_layers": u32(config.nextn)} if config.nextn else {}),
         **({f"{NAME}.ternary.least_squares": boolean(True)} if config.least_squares else {}),
     }
@@ -122,6 +128,7 @@ def from_metadata(metadata: Mapping[str, GGUFValue], tensors: Collection[str]) -
 
     heads = count("attention.head_count", MAX_WIDTH)
     nextn = metadata_int(metadata, f"{NAME}.nextn_predict_layers", 0, maximum=MAX_LAYERS)
+    experts = metadata_int(metadata, f"{NAME}.expert_count", 0, maximum=MAX_EXPERTS)
     streams = metadata_int(metadata, f"{NAME}.mhc.stream_count", 1)
     try:
         return ModelConfig(
@@ -140,6 +147,8 @@ def from_metadata(metadata: Mapping[str, GGUFValue], tensors: Collection[str]) -
             mhc_version=2 if metadata_int(metadata, f"{NAME}.mhc.version", 2, minimum=1, maximum=2) == 2 else 1,
             indentation=metadata_int(metadata, f"{NAME}.text.indentation", 0, maximum=16),
             least_squares=metadata_bool(metadata, f"{NAME}.ternary.least_squares", False),
+            n_experts=experts,
+            n_active_experts=count("expert_used_count", experts) if experts else 0,
             nextn=nextn,
         )
     except ValueError as error:

@@ -60,7 +60,7 @@ field is what will be taken.
 
 **preset** fills the form, and gives back what you changed when you return to it; **settings** reads a file of
 `nanochat-train init-config`, or the settings of another run. **prefix** is put before the command: `nice -n 10`,
-`torchrun --nproc-per-node 1`, or `ssh host`, for which paths are those of the host.
+`torchrun --nproc-per-node 2`, or `ssh host`, for which paths are those of the host.
 
 **{form.launch|Ctrl+L}** starts the run, exactly as the command line says; **{form.save|Ctrl+S}** saves the settings as
 TOML; **{form.leave|Esc}** leaves the form as it is.
