@@ -22,6 +22,7 @@ from nanochat_tui.cli.options import (
     check_file,
     check_threads,
     find_model,
+    find_template,
 )
 from nanochat_tui.errors import UserError
 from nanochat_tui.hosts import is_loopback
@@ -86,7 +87,7 @@ def serve(
     """Serve a model over HTTP: OpenAI's completion interface, and a chat page for the browser."""
     if file is not None and model is not None:
         raise UserError("The model was given twice, as MODEL and as --model; leave one out.")
-    path = find_model(model if file is None else file)
+    path = find_model(model if file is None else file, chat=True)
     sidecar, own_tokenizer = check_file(mhc, "mHC sidecar"), check_file(tokenizer, "tokenizer")
     check_threads(threads)
 
@@ -129,7 +130,7 @@ def serve(
         kv=kv or "f16",
         i2s_layout=i2s_layout or "x86",
         speculation=speculation or "auto",
-        chat_template=_template(chat_template),
+        chat_template=find_template(chat_template),
         activations=activations or "int8",
     )
     if not loopback and not keys:
@@ -138,29 +139,6 @@ def serve(
             "or NANOCHAT_SERVE_API_KEY"
         )
     return run(loader(files, numa), settings, host, port, _opened)
-
-
-def _template(given: str | None) -> str | None:
-    """Return the chat template of a name or in a file. Raises UserError if there is neither, or it is no Jinja."""
-    if given is None:
-        return None
-    from nanochat_tui.model.chat.families import NAMED
-    from nanochat_tui.model.chat.template import is_usable
-    from nanochat_tui.serve.settings import read_setting
-
-    if given in NAMED:
-        return NAMED[given]
-    try:
-        found = Path(given).exists()
-    except OSError:  # such as a name that is too long for a file
-        found = False
-    if not found:
-        names = ", ".join(NAMED)
-        raise UserError(f"--chat-template {display_safe(given)} is neither a file nor one of {names}.")
-    text = read_setting(Path(given), "chat template")
-    if not text.strip() or not is_usable(text):
-        raise UserError(f"{display_safe(given)} is no chat template: it is empty, or not valid Jinja.")
-    return text
 
 
 def _opened(address: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,10 +28,12 @@ def exact_backward(
     z_loss: float = 0.0,
     ahead: TokensAhead | None = None,
     token_filter: TokenFilter | None = None,
+    learned: Tensor | None = None,
 ) -> Tensor:
     """Add `share` times the gradient of the exact loss to the parameters' gradients; returns the loss.
 
-    `inputs` int64 [sequences, tokens]; `targets` int64 [sequences · tokens]. The losses of `ahead` add to the gradient,
+    `inputs` int64 [sequences, tokens]; `targets` int64 [sequences · tokens], or those at the places `learned` int64
+    [n] of them, of which the loss is the mean. The losses of `ahead` add to the gradient,
     not to what is returned.
     """
     embedded = model.embed(inputs)
@@ -43,7 +46,7 @@ def exact_backward(
         further = None if ahead is None else (ahead, head)
         return token_filter.backward(model, inputs, targets, embedded, table, share=share, z_loss=z_loss, ahead=further)
     hidden = trunk(embedded, model.effective(), model.mixing())
-    states = model.head_input(hidden).reshape(-1, model.config.dim)
+    states = _at(model.head_input(hidden).reshape(-1, model.config.dim), learned)
     loss = total = head(states, targets)
     if ahead is not None:
         total = loss + ahead.loss(hidden, embedded, targets.view(inputs.shape), head)
@@ -60,6 +63,7 @@ def sampled_backward(
     z_loss: float = 0.0,
     ahead: TokensAhead | None = None,
     token_filter: TokenFilter | None = None,
+    learned: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The same for the loss estimated over `sample`; returns it and, for a tied table, the gradient of its rows.
 
@@ -85,7 +89,7 @@ def sampled_backward(
         )
         return loss, rows.grad if model.config.tied else None
     hidden = trunk(embedded, model.effective(), model.mixing())
-    states = model.head_input(hidden).reshape(-1, model.config.dim)
+    states = _at(model.head_input(hidden).reshape(-1, model.config.dim), learned)
     loss = total = head(states, sample.targets)
     if ahead is not None:
         # further tokens of a sequence are targets of the batch, so the sample has their columns
@@ -94,9 +98,16 @@ def sampled_backward(
     return loss.detach(), rows.grad if model.config.tied else None
 
 
+def _at(states: Tensor, places: Tensor | None) -> Tensor:
+    return states if places is None else states[places]
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch: inputs int64 [sequences, tokens], targets int64 [sequences · tokens], on the CPU."""
+    """One micro-batch: inputs int64 [sequences, tokens], targets int64 [sequences · tokens], on the CPU.
+
+    Targets below 0 are not learned.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -122,14 +133,20 @@ def backward(
     Without a sampler the loss is exact, and the table must be settled.
     """
     device = model.head_weight.device
+    targets, learned = batch.targets, None
+    if bool((targets < 0).any()):
+        places = (targets >= 0).nonzero().squeeze(1)
+        if not len(places):
+            return torch.zeros((), device=device)
+        targets, learned = targets[places], places.to(device)
     if sampler is None:
-        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
-        return exact_backward(model, trunk, inputs, targets, batch.share, batch.z_loss, ahead, token_filter)
-    sample = sampler.sample(batch.inputs, batch.targets, batch.step)
+        inputs, targets = batch.inputs.to(device), targets.to(device)
+        return exact_backward(model, trunk, inputs, targets, batch.share, batch.z_loss, ahead, token_filter, learned)
+    sample = sampler.sample(batch.inputs, targets, batch.step)
     ids = sample.ids.to(device)
     optimizer.bring_up(ids, multiplier)
     inputs = batch.inputs.to(device)
-    loss, rows = sampled_backward(model, trunk, inputs, sample, batch.share, batch.z_loss, ahead, token_filter)
+    loss, rows = sampled_backward(model, trunk, inputs, sample, batch.share, batch.z_loss, ahead, token_filter, learned)
     if rows is not None:
         optimizer.row_gradient.add(ids, rows)
     return loss

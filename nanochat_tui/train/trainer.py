@@ -24,18 +24,17 @@ from nanochat_tui.runs.directory import RunDirectory
 from nanochat_tui.runs.identity import fitted
 from nanochat_tui.runs.lock import RunLock
 from nanochat_tui.text import display_safe
-from nanochat_tui.train.beginning import chosen_tokenizer, copy_tokenizer, go_back
+from nanochat_tui.train.beginning import chosen_tokenizer, copy_tokenizer, go_back, new_model
 from nanochat_tui.train.budget import TimeBudget
 from nanochat_tui.train.checkpoint import KEPT, clean_up, prune, save_checkpoint
 from nanochat_tui.train.control import ControlFile
 from nanochat_tui.train.data import Dataset, open_dataset, open_sampler
 from nanochat_tui.train.divergence import DivergedError, Divergence
 from nanochat_tui.train.environment import resolve_environment
-from nanochat_tui.train.evaluation import Evaluation, evaluate
+from nanochat_tui.train.evaluation import Evaluation, evaluate_both
 from nanochat_tui.train.failures import Interrupted, OutOfMemoryError, is_memory, on_stop_signals, reason_of
 from nanochat_tui.train.loading import open_loader
 from nanochat_tui.train.methods import Methods
-from nanochat_tui.train.model import NanochatModel
 from nanochat_tui.train.optim import Optimizer
 from nanochat_tui.train.recovery import RECOVERY, BestCheckpoint, DataLostError, Recovery
 from nanochat_tui.train.reporter import Reporter
@@ -92,7 +91,7 @@ class Trainer:
         self.tokenizer_path = choice.path
         torch.manual_seed(config.seed)
         device = self.environment.device
-        self.model = NanochatModel(shape, init_std=config.init_std, dtype=self.environment.dtype).to(device)
+        self.model = new_model(config, shape, self.environment.dtype, fresh=resume is None).to(device)
         self.optimizer = Optimizer(self.model, config, self.environment.dtype)
         self.methods = Methods(config, self.model, self.report.log, compiled=self.environment.compiled)
         self.loader = open_loader(self.data, config, self.tokenizer, cuda=device.type == "cuda")
@@ -243,14 +242,10 @@ class Trainer:
         """Move the end to where the time will be up."""
         config = self.config
         if config.minutes:
-            kept = self.budget.reserve(self._evaluation_tokens(), config.tokens_per_step)
+            kept = self.budget.reserve(self.data.evaluation_tokens(config), config.tokens_per_step)
             self.schedule.total = self.budget.total(
                 config, self.schedule, self.data.train.size, self.step, self.tokens, kept
             )
-
-    def _evaluation_tokens(self) -> int:
-        size = 0 if self.data.val is None else int(self.data.val.size)
-        return min(size, self.config.final_eval_tokens or size)
 
     def _watch_loss(self, loss: float, last: bool) -> bool:
         """Judge a step; returns False when the run went back to a checkpoint. Raises DivergedError when it cannot."""
@@ -352,6 +347,8 @@ class Trainer:
 
     def _catch_up(self) -> bool:
         """After a resume, do what the checkpoint's own step was due and a kill prevented; True: stopped again."""
+        if not self._resumed and self.data.held_out is not None:
+            return not self._tell()  # what a fine-tuning forgets, it forgets from here
         if not self._resumed or not self.window:
             return False
         row: dict[str, Any] = next((r for r in reversed(self.run_directory.metrics()) if r["step"] == self.step), {})
@@ -391,7 +388,7 @@ class Trainer:
     def _evaluate(self, *, final: bool) -> Evaluation | None:
         self._status("evaluating")
         began = time.monotonic()
-        found = evaluate(
+        found = evaluate_both(
             self.model,
             self._hidden,
             self.data,
@@ -400,11 +397,12 @@ class Trainer:
             max_tokens=self.config.final_eval_tokens if final else self.config.eval_tokens,
             whitespace=self.whitespace,
             tick=self._tick,
+            held_out_tokens=self.config.eval_tokens,
             enough=(lambda: self.budget.is_over) if final and self.config.minutes else None,
         )
         if found is not None:
-            self.budget.evaluation_rate = found.tokens / max(1e-6, time.monotonic() - began)
-            if final and found.tokens < self._evaluation_tokens() - self.config.sequence_length:
+            self.budget.evaluation_rate = found.read / max(1e-6, time.monotonic() - began)
+            if final and found.read < self.data.evaluation_tokens(self.config) - self.config.sequence_length:
                 self.report.log(f"note: the last evaluation saw {found.tokens:,} tokens, for the time is up")
         return found
 
