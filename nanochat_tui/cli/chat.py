@@ -73,7 +73,7 @@ def chat(
         files.refuse_with_server()
         backend = RemoteBackend(attach, model)
     else:
-        backend = files.backend(find_model(model))
+        backend = files.backend(find_model(model, chat=not raw and suffix is None))
     text = prompt if prompt is not None else _read_stdin()
     with Narration() as narrate:
         backend.load(narrate)

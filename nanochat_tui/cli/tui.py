@@ -44,7 +44,7 @@ def open_tui(
     """Open the terminal application on a model or a server; this is what happens without a command."""
     path = None
     if attach is None and (model is not None or _has_shipped()):
-        path = find_model(model)
+        path = find_model(model, chat=True)
     files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations)
     if attach is None:
         files.check()
