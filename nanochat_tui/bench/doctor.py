@@ -97,11 +97,12 @@ def _paths() -> Rows:
     from nanochat_tui.model.shipped import shipped_model
 
     package = Path(__file__).resolve().parent.parent
-    shipped = shipped_model()
+    base, chat = shipped_model(), shipped_model(chat=True)
     compiled = cache_directory()
     return {
         "package": str(package),
         "python": sys.executable,
-        "shipped_model": str(shipped) if shipped else None,
+        "shipped_model": str(base) if base else None,
+        "shipped_chat_model": str(chat) if chat else None,
         "compiled_kernels": str(compiled) if compiled else "nowhere private and writable; compiled at every start",
     }

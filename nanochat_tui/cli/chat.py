@@ -84,7 +84,7 @@ def chat(
         backend = RemoteBackend(attach, model)
     else:
         files.check()
-        backend = files.backend(find_model(model, hf))
+        backend = files.backend(find_model(model, hf, chat=not raw and suffix is None))
     text = prompt if prompt is not None else _read_stdin()
     with Narration() as narrate:
         backend.load(narrate)

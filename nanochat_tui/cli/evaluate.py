@@ -251,6 +251,36 @@ def compare(
     print_comparison(first, second, as_json=json)
 
 
+@evaluate.command("requests")
+def requests(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines of prompt and completion, as prepare-data --pairs.")
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Requests to answer, the first of the file.")] = 100,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the most probable token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling, with a temperature.")] = 0,
+    samples: Annotated[Path | None, typer.Option(help="Write all answers to this file, JSON lines.")] = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Ask for Rust functions: do the answers parse, declare what was asked for, and compile alone (needs rustc)?"""
+    from nanochat_tui.cli.evaluate_requests import measure
+
+    measure(
+        model,
+        file,
+        count=count,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        samples=samples,
+        threads=threads,
+        as_json=json,
+    )
+
+
 @evaluate.command("baselines")
 def baselines(
     data: DataArgument,

@@ -69,7 +69,7 @@ def measure(asked: Asked, *, as_json: bool) -> None:
     print(json_text(answer) if as_json else in_words(found_set.title, task, found, folder))
 
 
-def open_backend(model: str | None, attach: str | None, threads: int | None) -> Backend:
+def open_backend(model: str | None, attach: str | None, threads: int | None, *, chat: bool = False) -> Backend:
     """Return a loaded model: a file on the engine, or a server's. Raises UserError."""
     from nanochat_tui.cli.narration import Narration
 
@@ -81,7 +81,7 @@ def open_backend(model: str | None, attach: str | None, threads: int | None) -> 
         files.refuse_with_server()
         backend = RemoteBackend(attach, model)
     else:
-        backend = files.backend(find_model(model))
+        backend = files.backend(find_model(model, chat=chat))
     with Narration() as narrate:
         backend.load(narrate)
     return backend

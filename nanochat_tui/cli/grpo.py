@@ -77,7 +77,7 @@ def grpo(
     kept = _questions(held_out, chosen, check, seconds, unsafe=unsafe) if held_out is not None else []
     if leaked := {question.text for question in asked} & {question.text for question in kept}:
         raise UserError(f"{len(leaked)} held-out questions are practised too; take them out of one of the files")
-    solver = open_backend(model, attach, threads)
+    solver = open_backend(model, attach, threads, chat=True)
     judge = open_backend(critic_model, critic, None) if critic is not None else solver
     for backend in (solver, judge):
         if not backend.is_chat:

@@ -118,10 +118,11 @@ def _option(one: Setting) -> Any:
     return Annotated[kind | None if one.default is None else kind, typer.Option(*names, help=text)]
 
 
-def find_model(given: str | None, name: str | None = None) -> Path:
+def find_model(given: str | None, name: str | None = None, *, chat: bool = False) -> Path:
     """Return the path of the model asked for, or of the shipped one; name: one to be fetched unless it is here.
 
-    Raises `UserError` if there is none.
+    Without one asked for it is the base model, or with `chat` the one that answers. Raises `UserError` if there is
+    none.
     """
     if name is not None:
         if given is not None:
@@ -132,7 +133,7 @@ def find_model(given: str | None, name: str | None = None) -> Path:
     if given is None:
         from nanochat_tui.model.shipped import shipped_model
 
-        shipped = shipped_model()
+        shipped = shipped_model(chat=chat)
         if shipped is None:
             raise UserError("This installation ships no model; give one, as in: nanochat-tui model.gguf")
         return shipped
@@ -157,6 +158,29 @@ def _instead(given: str) -> str:
     if given.count("/") == 1 and not given.startswith((".", "/", "~")):
         return "give the path of a GGUF file, or fetch a repository of that name with -hf"
     return "give the path of a GGUF file"
+
+
+def find_template(given: str | None, option: str = "--chat-template") -> str | None:
+    """Return the chat template of a name or in a file. Raises UserError if there is neither, or it is no Jinja."""
+    if given is None:
+        return None
+    from nanochat_tui.model.chat.families import NAMED
+    from nanochat_tui.model.chat.template import is_usable
+    from nanochat_tui.serve.settings import read_setting
+
+    if given in NAMED:
+        return NAMED[given]
+    try:
+        found = Path(given).exists()
+    except OSError:  # such as a name that is too long for a file
+        found = False
+    if not found:
+        names = ", ".join(NAMED)
+        raise UserError(f"{option} {display_safe(given)} is neither a file nor one of {names}.")
+    text = read_setting(Path(given), "chat template")
+    if not text.strip() or not is_usable(text):
+        raise UserError(f"{display_safe(given)} is no chat template: it is empty, or not valid Jinja.")
+    return text
 
 
 def check_file(path: Path | None, what: str) -> Path | None:

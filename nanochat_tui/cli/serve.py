@@ -24,6 +24,7 @@ from nanochat_tui.cli.options import (
     check_file,
     check_threads,
     find_model,
+    find_template,
 )
 from nanochat_tui.errors import UserError
 from nanochat_tui.hosts import is_loopback
@@ -108,7 +109,7 @@ def serve(
         _check_several(file, hf, {"--mhc": mhc, "--tokenizer": tokenizer, "--alias": alias, "--numa": numa})
     elif memory_budget is not None or models_max is not None:
         raise UserError("--memory-budget and --models-max are for several models; give --models-dir or more --model.")
-    path = Path() if several else find_model(model[0] if model else file, hf)
+    path = Path() if several else find_model(model[0] if model else file, hf, chat=True)
     sidecar, own_tokenizer = check_file(mhc, "mHC sidecar"), check_file(tokenizer, "tokenizer")
     check_threads(threads)
 
@@ -151,7 +152,7 @@ def serve(
         kv=kv or "f16",
         i2s_layout=i2s_layout or "x86",
         speculation=speculation or "auto",
-        chat_template=_template(chat_template),
+        chat_template=find_template(chat_template),
         activations=activations or "int8",
     )
     if not loopback and not keys:
@@ -194,29 +195,6 @@ def _finder(folder: Path | None, given: Sequence[str]) -> Callable[[], dict[str,
     if folder is not None:
         find_files(folder)
     return find
-
-
-def _template(given: str | None) -> str | None:
-    """Return the chat template of a name or in a file. Raises UserError if there is neither, or it is no Jinja."""
-    if given is None:
-        return None
-    from nanochat_tui.model.chat.families import NAMED
-    from nanochat_tui.model.chat.template import is_usable
-    from nanochat_tui.serve.settings import read_setting
-
-    if given in NAMED:
-        return NAMED[given]
-    try:
-        found = Path(given).exists()
-    except OSError:  # such as a name that is too long for a file
-        found = False
-    if not found:
-        names = ", ".join(NAMED)
-        raise UserError(f"--chat-template {display_safe(given)} is neither a file nor one of {names}.")
-    text = read_setting(Path(given), "chat template")
-    if not text.strip() or not is_usable(text):
-        raise UserError(f"{display_safe(given)} is no chat template: it is empty, or not valid Jinja.")
-    return text
 
 
 def _opened(address: str) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from nanochat_tui.cli.train_config import init_config, plan
 from nanochat_tui.cli.train_export import export
+from nanochat_tui.cli.train_finetune import finetune
 from nanochat_tui.cli.train_prepare import prepare_data, tokenizer
 from nanochat_tui.cli.train_run import train
 from nanochat_tui.cli.train_submit import job, submit
@@ -19,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(train)
+app.command()(finetune)
 app.command("init-config")(init_config)
 app.command()(plan)
 app.command("prepare-data")(prepare_data)

@@ -10,11 +10,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from rich.markup import escape
 
+from nanochat_tui.errors import UserError
 from nanochat_tui.formats.checksums import STATE_FILE
-from nanochat_tui.runs.config import FIELD_GROUPS, TrainConfig, parse_config
+from nanochat_tui.model.config import PRESETS as SHAPES
+from nanochat_tui.model.config import ModelConfig
+from nanochat_tui.runs.config import FIELD_GROUPS, SHAPE_FIELDS, TrainConfig, parse_config
 from nanochat_tui.runs.config_file import combined, find_settings
 from nanochat_tui.runs.directory import read_json
 from nanochat_tui.runs.presets import PRESETS
+from nanochat_tui.text import display_safe
 
 NAMES = "; ".join(f"{preset.name}, {preset.purpose}" for preset in PRESETS.values())
 CONFIG_OPTION = Annotated[
@@ -62,6 +66,19 @@ def config_parameters() -> list[inspect.Parameter]:
     return found
 
 
+def shape_settings(path: Path, shape: ModelConfig) -> dict[str, object]:
+    """The settings that give a model this shape, which is that of `path`. Raises UserError if none do."""
+    changes = {name: getattr(shape, name) for name in SHAPE_FIELDS}
+    for name, preset in SHAPES.items():
+        same = preset.with_(**changes, indentation=shape.indentation)
+        if same == shape:
+            return {"config": name, **changes}
+    raise UserError(
+        f"{display_safe(str(path))} has a shape that no configuration can give (its group size, RoPE or norm are "
+        "others); it cannot be trained here"
+    )
+
+
 def merged_config(
     config: str | None, options: dict[str, Any], checkpoint: Path | None = None, **defaults: object
 ) -> TrainConfig:
@@ -78,6 +95,11 @@ def merged_config(
         found = find_settings(config)
         values, origins = combined(values, found.values), found.origins
     given = {k: v for k, v in options.items() if v is not None}
+    start = given.get("init_from", values.get("init_from"))
+    if start is not None and checkpoint is None:
+        from nanochat_tui.export.start import starting_shape
+
+        values |= shape_settings(Path(start).expanduser(), starting_shape(Path(start).expanduser()))
     if "n_streams" in given:
         given["n_streams"] = int(given["n_streams"])
     return parse_config(combined(values, given), {k: v for k, v in origins.items() if k not in given})

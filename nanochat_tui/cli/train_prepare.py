@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -44,6 +44,17 @@ def prepare_data(
     validation_fraction: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of files held out.")] = 0.02,
     require_licence: Annotated[bool, typer.Option(help="Leave out files of which no licence is known.")] = False,
     any_licence: Annotated[bool, typer.Option(help="Keep files of every licence, for code of your own.")] = False,
+    hold_out: Annotated[
+        Path | None,
+        typer.Option(help="File of crates, one a line, that validation is made of in place of a share of the files."),
+    ] = None,
+    pairs: Annotated[
+        Literal["rustdoc"] | None,
+        typer.Option(
+            help="Write requests and answers for finetune in place of tokens: rustdoc takes Rust functions that "
+            "compile alone, with their comments and signatures (needs rustc)."
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; one per CPU by default.", show_default=False)
     ] = None,
@@ -63,23 +74,25 @@ def prepare_data(
     chosen = tokenizer or shipped_tokenizer()
     if chosen is None or not chosen.is_file():
         raise UserError(f"there is no tokenizer at {display_safe(str(chosen))}; give one with --tokenizer")
+    options = preparation.PrepareOptions(
+        sources=tuple(sources),
+        tokenizer=chosen,
+        output=output,
+        eot_token=eot_token,
+        extensions=_endings(extensions),
+        indentation=indentation,
+        validation_fraction=validation_fraction,
+        require_licence=require_licence,
+        any_licence=any_licence,
+        hold_out=() if hold_out is None else _names(hold_out),
+        workers=workers,
+        overwrite=overwrite,
+    )
+    if pairs is not None:
+        _prepare_pairs(options, as_json=as_json)
+        return
     with _progress() as show:
-        report = preparation.prepare_data(
-            preparation.PrepareOptions(
-                sources=tuple(sources),
-                tokenizer=chosen,
-                output=output,
-                eot_token=eot_token,
-                extensions=_endings(extensions),
-                indentation=indentation,
-                validation_fraction=validation_fraction,
-                require_licence=require_licence,
-                any_licence=any_licence,
-                workers=workers,
-                overwrite=overwrite,
-            ),
-            progress=show,
-        )
+        report = preparation.prepare_data(options, progress=show)
     if as_json:
         typer.echo(json_text(json.loads((output / "dataset.json").read_text(encoding="utf-8"))))
         return
@@ -143,6 +156,33 @@ def tokenizer(
     )
     if found.vocab_size < vocab_size:
         typer.echo(f"note: the files hold no more pairs worth a token; {vocab_size:,} were asked for", err=True)
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    """The entries of a file, one a line; `#` begins a comment. Raises UserError."""
+    try:
+        lines = (line.split("#", 1)[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"the list {display_safe(str(path))} cannot be read; check the path") from None
+    found = tuple(line for line in lines if line)
+    if not found:
+        raise UserError(f"{display_safe(str(path))} names no crate; write one a line")
+    return found
+
+
+def _prepare_pairs(options: preparation.PrepareOptions, *, as_json: bool) -> None:
+    from nanochat_tui.train.data_preparation.pairs import DESCRIPTION, prepare_pairs
+
+    with _progress() as show:
+        report = prepare_pairs(options, show)
+    if as_json:
+        typer.echo(json_text(json.loads((options.output / DESCRIPTION).read_text(encoding="utf-8"))))
+        return
+    typer.echo(
+        f"{report.functions:,} functions in {report.files:,} files; {report.asked:,} given to {report.rustc}, "
+        f"{report.compiled:,} compile alone: {report.train:,} for training, {report.val:,} held out"
+    )
+    typer.echo(f"wrote {display_safe(str(options.output))}", err=True)
 
 
 def _endings(text: str) -> tuple[str, ...]:

@@ -44,10 +44,19 @@ def train(
             return
         if directory is None:
             raise UserError("say where the run goes with --checkpoint-dir")
-        _train(settings, directory, checkpoint, force=force)
     except UserError as error:
         if directory is not None and os.environ.get("RANK", "0") == "0":  # of several processes one writes
             record_failure(directory, str(error))
+        raise
+    train_with(settings, directory, checkpoint, force=force)
+
+
+def train_with(config: TrainConfig, directory: Path, checkpoint: Path | None, *, force: bool = False) -> None:
+    """Train with these settings; what is wrong with them stands in the run directory, too. Raises UserError."""
+    try:
+        _train(config, directory, checkpoint, force=force)
+    except UserError as error:
+        record_failure(directory, str(error))
         raise
 
 
@@ -62,15 +71,23 @@ def _train(config: TrainConfig, directory: Path, checkpoint: Path | None, *, for
     if checkpoint is None and RunDirectory(directory).checkpoints():
         shown = display_safe(str(directory))
         raise UserError(f"{shown} holds a run already; continue it with --resume {shown} or name another directory")
+    restart_if_needed()
+    from nanochat_tui.train.trainer import Trainer
+
+    Trainer(config, directory, resume=checkpoint, force=force).run()
+
+
+def restart_if_needed() -> None:
+    """Start this command again where the allocator is to keep freed memory: it reads that when a process starts.
+
+    Raises UserError without PyTorch.
+    """
     _require_torch()
     from nanochat_tui.train.environment import allocator_environment
-    from nanochat_tui.train.trainer import Trainer
 
     environment = allocator_environment()
     if environment is not None:
-        # the allocator reads its settings only when a process starts
         os.execve(sys.executable, [sys.executable, "-m", "nanochat_tui.cli.train_entry", *sys.argv[1:]], environment)  # noqa: S606
-    Trainer(config, directory, resume=checkpoint, force=force).run()
 
 
 def _option(kind: Any, text: str) -> Any:

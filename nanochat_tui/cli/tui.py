@@ -48,7 +48,7 @@ def open_tui(
         raise UserError("-hf is for models that run here; with --attach name one of the server's as MODEL.")
     path = None
     if attach is None and (model is not None or hf is not None or _has_shipped()):
-        path = find_model(model, hf)
+        path = find_model(model, hf, chat=True)
     files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations)
     if attach is None:
         files.check()

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from nanochat_tui.export.checkpoint import Weights, load_checkpoint
 from nanochat_tui.export.errors import CheckpointError
 from nanochat_tui.export.staging import staged
-from nanochat_tui.export.tokenizer_choice import checkpoint_identity, checkpoint_marks
+from nanochat_tui.export.tokenizer_choice import checkpoint_identity, checkpoint_marks, checkpoint_template
 from nanochat_tui.export.verify import ExportReport, verify_export
 from nanochat_tui.files import atomic_write
 from nanochat_tui.formats.checksums import file_sha256
@@ -134,7 +134,10 @@ def _metadata(config: ModelConfig, vocabulary: Path, name: str, ternary: str, ch
 
 
 def tokenizer_metadata(config: ModelConfig, vocabulary: Path, checkpoint: Path) -> dict[str, GGUFValue]:
-    """Return the keys of the tokenizer a model was trained with. Raises CheckpointError if it is another's."""
+    """Return the keys of the tokenizer, and of the chat template, a model was trained with.
+
+    Raises CheckpointError if the tokenizer is another's.
+    """
     tokenizer = load_tokenizer(vocabulary)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     shown = display_safe(str(vocabulary))
@@ -156,7 +159,8 @@ def tokenizer_metadata(config: ModelConfig, vocabulary: Path, checkpoint: Path) 
     marks = checkpoint_marks(checkpoint)
     if marks is not None:
         tokenizer = Tokenizer.from_str(marked_tokenizer(vocabulary, checkpoint).decode())
-    return to_gguf_metadata(tokenizer, bos=end, eos=end, add_bos=True, infill=marks)
+    template = checkpoint_template(checkpoint)
+    return to_gguf_metadata(tokenizer, bos=end, eos=end, add_bos=True, infill=marks, chat_template=template)
 
 
 def _tensor(part: Part, weights: Weights, config: ModelConfig, table: str, ternary: str) -> TensorData:

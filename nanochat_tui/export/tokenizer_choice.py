@@ -31,6 +31,14 @@ def checkpoint_marks(checkpoint: Path) -> InfillMarks | None:
     return InfillMarks.from_json(_read(checkpoint / STATE_FILE).get(INFILL))
 
 
+def checkpoint_template(checkpoint: Path) -> str | None:
+    """The chat template that a checkpoint was fine-tuned with; None without one."""
+    data = _read(checkpoint / STATE_FILE).get("data")
+    chat = data.get("chat") if isinstance(data, dict) else None
+    template = chat.get("template") if isinstance(chat, dict) else None
+    return template if isinstance(template, str) and template else None
+
+
 def tokenizer_for(checkpoint: Path, given: Path | None = None) -> tuple[Path, bool]:
     """Return the tokenizer of a checkpoint, and whether it is known to be the one of its data.
 

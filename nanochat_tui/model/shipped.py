@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 NAME = "d20-rust"
-"""File name of the shipped model, without its ending."""
+"""File name of the shipped base model, which continues code, without its ending."""
+CHAT = "d20-rust-chat"
+"""File name of the shipped model that answers requests."""
 
 
 def _find(name: str) -> Path | None:
@@ -16,9 +18,18 @@ def _find(name: str) -> Path | None:
     return None
 
 
-def shipped_model() -> Path | None:
-    """Return the shipped GGUF file, or None if this installation has none."""
-    return _find(f"{NAME}.gguf")
+def shipped_model(*, chat: bool = False) -> Path | None:
+    """Return the shipped base model, or with `chat` the one that answers; None if this installation has none.
+
+    Where one is missing the other one is returned.
+    """
+    names = (CHAT, NAME) if chat else (NAME, CHAT)
+    return next((found for name in names if (found := _find(f"{name}.gguf")) is not None), None)
+
+
+def shipped_models() -> list[Path]:
+    """Return all shipped models, the one that answers first."""
+    return [found for name in (CHAT, NAME) if (found := _find(f"{name}.gguf")) is not None]
 
 
 def shipped_tokenizer() -> Path | None:

@@ -15,6 +15,10 @@ MIN_SCALE = 2.0**-14
 """Smallest group scale: the smallest normal float16, so that no scale is subnormal or zero."""
 
 
+_BORDER = 0.499
+"""Share of the scale up to which a drawn weight is a zero: not quite half of it, which float16 might round over."""
+
+
 def least_squares_scales(magnitudes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the scales s that make the sum of (w - s q)^2 over trits q as small as it can be.
 
@@ -56,6 +60,38 @@ def ternarise(
     ratio = groups / scales.astype(np.float32)[..., None]
     trits = np.clip(np.rint(ratio), -1, 1).astype(np.int8)
     return trits.reshape(weight.shape), scales
+
+
+def latent(
+    trits: NDArray[np.int8], scales: NDArray[np.float16], *, least_squares: bool = False, seed: int = 0
+) -> NDArray[np.float32]:
+    """Return weights to train on from, float32 [rows, columns], of which `ternarise` makes the same trits and scales.
+
+    Where the weights lay within their trits is lost. They are drawn as trained weights lie, normal with a mean
+    magnitude of the scale: zeros evenly up to half the scale, others beyond it, and the latter then moved so that the
+    group's mean magnitude is its scale. With all weights of a trit at one place none would change before a long
+    training has moved them, and then all at once. With `least_squares` they are the trits times the scale.
+    Scales of groups of zeros are not kept, for they mean nothing.
+    """
+    rows, columns = trits.shape
+    signs = trits.reshape(rows, scales.shape[1], -1)
+    scale = scales.astype(np.float64)[..., None]
+    if least_squares:
+        return (signs * scale).astype(np.float32).reshape(rows, columns)
+    rng = np.random.default_rng(seed)
+    zeros = np.where(signs == 0, rng.uniform(-_BORDER, _BORDER, signs.shape), 0.0)
+    count = (signs != 0).sum(axis=-1, keepdims=True)
+    zeros[np.broadcast_to(count == 0, zeros.shape)] = 0.0
+    # in units of the scale, whose magnitudes' mean is 1: the deviation of a normal distribution is then √(π / 2)
+    beyond = np.abs(rng.normal(0.0, np.sqrt(np.pi / 2), signs.shape))
+    while (short := beyond <= 0.5).any():
+        beyond[short] = np.abs(rng.normal(0.0, np.sqrt(np.pi / 2), int(short.sum())))
+    least = 1 - _BORDER
+    excess = np.where(signs != 0, beyond - 0.5, 0.0)
+    wanted = signs.shape[-1] - np.abs(zeros).sum(axis=-1, keepdims=True) - least * count
+    excess *= wanted / np.where(count == 0, 1.0, excess.sum(axis=-1, keepdims=True))
+    found: NDArray[np.float32] = ((zeros + signs * (least + excess)) * scale).astype(np.float32)
+    return found.reshape(rows, columns)
 
 
 def dequantise(trits: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:

@@ -73,6 +73,10 @@ class TrainConfig(BaseModel):
     )
     n_active_experts: int | None = Field(None, ge=1, description="Experts each token passes through.")
 
+    init_from: Path | None = Field(
+        None, description="Checkpoint or GGUF file whose weights the run starts with; the shape is then its own."
+    )
+
     dataset: Literal["tokens", "synthetic"] = Field("tokens", description="Token files, or made-up sequences.")
     data_path: Path | None = Field(None, description="Folder made by prepare-data, or a bare .bin file.")
     val_path: Path | None = Field(None, description="Validation .bin when data_path is a bare file.")
@@ -88,6 +92,11 @@ class TrainConfig(BaseModel):
         None,
         description="Further data folders and their weights, as PATH=0.5, PATH=2; that of data_path is 1. "
         "An epoch is as many tokens as data_path has.",
+    )
+    held_out: Path | None = Field(
+        None,
+        description="Folder made by prepare-data whose validation part is measured too, from the start on: what a "
+        "fine-tuning forgets.",
     )
     loader_workers: int = Field(1, ge=0, le=64, description="Threads that make batches ahead; 0 = in the loop.")
     prefetch: int = Field(4, ge=1, le=1024, description="Batches made ahead of their use.")
@@ -240,7 +249,7 @@ class TrainConfig(BaseModel):
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same with every path resolved against the working directory, so that a resume finds its files."""
-        paths = ("data_path", "val_path", "tokenizer", "collider_reference")
+        paths = ("data_path", "val_path", "tokenizer", "collider_reference", "init_from", "held_out")
         found = {name: value for name in paths if (value := getattr(self, name)) is not None}
         update: dict[str, object] = {name: expanded(value).absolute() for name, value in found.items()}
         if self.data_mix is not None:

@@ -41,7 +41,9 @@ class EpochPlan:
         return len(self.first) - 1
 
 
-def document_starts(tokens: NDArray[np.uint16] | NDArray[np.uint32], end: int | None) -> NDArray[np.int64]:
+def document_starts(
+    tokens: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32], end: int | None
+) -> NDArray[np.int64]:
     """Positions where documents begin: at each end-of-text token `end`, and at 0; int64, sorted."""
     found = [np.zeros(1, np.int64)]
     if end is not None:

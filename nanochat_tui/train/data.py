@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat_tui.errors import UserError
+from nanochat_tui.formats.chat_tokens import FIRST, LEARNED, open_roles
 from nanochat_tui.formats.checksums import file_sha256
 from nanochat_tui.formats.tokens import open_tokens
 from nanochat_tui.runs.config import TrainConfig
@@ -25,6 +26,9 @@ from nanochat_tui.train.loss import VocabularySampler
 from nanochat_tui.train.recovery import DataGuard
 
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+Roles = NDArray[np.uint8]
+IGNORED = -1
+"""Target that is not learned."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,16 @@ class Dataset:
     """The end-of-text id before each document; None when unknown."""
     mixed: tuple[tuple[Dataset, float], ...] = ()
     """Further training data, with their weights; that of `train` is 1."""
+    train_roles: Roles | None = None
+    """What each token is learned for, see `formats.chat_tokens`; None: all are learned."""
+    val_roles: Roles | None = None
+    held_out: Dataset | None = None
+    """Validation data of the model that a fine-tuning starts from; its `train` is the same as its `val`."""
+
+    def evaluation_tokens(self, config: TrainConfig) -> int:
+        """Tokens that the last evaluation of a run reads."""
+        size = 0 if self.val is None else int(self.val.size)
+        return min(size, config.final_eval_tokens or size)
 
 
 def open_dataset(config: TrainConfig, vocab_size: int) -> Dataset:
@@ -52,7 +66,9 @@ def open_dataset(config: TrainConfig, vocab_size: int) -> Dataset:
     if path is None:
         raise UserError("data_path is needed with dataset 'tokens'; make one with prepare-data")
     if path.is_dir():
-        return _mixed(_from_folder(path, config, vocab_size), config, vocab_size)
+        data = _mixed(_from_folder(path, config, vocab_size), config, vocab_size)
+        _require_plain(data, config)
+        return replace(data, held_out=_held_out(data, config, vocab_size))
     if config.data_mix:
         raise UserError("data_mix needs prepared data; give a folder made by prepare-data as data_path")
     dtype = config.token_dtype or "u32"
@@ -72,6 +88,9 @@ def _from_folder(path: Path, config: TrainConfig, vocab_size: int) -> Dataset:
             )
         train = _split(path, "train", info, config, vocab_size)
         val = _split(path, "val", info, config, vocab_size) if splits["val"]["tokens"] else None
+        chat = info.get("chat")
+        parts = {} if chat is None else {"train": train, **({} if val is None else {"val": val})}
+        roles = {name: open_roles(path, name, tokens.size) for name, tokens in parts.items()}
         return Dataset(
             train,
             val,
@@ -84,11 +103,41 @@ def _from_folder(path: Path, config: TrainConfig, vocab_size: int) -> Dataset:
                 "transform": info["transform"],
                 "splits": splits,
                 "train_tokens": int(train.size),
+                **({} if chat is None else {"chat": chat}),
             },
             end=info.get("eot_id"),
+            train_roles=roles.get("train"),
+            val_roles=roles.get("val"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / 'dataset.json'} lacks or garbles {error}; run prepare-data again") from None
+
+
+def _require_plain(data: Dataset, config: TrainConfig) -> None:
+    """Refuse methods that know no tokens without a loss. Raises UserError."""
+    if all(one.train_roles is None for one in (data, *(other for other, _ in data.mixed))):
+        return
+    for name, value in (("fim_rate", config.fim_rate), ("mtp_depth", config.mtp_depth)):
+        if value:
+            raise UserError(f"{name} cannot be used with conversations, of which only the answers are learned; set 0")
+    if config.collider_ratio:
+        raise UserError("collider_ratio cannot be used with conversations, whose prompts have no loss; set it to 0")
+
+
+def _held_out(data: Dataset, config: TrainConfig, vocab_size: int) -> Dataset | None:
+    if config.held_out is None:
+        return None
+    shown = display_safe(str(config.held_out))
+    info = read_json(config.held_out / "dataset.json")
+    try:
+        if info["vocab_size"] != vocab_size or info["transform"] != data.description["transform"]:
+            raise UserError(f"{shown} was tokenised otherwise than the training data; prepare both alike")
+        if not info["splits"]["val"]["tokens"]:
+            raise UserError(f"{shown} has no validation part; name data with held-out text")
+        val = _split(config.held_out, "val", info, config, vocab_size)
+        return Dataset(val, val, int(info["splits"]["val"]["bytes"]), data.indentation, {"path": str(config.held_out)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{shown}/dataset.json lacks or garbles {error}; run prepare-data again") from None
 
 
 def _mixed(data: Dataset, config: TrainConfig, vocab_size: int) -> Dataset:
@@ -161,8 +210,9 @@ class BatchLoader:
         infill: Infill | None = None,
         *,
         seed: int | None = None,
+        roles: Roles | None = None,
     ) -> None:
-        self.tokens, self.infill = tokens, infill
+        self.tokens, self.infill, self.roles = tokens, infill, roles
         self.seed = config.seed if seed is None else seed
         self.length = config.sequence_length
         self.batch = config.batch_size
@@ -177,7 +227,7 @@ class BatchLoader:
             )
         name = getattr(tokens, "filename", None)
         self.guard = DataGuard([Path(name)] if name else [])
-        self.documents = document_starts(tokens, end)
+        self.documents = document_starts(tokens, end) if roles is None else document_starts(roles, FIRST)
         self._borders = [0]
         """Rows before each epoch whose number of rows is known."""
         self._plans: dict[int, EpochPlan] = {}
@@ -207,14 +257,16 @@ class BatchLoader:
         return epoch, position - self._borders[epoch]
 
     def _texts(self, epoch: int, row: int, start: int, end: int) -> list[NDArray[np.int64]]:
-        """Tokens `start` to `end` of a row, cut where documents meet; int64."""
+        """Tokens `start` to `end` of a row, cut where documents meet; int64, the complement where not learned."""
         plan = self.plan(epoch)
         found = []
         before = 0
         for i in range(plan.first[row], plan.first[row + 1]):
             first, last = max(start - before, 0), min(end - before, int(plan.lengths[i]))
             if first < last:
-                found.append(self.tokens[plan.starts[i] + first : plan.starts[i] + last].astype(np.int64))
+                place = slice(plan.starts[i] + first, plan.starts[i] + last)
+                ids = self.tokens[place].astype(np.int64)
+                found.append(ids if self.roles is None else np.where(self.roles[place] == LEARNED, ids, ~ids))
             before += int(plan.lengths[i])
         return found
 
@@ -225,7 +277,8 @@ class BatchLoader:
         return np.concatenate(texts) if self.infill is None else self.infill.row(texts, (epoch, row, start))
 
     def batch_at(self, index: int, length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, int64 [sequences, length], of micro-batch `index` counted from the run's start.
+        """Inputs and targets, int64 [sequences, length], of micro-batch `index` counted from the run's start; targets
+        that are not learned are `IGNORED`.
 
         With a `length` that divides the sequence length, each row becomes several sequences. Raises DataLostError.
         """
@@ -245,7 +298,7 @@ class BatchLoader:
                 ]
             )
         )
-        return block[:, :-1].contiguous(), block[:, 1:].contiguous()
+        return torch.where(block < 0, ~block, block)[:, :-1].contiguous(), block[:, 1:].clamp(min=IGNORED).contiguous()
 
     def close(self) -> None:
         """End what was begun for the batches: nothing here."""

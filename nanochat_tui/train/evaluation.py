@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat_tui.formats.chat_tokens import LEARNED
 from nanochat_tui.train.data import Dataset
 from nanochat_tui.train.model import NanochatModel
 from nanochat_tui.train.world import ALONE, World
@@ -29,6 +31,10 @@ class Evaluation:
     """Accuracy over targets that are not whitespace only."""
     bits_per_byte: float | None
     """Bits per original byte; a partial evaluation uses the split's mean bytes per token."""
+    read: int = 0
+    """Tokens that were read; more than were evaluated where only answers count."""
+    held_out: Evaluation | None = None
+    """The same of the held-out data of the model that a fine-tuning started from."""
 
     def metrics(self) -> dict[str, float]:
         """Keys of metrics.jsonl."""
@@ -39,7 +45,13 @@ class Evaluation:
             "val_accuracy_no_indent": self.accuracy_no_indent,
             "val_tokens": self.tokens,
         }
-        return row if self.bits_per_byte is None else {**row, "val_bits_per_byte": self.bits_per_byte}
+        if self.bits_per_byte is not None:
+            row["val_bits_per_byte"] = self.bits_per_byte
+        if self.held_out is not None:
+            row |= {"held_out_loss": self.held_out.loss, "held_out_accuracy": self.held_out.accuracy}
+            if self.held_out.bits_per_byte is not None:
+                row["held_out_bits_per_byte"] = self.held_out.bits_per_byte
+        return row
 
 
 @torch.no_grad()
@@ -62,7 +74,8 @@ def evaluate(
     `hidden` maps tokens to the normed final state (the compiled trunk); `whitespace` bool [vocab] marks ids
     left out of `accuracy_no_indent`; `tick` is called once per batch. With `enough` the windows come in a shuffled
     order, the same each time, and the evaluation ends when it returns true, after one batch at least: what was seen is
-    then a fair sample. The processes of `world` share the windows. Returns None without validation data.
+    then a fair sample. Of conversations the answers count, as in training. The processes of `world` share the windows.
+    Returns None without validation data.
     """
     val = data.val
     if val is None or val.size < 2:
@@ -76,7 +89,7 @@ def evaluate(
     device = model.token_embd.weight.device
     table = model(model.head_table).to(model.compute_dtype)
     loss = hits = plain_hits = plain = 0.0
-    count = 0
+    count = read = 0
     for first in range(0, wanted, batch * world.size):
         tick()
         if first and enough is not None and enough():
@@ -88,6 +101,11 @@ def evaluate(
         block = torch.from_numpy(np.stack([val[s : s + length + 1].astype(np.int64) for s in padded])).to(device)
         states = model.head_input(hidden(block[:, :-1].contiguous()))[: len(group)].reshape(-1, model.config.dim)
         targets = block[: len(group), 1:].reshape(-1)
+        read += len(targets)
+        if data.val_roles is not None and len(group):
+            roles = np.stack([data.val_roles[s + 1 : s + length + 1] for s in group]).reshape(-1)
+            learned = torch.from_numpy(np.flatnonzero(roles == LEARNED)).to(device)
+            states, targets = states[learned], targets[learned]
         for i in range(0, len(targets), chunk):
             logits = F.linear(states[i : i + chunk].to(table.dtype), table).float()
             target = targets[i : i + chunk]
@@ -98,9 +116,27 @@ def evaluate(
             plain_hits += float((hit & visible).sum())
             plain += float(visible.sum())
             count += len(target)
-    loss, hits, plain_hits, plain, total = world.totals([loss, hits, plain_hits, plain, count])
-    count = int(total)
+    loss, hits, plain_hits, plain, *totals = world.totals([loss, hits, plain_hits, plain, count, read])
+    count, read = map(int, totals)
     per_byte = None
     if data.val_bytes:
         per_byte = loss / math.log(2) / (data.val_bytes * count / val.size)
-    return Evaluation(count, loss / count, hits / count, plain_hits / max(plain, 1.0), per_byte)
+    if not count:
+        return None
+    return Evaluation(count, loss / count, hits / count, plain_hits / max(plain, 1.0), per_byte, read)
+
+
+def evaluate_both(
+    model: NanochatModel,
+    hidden: Hidden,
+    data: Dataset,
+    *,
+    held_out_tokens: int,
+    **options: Any,
+) -> Evaluation | None:
+    """`evaluate`, and where the data have held-out text of another model, about so many tokens of that, too."""
+    found = evaluate(model, hidden, data, **options)
+    if found is None or data.held_out is None:
+        return found
+    options |= {"max_tokens": held_out_tokens, "enough": None}
+    return replace(found, held_out=evaluate(model, hidden, data.held_out, **options))

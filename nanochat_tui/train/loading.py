@@ -17,9 +17,16 @@ class MixedLoader(BatchLoader):
     """Sequences of several data sets, each with epochs of its own, in the order of a `Mixture`."""
 
     def __init__(self, data: Dataset, config: TrainConfig, infills: list[Infill | None]) -> None:
-        super().__init__(data.train, config, data.end, infills[0])
+        super().__init__(data.train, config, data.end, infills[0], roles=data.train_roles)
         others = [
-            BatchLoader(other.train, config, other.end, infills[number], seed=_seed(config.seed, number))
+            BatchLoader(
+                other.train,
+                config,
+                other.end,
+                infills[number],
+                seed=_seed(config.seed, number),
+                roles=other.train_roles,
+            )
             for number, (other, _) in enumerate(data.mixed, 1)
         ]
         self.guard.add(*(part.guard for part in others))
@@ -51,11 +58,15 @@ def open_loader(
         )
         for number, part in enumerate([data, *(other for other, _ in data.mixed)])
     ]
-    loader = MixedLoader(data, config, infills) if data.mixed else BatchLoader(data.train, config, data.end, infills[0])
+    loader = MixedLoader(data, config, infills) if data.mixed else _single(data, config, infills[0])
     loader.rank = rank
     if not config.loader_workers:
         return loader
     return PrefetchLoader(loader, workers=config.loader_workers, ahead=config.prefetch, pin=cuda)
+
+
+def _single(data: Dataset, config: TrainConfig, infill: Infill | None) -> BatchLoader:
+    return BatchLoader(data.train, config, data.end, infill, roles=data.train_roles)
 
 
 def _infill_seed(config: TrainConfig, number: int) -> int:

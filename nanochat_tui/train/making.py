@@ -11,8 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from nanochat_tui.errors import UserError
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.runs.config import TrainConfig
+from nanochat_tui.train.beginning import begin_from
 from nanochat_tui.train.checkpoint import SaveError, save_checkpoint
 from nanochat_tui.train.environment import Environment
 from nanochat_tui.train.model import NanochatModel
@@ -20,13 +22,24 @@ from nanochat_tui.train.optim import Optimizer
 from nanochat_tui.train.world import World
 
 
-def make_model(shape: ModelConfig, config: TrainConfig, environment: Environment, world: World | None) -> NanochatModel:
-    """The model of a run on its device, new; shared out over the processes of `world`, where one is given."""
+def make_model(
+    shape: ModelConfig, config: TrainConfig, environment: Environment, world: World | None, *, fresh: bool
+) -> NanochatModel:
+    """The model of a run on its device; shared out over the processes of `world`, where one is given.
+
+    With `fresh` and `init_from` it has that one's weights; a resume reads its own over them. Raises UserError if they
+    do not fit, or the model is shared out.
+    """
+    start = config.init_from if fresh else None
     if world is None:
         model = NanochatModel(shape, init_std=config.init_std, dtype=environment.dtype)
+        if start is not None:
+            begin_from(model, start, shape)
         model.checkpointing = config.activation_checkpointing
         model.balance_weight = config.balance_weight / config.grad_accum
         return model.to(environment.device)
+    if start is not None:
+        raise UserError("--init-from does not go with --parallel fsdp; leave that out, or train without a start")
     from nanochat_tui.train.sharding import ShardedModel
 
     shares = ShardedModel(

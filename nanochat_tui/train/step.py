@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,14 +28,16 @@ def exact_backward(
     z_loss: float = 0.0,
     ahead: TokensAhead | None = None,
     token_filter: TokenFilter | None = None,
+    learned: Tensor | None = None,
 ) -> Tensor:
     """Add `share` times the gradient of the exact loss to the parameters' gradients; returns the loss.
 
-    `inputs` int64 [sequences, tokens]; `targets` int64 [sequences · tokens]. The losses of `ahead` add to the gradient,
+    `inputs` int64 [sequences, tokens]; `targets` int64 [sequences · tokens], or those at the places `learned` int64
+    [n] of them, of which the loss is the mean. The losses of `ahead` add to the gradient,
     not to what is returned.
     """
     if token_filter is None:
-        loss, total = model(_exact_losses, model, trunk, inputs, targets, z_loss, ahead)
+        loss, total = model(_exact_losses, model, trunk, inputs, (targets, learned), z_loss, ahead)
         (total * share).backward()
         found: Tensor = loss.detach()
         return found
@@ -49,9 +52,15 @@ def exact_backward(
 
 
 def _exact_losses(
-    model: NanochatModel, trunk: Trunk, inputs: Tensor, targets: Tensor, z_loss: float, ahead: TokensAhead | None
+    model: NanochatModel,
+    trunk: Trunk,
+    inputs: Tensor,
+    wanted: tuple[Tensor, Tensor | None],
+    z_loss: float,
+    ahead: TokensAhead | None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of the next token, and the sum that is differentiated."""
+    """The loss of the next token, and the sum that is differentiated; `wanted` are targets and their places."""
+    targets, learned = wanted
     embedded = model.embed(inputs)
     table = model.head_table()
 
@@ -59,7 +68,7 @@ def _exact_losses(
         return head_loss(x, table, wanted, dtype=model.compute_dtype, z_loss=z_loss)
 
     hidden = trunk(embedded, model.effective(), model.mixing())
-    states = model.head_input(hidden).reshape(-1, model.config.dim)
+    states = _at(model.head_input(hidden).reshape(-1, model.config.dim), learned)
     loss = head(states, targets)
     if ahead is None:
         return loss, loss
@@ -75,6 +84,7 @@ def sampled_backward(
     z_loss: float = 0.0,
     ahead: TokensAhead | None = None,
     token_filter: TokenFilter | None = None,
+    learned: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The same for the loss estimated over `sample`; returns it and, for a tied table, the gradient of its rows.
 
@@ -100,7 +110,7 @@ def sampled_backward(
         )
         return loss, rows.grad if model.config.tied else None
     hidden = trunk(embedded, model.effective(), model.mixing())
-    states = model.head_input(hidden).reshape(-1, model.config.dim)
+    states = _at(model.head_input(hidden).reshape(-1, model.config.dim), learned)
     loss = total = head(states, sample.targets)
     if ahead is not None:
         # further tokens of a sequence are targets of the batch, so the sample has their columns
@@ -109,9 +119,16 @@ def sampled_backward(
     return loss.detach(), rows.grad if model.config.tied else None
 
 
+def _at(states: Tensor, places: Tensor | None) -> Tensor:
+    return states if places is None else states[places]
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch: inputs int64 [sequences, tokens], targets int64 [sequences · tokens], on the CPU."""
+    """One micro-batch: inputs int64 [sequences, tokens], targets int64 [sequences · tokens], on the CPU.
+
+    Targets below 0 are not learned.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -137,14 +154,20 @@ def backward(
     Without a sampler the loss is exact, and the table must be settled.
     """
     device = model.head_weight.device
+    targets, learned = batch.targets, None
+    if bool((targets < 0).any()):
+        places = (targets >= 0).nonzero().squeeze(1)
+        if not len(places):
+            return torch.zeros((), device=device)
+        targets, learned = targets[places], places.to(device)
     if sampler is None:
-        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
-        return exact_backward(model, trunk, inputs, targets, batch.share, batch.z_loss, ahead, token_filter)
-    sample = sampler.sample(batch.inputs, batch.targets, batch.step)
+        inputs, targets = batch.inputs.to(device), targets.to(device)
+        return exact_backward(model, trunk, inputs, targets, batch.share, batch.z_loss, ahead, token_filter, learned)
+    sample = sampler.sample(batch.inputs, targets, batch.step)
     ids = sample.ids.to(device)
     optimizer.bring_up(ids, multiplier)
     inputs = batch.inputs.to(device)
-    loss, rows = sampled_backward(model, trunk, inputs, sample, batch.share, batch.z_loss, ahead, token_filter)
+    loss, rows = sampled_backward(model, trunk, inputs, sample, batch.share, batch.z_loss, ahead, token_filter, learned)
     if rows is not None:
         optimizer.row_gradient.add(ids, rows)
     return loss

@@ -29,7 +29,7 @@ from nanochat_tui.train.control import ControlFile
 from nanochat_tui.train.data import Dataset, open_dataset, open_sampler
 from nanochat_tui.train.divergence import DivergedError, Divergence
 from nanochat_tui.train.environment import resolve_environment
-from nanochat_tui.train.evaluation import Evaluation, evaluate
+from nanochat_tui.train.evaluation import Evaluation, evaluate_both
 from nanochat_tui.train.failures import Interrupted, OutOfMemoryError, is_memory, on_stop_signals, reason_of
 from nanochat_tui.train.loading import open_loader
 from nanochat_tui.train.making import load_shares, make_model, save
@@ -93,6 +93,9 @@ class Trainer:
         self.config = config = config.model_copy(update={"head_frequent": frequent, "processes": world.size})
         shape = config.model_shape()
         self.data: Dataset = open_dataset(config, shape.vocab_size)
+        if world.size > 1 and self.data.train_roles is not None:
+            # each process would average over the answers it has, and the sum weigh them differently
+            raise UserError("conversations are learned in one process; start the training without torchrun")
         shape = shape.with_(indentation=self.data.indentation)
         choice = chosen_tokenizer(config, tokenizer, self.report.log)
         self.identity: TokenizerIdentity = choice.identity
@@ -100,7 +103,8 @@ class Trainer:
         self.tokenizer_path = choice.path
         torch.manual_seed(config.seed)
         device = self.environment.device
-        self.model = make_model(shape, config, self.environment, world if self.sharded else None)
+        fresh = resume is None
+        self.model = make_model(shape, config, self.environment, world if self.sharded else None, fresh=fresh)
         self.optimizer = Optimizer(self.model, config, self.environment.dtype)
         self.methods = Methods(config, self.model, self.report.log, compiled=self.environment.compiled)
         self.loader = open_loader(self.data, config, self.tokenizer, cuda=device.type == "cuda", rank=world.rank)
@@ -256,14 +260,10 @@ class Trainer:
         """Move the end to where the time will be up."""
         config = self.config
         if config.minutes:
-            kept = self.budget.reserve(self._evaluation_tokens(), config.tokens_per_step)
+            kept = self.budget.reserve(self.data.evaluation_tokens(config), config.tokens_per_step)
             self.schedule.total = self.world.decide(
                 lambda: self.budget.total(config, self.schedule, self.data.train.size, self.step, self.tokens, kept)
             )
-
-    def _evaluation_tokens(self) -> int:
-        size = 0 if self.data.val is None else int(self.data.val.size)
-        return min(size, self.config.final_eval_tokens or size)
 
     def _watch_loss(self, loss: float, last: bool) -> bool:
         """Judge a step; returns False when the run went back to a checkpoint. Raises DivergedError when it cannot."""
@@ -365,6 +365,8 @@ class Trainer:
 
     def _catch_up(self) -> bool:
         """After a resume, do what the checkpoint's own step was due and a kill prevented; True: stopped again."""
+        if not self._resumed and self.data.held_out is not None:
+            return not self._tell()  # what a fine-tuning forgets, it forgets from here
         if not self._resumed or not self.window:
             return False
         rows = self.world.decide(self.run_directory.metrics)
@@ -409,7 +411,7 @@ class Trainer:
     def _evaluate(self, *, final: bool) -> Evaluation | None:
         self._status("evaluating")
         began = time.monotonic()
-        found = evaluate(
+        found = evaluate_both(
             self.model,
             self._hidden,
             self.data,
@@ -419,11 +421,12 @@ class Trainer:
             whitespace=self.whitespace,
             tick=self._tick,
             enough=(lambda: self.world.decide(lambda: self.budget.is_over)) if final and self.config.minutes else None,
+            held_out_tokens=self.config.eval_tokens,
             world=self.world,
         )
         if found is not None:
-            self.budget.evaluation_rate = found.tokens / max(1e-6, time.monotonic() - began)
-            if final and found.tokens < self._evaluation_tokens() - self.config.sequence_length:
+            self.budget.evaluation_rate = found.read / max(1e-6, time.monotonic() - began)
+            if final and found.read < self.data.evaluation_tokens(self.config) - self.config.sequence_length:
                 self.report.log(f"note: the last evaluation saw {found.tokens:,} tokens, for the time is up")
         return found
 

@@ -185,10 +185,10 @@ def test_practice_needs_a_chat_model_and_other_questions_to_measure(tmp_path: Pa
     path = tmp_path / "questions.jsonl"
     path.write_text('{"question": "2 + 2?", "answer": 4}\n')
     with pytest.raises(UserError, match="d20-rust has no chat template"):
-        dispatch(["grpo", "--questions", str(path), "--out", str(tmp_path / "out")])
+        dispatch(["grpo", str(shipped_model()), "--questions", str(path), "--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match="1 held-out questions are practised too"):
         dispatch(["grpo", "--questions", str(path), "--held-out", str(path)])
     (tmp_path / "rules.json").write_text('{"G0": "when asked, answer"}')
     with pytest.raises(UserError, match="--experience has no place here"):
-        dispatch(["chat", "-p", "fn", "--experience", str(tmp_path / "rules.json")])
+        dispatch(["chat", "--raw", "-p", "fn", "--experience", str(tmp_path / "rules.json")])
     assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ from support import TINY, write_model
 from nanochat_tui.cli.entry import run
 from nanochat_tui.cli.serve_entry import _dispatch
 from nanochat_tui.errors import UserError
-from nanochat_tui.model.shipped import shipped_model, shipped_tokenizer
+from nanochat_tui.model.shipped import CHAT, shipped_model, shipped_tokenizer
 from nanochat_tui.serve.settings import checked_origins
 
 COMMAND = [sys.executable, "-m", "nanochat_tui.cli.serve_entry"]
@@ -85,6 +85,20 @@ def test_the_seeds_command_serves_the_shipped_model() -> None:
     assert not any("Invalid HTTP" in line or "pip install" in line for line in lines)  # anybody could fill the log
     assert any("POST /v1/completions 200" in line for line in lines)
     assert not any("from-the-environment" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_without_a_model_the_shipped_one_answers_a_request_with_rust() -> None:
+    with _serving(NANOCHAT_API_KEY="k") as (process, url, _):
+        talk = [{"role": "user", "content": "Write a Rust function"}]
+        body = {"messages": talk, "max_tokens": 100, "temperature": 0.7, "seed": 1}
+        key = {"authorization": "Bearer k"}
+        answer = httpx.post(url + "/v1/chat/completions", json=body, headers=key, timeout=120).json()
+        assert answer["model"] == CHAT
+        text = answer["choices"][0]["message"]["content"]
+        assert "fn " in text and "{" in text and "###" not in text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
 
 
 def test_sigterm_under_load_ends_streams_in_order(tmp_path: Path) -> None:

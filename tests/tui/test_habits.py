@@ -171,7 +171,7 @@ async def test_without_a_model_there_is_a_welcome_and_the_picker_leads_on(
     preferences = Preferences()
     preferences.chat.model_folder = str(tmp_path / "models")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
-    monkeypatch.setattr("nanochat_tui.tui.chat.model_places.shipped_model", lambda: None)
+    monkeypatch.setattr("nanochat_tui.tui.chat.model_places.shipped_models", list)
     app = NanochatApp(MissingBackend("There is no model here."), preferences=preferences)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: state(app) == "failed")
@@ -187,7 +187,7 @@ async def test_without_a_model_there_is_a_welcome_and_the_picker_leads_on(
 
 
 def test_models_are_found_once_each_and_under_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanochat_tui.tui.chat.model_places.shipped_model", lambda: None)
+    monkeypatch.setattr("nanochat_tui.tui.chat.model_places.shipped_models", list)
     snapshot = tmp_path / "hub" / "models--some--repo" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     blob = tmp_path / "hub" / "blob"

@@ -44,6 +44,13 @@ ALPACA: Final = (
     "{% else %}{{ message.content }}\n\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
+INSTRUCT: Final = (
+    "{% for message in messages %}{% if message.role == 'user' %}### Instruction:\n{{ message.content }}\n\n"
+    "{% elif message.role == 'assistant' %}### Response:\n{{ message.content }}{{ eos_token }}"
+    "{% else %}{{ message.content }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}### Response:\n{% endif %}"
+)
+"""Alpaca's headings, with the end-of-text token after each answer: for vocabularies that have no other mark."""
 PLAIN: Final = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 """For models that only continue text: what was said, one message after the other, and no marks."""
 
@@ -53,6 +60,7 @@ NAMED: Final[dict[str, str]] = {
     "bitnet": BITNET,
     "falcon3": FALCON3,
     "alpaca": ALPACA,
+    "instruct": INSTRUCT,
     "plain": PLAIN,
 }
 """Templates that people may choose by name."""

@@ -25,8 +25,8 @@ DESCRIPTION = "dataset.json"
 SPLITS = ("train", "val")
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse a place that holds something else, before hours of work.
+def check_output(output: Path, overwrite: bool, description: str = DESCRIPTION) -> None:
+    """Refuse a place that holds something else, before hours of work; `description` is the file that a data set has.
 
     Raises:
         UserError: `output` is a file, a folder with other contents, or an earlier data set without `overwrite`.
@@ -38,7 +38,7 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise UserError(f"{name} is a file; name a folder for the data set")
     if not any(output.iterdir()):
         return
-    if not (output / DESCRIPTION).is_file():
+    if not (output / description).is_file():
         raise UserError(f"{name} is not empty and holds no data set; name a new folder")
     if not overwrite:
         raise UserError(f"{name} holds a data set already; name another folder or allow overwriting")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat_tui.model.shipped import shipped_model
+from nanochat_tui.model.shipped import shipped_models
 
 MOST = 400
 """Files looked for in one place; a folder may hold a whole disk."""
@@ -51,8 +51,7 @@ def find_models(recent: Iterable[str], folder: Path | None, cache: Path | None =
 
 
 def _candidates(recent: Iterable[str], folder: Path | None, cache: Path | None) -> Iterator[tuple[Path, str, str]]:
-    shipped = shipped_model()
-    if shipped is not None:
+    for shipped in shipped_models():
         yield shipped, "shipped", shipped.stem
     for text in recent:
         yield Path(text), "recent", Path(text).stem

@@ -17,7 +17,7 @@ from textual.suggester import Suggester
 from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
-from nanochat_tui.model.shipped import shipped_model
+from nanochat_tui.model.shipped import shipped_models
 from nanochat_tui.text import display_safe
 from nanochat_tui.tui import numbers
 
@@ -26,10 +26,9 @@ MOST = 200
 
 
 def nearby(places: Iterable[Path]) -> list[Path]:
-    """Return the GGUF files in folders (not below them) and the shipped model, each once, by name."""
+    """Return the GGUF files in folders (not below them) and the shipped models, each once, by name."""
     found: dict[Path, None] = {}
-    shipped = shipped_model()
-    if shipped is not None:
+    for shipped in shipped_models():
         found[shipped] = None
     for place in places:
         try:
