@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from nanochat_tui.errors import UserError
 from nanochat_tui.request import GenerationRequest, with_settings
 from nanochat_tui.serve.answering import Answer, Extras, fingerprint, respond
 from nanochat_tui.serve.bodies import SEEDS, ChatBody, CompletionBody, Sampled
@@ -40,7 +41,22 @@ def generation_request(body: Sampled, top_logprobs: int | None) -> GenerationReq
         ignore_eos=bool(body.ignore_eos),
         top_logprobs=top_logprobs or 0,
         logprobs=top_logprobs is not None,
+        grammar=body.constraint[1] if body.constraint else None,
+        logit_bias=tuple(body.biases().items()),
     )
+
+
+def prepare(model: Model, name: str, request: GenerationRequest) -> None:
+    """Make a request's grammar ready and look at its biases. Raises ApiError naming the field, `name` the grammar's."""
+    size = model.config.vocab_size
+    beyond = next((token for token, _ in request.logit_bias if token >= size), None)
+    if beyond is not None:
+        raise ApiError(400, f"logit_bias names token {beyond} and the vocabulary has {size}", param="logit_bias")
+    if request.grammar is not None:
+        try:
+            model.grammars.check(request.grammar)
+        except UserError as error:
+            raise ApiError(400, f"{name}: {error}", param=name) from error
 
 
 def salt_of(request: Request, body: Sampled) -> str | None:
@@ -122,6 +138,12 @@ def completion_router(service: Service) -> APIRouter:
         if body.limit == 0:
             raise ApiError(400, "max_tokens must be 1 or more", param="max_tokens")
         asked = generation_request(body, (body.top_logprobs or 0) if body.logprobs else None)
+        if asked.grammar is not None or body.budget is not None:
+            asked = with_settings(asked, grammar=model.prompts.constrained(asked.grammar, ids, body.budget))
+        if asked.grammar is not None or asked.logit_bias:
+            await asyncio.to_thread(
+                prepare, model, body.constraint[0] if body.constraint else "reasoning_budget", asked
+            )
         answer = Answer(
             "chat.completion",
             prompts=[ids] * n,
@@ -157,6 +179,8 @@ def completion_router(service: Service) -> APIRouter:
         for ids in prompts:
             check_length(ids, context, "prompt")
         asked = generation_request(body, body.logprobs)
+        if asked.grammar is not None or asked.logit_bias:
+            await asyncio.to_thread(prepare, model, body.constraint[0] if body.constraint else "", asked)
         writers = [
             TextWriter(
                 place * n + i,

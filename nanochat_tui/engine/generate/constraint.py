@@ -1,7 +1,7 @@
-"""Replies that follow a grammar: which tokens may come next is asked before every pass, and the sampler draws from them.
+"""Replies that follow a grammar: which tokens may come next is asked before every pass, and the sampler obeys.
 
-The grammars are llguidance's (https://github.com/guidance-ai/llguidance): it reads JSON schemas, regular expressions and
-grammars in Lark's form, and says in some microseconds which tokens of a vocabulary may follow. The mask of the next
+The grammars are llguidance's (https://github.com/guidance-ai/llguidance): it reads JSON schemas, regular expressions
+and grammars in Lark's form, and says in some microseconds which tokens of a vocabulary may follow. The mask of the next
 token is known before its pass, and so are those behind draft tokens; the compiled program is left once per pass.
 """
 
@@ -31,6 +31,8 @@ MOST_KEPT = 32
 """Grammars that are kept ready for the next request that has the same."""
 MAX_CHARACTERS = 1 << 18
 """Longest grammar: a hundred times what schemas have, and a fraction of a second to read."""
+MAX_RULES = 1 << 14
+"""The same for GBNF, whose rules are put in order by Python in quadratic time."""
 WHITESPACE = r"( |\n[ \t]{0,20})?"
 """Where JSON may have white space: a space, or a new line with indentation, as models write it, but no endless run."""
 ERROR_CHARACTERS = 300
@@ -86,7 +88,7 @@ def definition(grammar: Grammar) -> str:
         raise UserError(f"the grammar has {len(grammar.text):,} characters; {MAX_CHARACTERS:,} are the most")
     try:
         parts = [_part(grammar)]
-    except (ValueError, RecursionError, IndexError) as error:
+    except Exception as error:  # the converter of GBNF raises what Python raises
         raise UserError(_refusal(str(error) or "it is nested too deeply")) from error
     if grammar.thinking is not None:
         parts.insert(0, {"lark_grammar": _thought_first(grammar, grammar.thinking)})
@@ -94,7 +96,8 @@ def definition(grammar: Grammar) -> str:
 
 
 def _part(grammar: Grammar) -> dict[str, Any]:
-    from llguidance import LLMatcher, grammar_from
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 
     name, text = "answer", grammar.text
     match grammar.kind:
@@ -110,7 +113,11 @@ def _part(grammar: Grammar) -> dict[str, Any]:
             return {"name": name, "lark_grammar": "start: " + " | ".join(quoted(one) for one in json.loads(text))}
         case "text":
             return {"name": name, "lark_grammar": f"start: {ANY_TEXT}"}
-    return {"name": name, "lark_grammar": grammar_from("grammar", text)}
+    if not is_lark_syntax(text):
+        if len(text) > MAX_RULES:
+            raise ValueError(f"it has {len(text):,} characters and GBNF may have {MAX_RULES:,}")
+        text = gbnf_to_lark(text)
+    return {"name": name, "lark_grammar": text}
 
 
 def quoted(text: str) -> str:
