@@ -14,6 +14,7 @@ from nanochat_tui.request import SAMPLING, SamplingParams, Setting
 from nanochat_tui.serve.body_types import MAX_INT, Body, Whole, said_as
 from nanochat_tui.serve.constraints import Constrained
 from nanochat_tui.serve.fields import NO_VALUE, Route, refusals
+from nanochat_tui.serve.tools import MAX_CALLS, MadeCall, ToolChoice, ToolList
 
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 16
@@ -161,21 +162,25 @@ class TextPart(Body):
 class ChatMessage(Body):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None,
         said_as('give a text, or a list of parts like {"type": "text", "text": "…"}'),
     ] = None
     name: str | None = Field(None, max_length=1000, description="For templates that want it.")
     reasoning_content: str | None = Field(None, description="What the assistant thought; for templates that want it.")
+    tool_calls: Annotated[list[MadeCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
+    tool_call_id: str | None = Field(None, max_length=1000, description="Which call a message of a tool answers.")
 
     @model_validator(mode="before")
     @classmethod
     def _kinds(cls, raw: Any) -> Any:
         if isinstance(raw, dict):
-            if raw.get("role") in ("tool", "function") or raw.get("tool_calls") or raw.get("function_call"):
+            if raw.get("role") == "function" or raw.get("function_call"):
                 raise PydanticCustomError(
-                    "unsupported_parameter", "messages of tools are not supported by this server", {"name": "messages"}
+                    "unsupported_parameter",
+                    "messages of the older functions are not supported by this server; give tools",
+                    {"name": "messages"},
                 )
             parts = raw.get("content")
             for part in parts if isinstance(parts, list) else ():
@@ -243,6 +248,9 @@ class ChatBody(Sampled):
         None, description="Continue the last (assistant) message; left out, it is continued if it is the assistant's."
     )
     add_generation_prompt: bool | None = Field(None, description="Whether a turn of the assistant is opened.")
+    tools: ToolList | None = Field(None, description="What the model may ask to be called.")
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = Field(True, description="false: one call at most.")
 
     @model_validator(mode="before")
     @classmethod
@@ -280,7 +288,7 @@ class ChatBody(Sampled):
         """Whether the reply is the rest of the last message."""
         if self.continue_final_message is not None or self.add_generation_prompt:
             return bool(self.continue_final_message)
-        return self.messages[-1].role == "assistant"
+        return self.messages[-1].role == "assistant" and not self.messages[-1].tool_calls
 
     @property
     def budget(self) -> int | None:

@@ -33,8 +33,8 @@ def _or_empty(*values: Any) -> Unused:
     return lambda value, body: _empty(value, body) or any(_same(value, each) for each in values)
 
 
-def _without_tools(value: Any, body: Mapping[str, Any]) -> bool:
-    return value == "none" or not (body.get("tools") or body.get("functions"))
+def _without_functions(value: Any, body: Mapping[str, Any]) -> bool:
+    return value in ("none", "auto") or not body.get("functions")
 
 
 NO_VALUE = "no other value"
@@ -43,10 +43,6 @@ NO_VALUE = "no other value"
 
 def _never(value: Any, body: Mapping[str, Any]) -> bool:
     return False
-
-
-def _tools(value: Any, body: Mapping[str, Any]) -> bool:
-    return _empty(value, body) or body.get("tool_choice") == "none" or body.get("function_call") == "none"
 
 
 def _whole_context(value: Any, body: Mapping[str, Any]) -> bool:
@@ -165,6 +161,9 @@ _CHAT = [
         OPENAI,
         {
             "messages": "text only; see below",
+            "tools": "functions; of models whose chat template knows tools, others refuse",
+            "tool_choice": "`none`, `auto`, `required`, or a function by name",
+            "parallel_tool_calls": "false: one call at most",
             "max_completion_tokens": "the newer name of `max_tokens`",
             "logprobs": "of the tokens before temperature and cuts",
             "top_logprobs": "up to 20",
@@ -188,8 +187,8 @@ _CHAT = [
             "add_generation_prompt": "false: no turn of the assistant is opened; true: one is, whatever the last role",
         },
     ),
-    *_refused(OPENAI, '`tool_choice` "none"', _tools, "tools", "functions"),
-    *_refused(OPENAI, "any without `tools`", _without_tools, "tool_choice", "function_call"),
+    *_refused(OPENAI, "", _empty, "functions"),
+    *_refused(OPENAI, "any without `functions`", _without_functions, "function_call"),
     *_refused(OPENAI, '`["text"]`', _or_empty(["text"]), "modalities"),
     *_refused(OPENAI, "", _empty, "audio"),
     *_refused(OPENAI, NO_VALUE, _never, "web_search_options"),
@@ -197,7 +196,7 @@ _CHAT = [
     *_refused(LLAMA, '"auto" or "deepseek"', _only("auto", "deepseek", "deepseek-legacy"), "reasoning_format"),
     *_refused(VLLM, "", _empty, "chat_template", "documents", "echo", "add_special_tokens"),
     *_refused(VLLM, "true", _only(True), "include_reasoning"),
-    *_harmless(OPENAI, "parallel_tool_calls", "prediction"),
+    *_harmless(OPENAI, "prediction"),
     *_harmless(LLAMA, "parse_tool_calls", "grammar_lazy", "grammar_triggers", "preserved_tokens"),
     *_harmless(VLLM, "mm_processor_kwargs", "chat_template_content_format"),
 ]

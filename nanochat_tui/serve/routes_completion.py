@@ -20,6 +20,7 @@ from nanochat_tui.serve.prompts import chat_ids, check_length, infill_ids, promp
 from nanochat_tui.serve.replies import ChatCompletion, Completion
 from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.spelling import Spelling
+from nanochat_tui.serve.tools import tools_of
 from nanochat_tui.serve.writers import ChatWriter, TextWriter
 
 if TYPE_CHECKING:
@@ -133,11 +134,14 @@ def completion_router(service: Service) -> APIRouter:
         model, name, context = service.model, check_model(service, body.model), service.context
         n = body.n or 1
         _check_choices(service, n)
-        ids = await asyncio.to_thread(chat_ids, model, body, context)
+        tools = await asyncio.to_thread(tools_of, model, body)
+        ids = await asyncio.to_thread(chat_ids, model, body, context, tools)
         check_length(ids, context, "messages")
         if body.limit == 0:
             raise ApiError(400, "max_tokens must be 1 or more", param="max_tokens")
         asked = generation_request(body, (body.top_logprobs or 0) if body.logprobs else None)
+        if tools is not None:
+            asked = with_settings(asked, grammar=tools.grammar)
         if asked.grammar is not None or body.budget is not None:
             asked = with_settings(asked, grammar=model.prompts.constrained(asked.grammar, ids, body.budget))
         if asked.grammar is not None or asked.logit_bias:
@@ -150,7 +154,13 @@ def completion_router(service: Service) -> APIRouter:
             requests=_replicate(asked, n),
             salt=salt_of(request, body),
             writers=[
-                ChatWriter(i, model.prompts.splitter(ids), _spelling(model, bool(body.logprobs), ids)) for i in range(n)
+                ChatWriter(
+                    i,
+                    model.prompts.splitter(ids),
+                    _spelling(model, bool(body.logprobs), ids),
+                    None if tools is None else tools.splitter(),
+                )
+                for i in range(n)
             ],
             model=name,
             fingerprint=fingerprint(model.kernel),

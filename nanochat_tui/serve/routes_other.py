@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
+from nanochat_tui.request import SAMPLING
 from nanochat_tui.serve.bodies import DetokenizeBody, TokenizeBody
 from nanochat_tui.serve.errors import RETRY_SECONDS, ApiError
 from nanochat_tui.serve.page import Page
-from nanochat_tui.serve.replies import Health, ModelCard, ModelList, Text, Tokens
+from nanochat_tui.serve.replies import Health, ModelCard, ModelList, Props, Slot, Text, Tokens
 from nanochat_tui.serve.service import Service
 from nanochat_tui.version import __version__
 
@@ -40,6 +41,34 @@ def other_router(service: Service, page: Page) -> APIRouter:
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
         return Response(service.metrics.exposition(), media_type=service.metrics.content_type)
+
+    @router.get("/props", summary="What the server runs, in llama-server's words")
+    async def props() -> Props:
+        model, context = service.model, service.context
+        tokenizer = model.codec.tokenizer
+
+        def mark(token: int | None) -> str:
+            return "" if token is None else tokenizer.id_to_token(token) or ""
+
+        params = {name: one.default for name, one in SAMPLING.items()}
+        return Props(
+            default_generation_settings={"n_ctx": context, "params": params},
+            total_slots=service.settings.max_sequences,
+            model_alias=service.settings.name,
+            chat_template=model.chat_template or "",
+            bos_token=mark(model.codec.bos),
+            eos_token=mark(model.codec.eos),
+            build_info=f"nanochat-serve {__version__}",
+        )
+
+    @router.get("/slots", summary="Places in the batch, and how many are taken")
+    async def slots() -> list[Slot]:
+        context, now = service.context, service.snapshot()
+        running = 0 if now is None else now.running
+        return [
+            Slot(id=i, n_ctx=context, is_processing=i < running)
+            for i in range(max(running, service.settings.max_sequences))
+        ]
 
     def cards() -> list[ModelCard]:
         meta: dict[str, object] | None = None

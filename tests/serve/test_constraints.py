@@ -197,3 +197,13 @@ def test_openai_raises_for_a_schema_that_is_none(chat: Running) -> None:
             messages=ASK,
             response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "thing"}}},
         )
+
+
+def test_props_and_slots_say_what_runs(chat: Running) -> None:
+    with chat.client() as client:
+        props, slots = client.get("/props").json(), client.get("/slots").json()
+    assert props["chat_template"] == chat.service.model.chat_template != ""
+    assert props["default_generation_settings"]["params"]["temperature"] == 0.8
+    assert [slot["id"] for slot in slots] == list(range(props["total_slots"]))
+    assert {slot["n_ctx"] for slot in slots} == {chat.service.context}
+    assert str(chat.service.model.path.parent) not in json.dumps(props)
