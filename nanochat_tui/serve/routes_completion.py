@@ -145,9 +145,8 @@ def completion_router(service: Service) -> APIRouter:
         if asked.grammar is not None or body.budget is not None:
             asked = with_settings(asked, grammar=model.prompts.constrained(asked.grammar, ids, body.budget))
         if asked.grammar is not None or asked.logit_bias:
-            await asyncio.to_thread(
-                prepare, model, body.constraint[0] if body.constraint else "reasoning_budget", asked
-            )
+            field = "tools" if tools is not None else body.constraint[0] if body.constraint else "reasoning_budget"
+            await asyncio.to_thread(prepare, model, field, asked)
         answer = Answer(
             "chat.completion",
             prompts=[ids] * n,

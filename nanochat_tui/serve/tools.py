@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from nanochat_tui.errors import UserError
 from nanochat_tui.model.chat.tools.calls import CallSplitter
 from nanochat_tui.model.chat.tools.formats import NoToolsError, ToolFormat, tool_format
 from nanochat_tui.model.chat.tools.grammar import call_grammar
@@ -114,7 +115,14 @@ def tools_of(model: Model, body: ChatBody) -> Tools | None:
         raise ApiError(400, f"{name} and tools exclude each other here, unless tool_choice is none", param=name)
     given = [tool.model_dump(exclude_none=True) for tool in body.tools]
     schemas = {tool.function.name: tool.function.parameters or {"type": "object"} for tool in body.tools}
-    return Tools(given, form, schemas, _grammar(form, schemas, body))
+    grammar = _grammar(form, schemas, body)
+    if grammar is not None and form.style == "function":  # whose parts are looked at, but not the whole schema
+        for schema in schemas.values():
+            try:
+                model.grammars.check(Grammar.json_schema(schema))
+            except UserError as error:
+                raise ApiError(400, f"tools: {error}", param="tools") from error
+    return Tools(given, form, schemas, grammar)
 
 
 def _form(model: Model, param: str) -> ToolFormat:

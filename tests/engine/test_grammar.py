@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support import MERGES, TINY
+from support import MERGES, TINY, tiny_tokenizer
 from test_sampling import softmax
 from tokenizers import Tokenizer
 
@@ -27,6 +27,8 @@ from nanochat_tui.engine.run.drafter import MOST, Proposals
 from nanochat_tui.engine.run.draw import Draw
 from nanochat_tui.engine.run.kv_cache import KVCache
 from nanochat_tui.errors import UserError
+from nanochat_tui.model.chat.tools.formats import ToolFormat
+from nanochat_tui.model.chat.tools.grammar import call_grammar
 from nanochat_tui.model.tokenizer import END_OF_TEXT, byte_level_bpe
 from nanochat_tui.model.tokenizer.codec import TextCodec, byte_alphabet
 from nanochat_tui.model.tokenizer.sentencepiece import SPACE, spm_tokenizer
@@ -352,7 +354,7 @@ def test_thinking_comes_before_the_grammar(model: Model, inside: bool, budget: i
         reply = model.generate(PROMPT, grammar=grammar, temperature=1.0, seed=seed, top_k=0, top_p=1.0, max_tokens=400)
         text = reply.read()
         opening = "" if inside else r"(<think>"
-        thought = {None: r"(.|\n)*", 0: "", 5: r"(.|\n){0,40}"}[budget]
+        thought = {None: r"(.|\n)*", 0: "", 5: r"(.|\n){0,80}"}[budget]
         closing = "" if inside else ")?"
         if budget is not None or not (inside or text.startswith("<think>")):
             assert reply.finish_reason == "stop"
@@ -363,7 +365,62 @@ def test_only_the_thinking_has_a_budget(model: Model) -> None:
     grammar = replace(Grammar.free(), thinking=("<think>", "</think>"), inside=True, budget=3)
     text = model.generate(PROMPT, grammar=grammar, temperature=1.0, seed=1, ignore_eos=True, max_tokens=120).read()
     thought, closed, rest = text.partition("</think>")
-    assert closed and len(thought) <= 3 * len("unused199") and len(rest) > 20
+    assert closed and len(thought) <= 6 * len("unused199") and len(rest) > 20
+
+
+def accepts(grammar: Grammar, text: str) -> bool:
+    """Whether a reply may be this text, a token at a time."""
+    codec = TextCodec(tiny_tokenizer(), bos=299, eos=299, add_bos=True)
+    rules = Grammars(codec, 300).rules(grammar, [299], min_tokens=0, ignore_eos=False)
+    for token in codec.encode(text, bos=False, special=False):
+        if token not in rules.allowed():
+            return False
+        rules.take(token)
+    return rules.complete or 299 in rules.allowed()
+
+
+def test_a_thought_ends_where_the_model_closes_it() -> None:
+    for budget in (None, 100):
+        grammar = replace(Grammar.choices(["yes"]), thinking=("<think>", "</think>"), budget=budget)
+        assert accepts(grammar, "yes") and accepts(grammar, "<think>a </thin b\n</think>\n\nyes")
+        assert not accepts(grammar, "<think>a</think>no") and not accepts(grammar, "<think>yes")
+        assert accepts(replace(grammar, inside=True), "</think>yes")
+
+
+@pytest.mark.parametrize("style", ["json", "function", "bare"])
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_the_grammar_of_calls_takes_calls_and_what_may_stand_next_to_them(
+    style: str, choice: Any, parallel: bool
+) -> None:
+    tools: dict[str, Any] = {
+        "f": {
+            "type": "object",
+            "properties": {"a": {"type": "string"}, "n": {"anyOf": [{"type": "integer"}, {"$ref": "#/$defs/q"}]}},
+            "required": ["a"],
+            "additionalProperties": False,
+            "$defs": {"q": {"const": True}},
+        },
+        "g": {"type": "object"},
+    }
+    form = {
+        "json": ToolFormat("json", "<tool_call>\n", "\n</tool_call>"),
+        "function": ToolFormat("function", "<tool_call>\n", "\n</tool_call>"),
+        "bare": ToolFormat("json", "", "", "name", "parameters"),
+    }[style]
+    grammar = call_grammar(form, tools, choice=choice, parallel=parallel, strict={"f"})
+    good, bad = (
+        f"{form.opening}<function=f>\n<parameter=a>\nx\ny\n</parameter>\n<parameter=n>\n{n}\n</parameter>\n</function>"
+        f"{form.closing}"
+        if style == "function"
+        else f'{form.opening}{{"name": "f", "{form.arguments_key}": {{"a": "x\\ny", "n": {n}}}}}{form.closing}'
+        for n in ("true", "false")
+    )
+    assert accepts(grammar, good)
+    assert accepts(grammar, f"{good}\n{good}") == parallel
+    assert accepts(grammar, "hello") == (choice == "auto")
+    assert accepts(grammar, "hello\n" + good) == (choice == "auto")
+    assert not accepts(grammar, bad)
 
 
 # ---- parts

@@ -58,7 +58,8 @@ class Grammars:
         matcher, vocabulary = self._matcher(grammar)
         never = ignore_eos or not vocabulary.ends
         rules = GrammarRules(matcher, vocabulary, list(prompt), min_tokens=min_tokens, never_ends=never)
-        rules.goes_back = grammar.budget is None
+        if grammar.thinking is not None and grammar.budget is not None:
+            rules.thought = Thought(vocabulary, grammar)
         return rules
 
     def check(self, grammar: Grammar) -> None:
@@ -127,18 +128,37 @@ def quoted(text: str) -> str:
 
 def _thought_first(grammar: Grammar, marks: tuple[str, str]) -> str:
     opening, closing = marks
-    limit = "" if grammar.budget is None else f"[max_tokens={max(1, grammar.budget)}]"
-    escaped = "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in closing)
-    begin = "thought" if grammar.inside else f"({quoted(opening)} thought)?"
-    # the closing mark is no part of the text before it, so that the first one ends it
-    body = [
-        f"start: {begin} @answer",
-        f"thought: {'' if grammar.budget == 0 else 'inner '}{quoted(closing)} BLANK",
-        r"BLANK: /\n{0,2}/",
-    ]
-    if grammar.budget != 0:
-        body += [f"inner{limit}: INNER", rf"INNER: {ANY_TEXT} & ~/(.|\n)*{escaped}(.|\n)*/"]
+    begin = "thought BLANK" if grammar.inside else f"({quoted(opening)} thought BLANK)?"
+    # the first closing mark ends the thought; a lexeme without it would swallow its beginning
+    body = [f"start: {begin} @answer", f"thought[suffix={quoted(closing)}]: {ANY_TEXT}", r"BLANK: /\n{0,2}/"]
     return "\n".join(body) + "\n"
+
+
+class Thought:
+    """How far a reply is in the thinking before its answer, which may have `grammar.budget` tokens."""
+
+    def __init__(self, vocabulary: Vocabulary, grammar: Grammar) -> None:
+        opening, closing = grammar.thinking or ("", "")
+        self._vocabulary, self._budget = vocabulary, grammar.budget or 0
+        self._opening, self._closing = opening.encode(), closing.encode()
+        self._forced = vocabulary.ids_of(closing)
+        self._said = b"" if not grammar.inside else self._opening
+        self._spent = 0
+        self._closed = 0
+
+    def take(self, token: int) -> None:
+        """Go on behind a token."""
+        if self._closed < len(self._forced) and token == self.forced:
+            self._closed += 1
+        self._spent += self._said.startswith(self._opening)
+        self._said += self._vocabulary.bytes_of(token)
+
+    @property
+    def forced(self) -> int | None:
+        """The token that has to come because the budget is spent, None if there is none."""
+        if self._closing in self._said or not self._said.startswith(self._opening) or self._spent < self._budget:
+            return None
+        return self._forced[self._closed] if self._closed < len(self._forced) else None
 
 
 def _refusal(reason: str) -> str:
@@ -158,8 +178,8 @@ class GrammarRules:
         self._taken = 0
         self._found = np.zeros(-(-vocabulary.tokenizer.vocab_size // 32), np.uint32)
         self._ends = np.array(vocabulary.ends, np.int64)
-        self.goes_back = True
-        """Whether the matcher can forget tokens; the library's limits of lengths cannot."""
+        self.thought: Thought | None = None
+        """What is thought before the answer, if that has a budget."""
         self.failure: str | None = None
         """Why no token may come any more although the grammar is not complete."""
 
@@ -171,6 +191,8 @@ class GrammarRules:
     def take(self, token: int) -> None:
         """Go on behind a token that was sampled. Raises UserError if it leads nowhere."""
         self._taken += 1
+        if self.thought is not None:
+            self.thought.take(token)
         if not self._matcher.consume_token(self._state.take(token)):
             raise UserError(_refusal(self._matcher.get_error()))
 
@@ -178,16 +200,19 @@ class GrammarRules:
         """See `run.draw.Rules`."""
         state, kept, matcher = self._state.copy(), 0, self._matcher
         self._mask(matcher, out[0], state.beginning, 0)
-        if len(drafts) and not self.goes_back:
-            matcher = matcher.deep_copy()
-        for draft in drafts.tolist():
+        forced = None if self.thought is None else self.thought.forced
+        if forced is not None and out[0, forced // 32] >> np.uint32(forced % 32) & 1:  # not within a character
+            out[0] = 0
+            out[0, forced // 32] = np.uint32(1 << forced % 32)
+        # how much of a budget is left behind draft tokens is not followed
+        for draft in drafts.tolist() if self.thought is None else ():
             if not out[kept, draft // 32] >> np.uint32(draft % 32) & 1 or draft in self._vocabulary.ends:
                 break
             if matcher.is_stopped() or not matcher.try_consume_tokens([state.take(draft)]):
                 break
             kept += 1
             self._mask(matcher, out[kept], state.beginning, kept)
-        if kept and self.goes_back:
+        if kept:
             matcher.rollback(kept)
         return kept
 

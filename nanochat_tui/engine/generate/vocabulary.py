@@ -84,6 +84,10 @@ class Vocabulary:
         state = State(self, False)
         return [state.take(token) for token in ids]
 
+    def bytes_of(self, token: int) -> bytes:
+        """Return the bytes of a token that is text, none of others."""
+        return b"" if self.codec.is_special(token) else self._plain[token]
+
     def after(self, token: int, beginning: bool) -> bool:
         """Return whether a beginning follows a token."""
         raw = self._plain[token]

@@ -11,6 +11,8 @@ from nanochat_tui.request import Grammar
 
 ANYTHING: dict[str, Any] = {"type": "object"}
 WHITESPACE = r"( |\n[ \t]{0,20})?"
+FREE = r"/(.|\n)*/"
+_END = "\n</parameter>\n"
 _KEPT = ("$defs", "definitions")
 
 
@@ -37,8 +39,10 @@ def call_grammar(
     if choice == "required":
         lines.insert(0, "start: call (GAP call)*" if parallel else "start: call")
     elif form.begin:
-        lines.insert(0, "start: SAID? (call SAID?)*" if parallel else "start: SAID? call? ")
-        lines.append(f"SAID: {_without(form.begin)}")
+        # text up to the mark that begins a call is one lexeme with it
+        lines[0] = lines[0].replace(_literal(form.opening), f"head {_literal(_behind(form))}", 1)
+        lines.insert(0, "start: call* SAID" if parallel else "start: call | SAID")
+        lines += [r"SAID: /(.|\n)*/", f"head[lazy]: SAID {_literal(form.begin)}"]
     else:
         lines.insert(0, "start: SAID | call (GAP call)*" if parallel else "start: SAID | call")
         lines.append(r"SAID: /[^{](.|\n)*/")
@@ -49,9 +53,8 @@ def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
-def _without(mark: str) -> str:
-    escaped = "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in mark)
-    return rf"/(.|\n)*/ & ~/(.|\n)*{escaped}(.|\n)*/"
+def _behind(form: ToolFormat) -> str:
+    return form.opening[form.opening.find(form.begin) + len(form.begin) :]
 
 
 def _json(schema: Mapping[str, Any] | bool) -> str:
@@ -70,16 +73,14 @@ def _tool(form: ToolFormat, index: int, name: str, schema: Mapping[str, Any]) ->
     lines, parts = [], []
     for place, (key, kind) in enumerate(properties.items() if isinstance(properties, Mapping) else ()):
         value = f"{rule}_value_{place}"
-        head, tail = f"<parameter={key}>\n", "\n</parameter>\n"
+        free = _is_free_text(kind)
+        head, tail = f"<parameter={key}>\n", "" if free else _END
         optional = "" if key in schema.get("required", ()) else "?"
         parts.append(f"({_literal(head)} {value} {_literal(tail)}){optional}")
-        lines.append(f"{value}: {_value(value, kind, shared)}")
-        if _is_free_text(kind):
-            lines.append(f"{value.upper()}: {_without('</parameter>')}")
+        lines.append(f"{value}[suffix={_literal(_END)}]: {FREE}" if free else f"{value}: {_value(kind, shared)}")
     if not isinstance(properties, Mapping):
-        parts.append(r"(/<parameter=[a-zA-Z0-9_]{1,64}>\n/ FREE " + _literal("\n</parameter>\n") + ")*")
-        lines.append(f"FREE_{index}: {_without('</parameter>')}")
-        parts[-1] = parts[-1].replace("FREE", f"FREE_{index}")
+        parts.append(rf"(/<parameter=[a-zA-Z0-9_]{{1,64}}>\n/ {rule}_any)*")
+        lines.append(f"{rule}_any[suffix={_literal(_END)}]: {FREE}")
     begin = _literal(f"<function={name}>\n")
     return [f"{rule}: {begin} {' '.join(parts)} {_literal('</function>')}", *lines]
 
@@ -88,9 +89,7 @@ def _is_free_text(kind: Any) -> bool:
     return isinstance(kind, Mapping) and kind.get("type") == "string" and not {"enum", "const", "pattern"} & set(kind)
 
 
-def _value(rule: str, kind: Any, shared: Mapping[str, Any]) -> str:
-    if _is_free_text(kind):
-        return rule.upper()
+def _value(kind: Any, shared: Mapping[str, Any]) -> str:
     if isinstance(kind, Mapping):
         texts = [kind["const"]] if "const" in kind else kind.get("enum")
         if isinstance(texts, list) and texts and all(isinstance(text, str) and text for text in texts):
