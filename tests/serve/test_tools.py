@@ -186,6 +186,6 @@ def test_litellm_passes_tools_and_calls_through(agent: Running, monkeypatch: pyt
         check(choice.message.tool_calls, set(PARAMETERS))
     chunks = list(litellm.completion(**common, stream=True))
     (built,) = litellm.stream_chunk_builder(chunks, messages=ASK).choices
-    assert [(call.function.name, call.function.arguments) for call in built.message.tool_calls] == [
-        (call.function.name, call.function.arguments) for call in choice.message.tool_calls
+    assert [(call.function.name, call.function.arguments) for call in built.message.tool_calls or []] == [
+        (call.function.name, call.function.arguments) for call in choice.message.tool_calls or []
     ]
