@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nanochat_tui.errors import UserError
     from nanochat_tui.formats.errors import FormatError
     from nanochat_tui.model.support import UnsupportedModelError
-    from nanochat_tui.request import GenerationRequest, SamplingParams, Stats, Token
+    from nanochat_tui.request import GenerationRequest, Grammar, SamplingParams, Stats, Token
 
 _HOMES = {
     "ArgumentError": "arguments",
@@ -30,6 +30,7 @@ _HOMES = {
     "FormatError": "formats.errors",
     "Generation": "engine.generate.conversation",
     "GenerationRequest": "request",
+    "Grammar": "request",
     "Model": "engine.generate.model",
     "SamplingParams": "request",
     "Stats": "request",
@@ -46,6 +47,7 @@ __all__ = [
     "FormatError",
     "Generation",
     "GenerationRequest",
+    "Grammar",
     "Model",
     "SamplingParams",
     "Stats",

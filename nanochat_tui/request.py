@@ -7,6 +7,7 @@ the command line, the preferences, the forms and the server's request bodies are
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -22,6 +23,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 MAX_ALTERNATIVES = 1000
 MAX_PENALTY = 1e6
 """Largest repeat penalty, and the inverse of the smallest: products with logits stay finite in float32."""
+MAX_BIAS = 1e9
+"""Largest bias of a logit, up or down: beyond every logit, and sums stay finite in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,65 @@ class SamplingParams:
         return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a reply must look like, of the text that people see: made by one of the class methods.
+
+    kind: what `text` is: a JSON schema, a regular expression (Rust's syntax, of the whole reply), a grammar in GBNF
+    (llama.cpp's) or Lark's form, or a JSON list of texts. thinking: the marks around what the model may write before
+    that, freely; inside: the prompt ends within it. budget: tokens that this may have at most.
+    """
+
+    kind: Literal["json_schema", "regex", "grammar", "choices", "text"]
+    text: str
+    thinking: tuple[str, str] | None = None
+    inside: bool = False
+    budget: int | None = None
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Grammar:
+        """Return the grammar of a JSON schema, given as Python values or as JSON. Raises UserError if it is no JSON."""
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(schema)
+            except ValueError as error:
+                raise UserError(f"the JSON schema is not valid JSON ({error}); correct it") from error
+        if not isinstance(schema, Mapping | bool):
+            raise UserError('a JSON schema is an object such as {"type": "object"}')
+        try:
+            return cls("json_schema", json.dumps(schema, ensure_ascii=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"the JSON schema cannot be written as JSON ({error}); correct it") from error
+
+    @classmethod
+    def json_object(cls) -> Grammar:
+        """Return the grammar of any JSON object."""
+        return cls.json_schema({"type": "object"})
+
+    @classmethod
+    def regex(cls, pattern: str) -> Grammar:
+        """Return the grammar of a regular expression that the whole reply matches."""
+        return cls("regex", pattern)
+
+    @classmethod
+    def grammar(cls, text: str) -> Grammar:
+        """Return a grammar that is written out, in GBNF or in Lark's form."""
+        return cls("grammar", text)
+
+    @classmethod
+    def choices(cls, texts: Iterable[str]) -> Grammar:
+        """Return the grammar of a reply that is one of some texts. Raises UserError if there is none."""
+        found = list(texts)
+        if not found or not all(isinstance(text, str) and text for text in found):
+            raise UserError("the choices for a reply are one or more texts, none of them empty")
+        return cls("choices", json.dumps(found, ensure_ascii=False))
+
+    @classmethod
+    def free(cls) -> Grammar:
+        """Return the grammar of any text: what follows thinking that has a budget."""
+        return cls("text", "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """What a reply shall be, whatever its prompt is.
@@ -167,7 +229,8 @@ class GenerationRequest:
     stop: texts that end the reply and are not part of it; stop_token_ids: tokens that do the same. min_tokens: so many
     tokens come before anything ends the reply. ignore_eos: the model's own end tokens end nothing. top_logprobs: how
     many of the likeliest tokens come with each token. logprobs: False leaves out the log-probability of each token,
-    which is faster with large vocabularies.
+    which is faster with large vocabularies. grammar: what the reply must look like. logit_bias: what is added to the
+    logits of some tokens, by id, after the penalties.
     Raises UserError or ArgumentError, naming what is wrong.
     """
 
@@ -181,10 +244,15 @@ class GenerationRequest:
         0, "Alternatives", "likeliest tokens listed with each token", low=0, high=MAX_ALTERNATIVES, everyday=False
     )
     logprobs: bool = True
+    grammar: Grammar | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         for name, setting in REQUEST.items():
             setting.check(getattr(self, name))
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise ArgumentError(f"grammar is {described(self.grammar)} and must be a Grammar")
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         object.__setattr__(self, "stop", _texts(self.stop))
         object.__setattr__(self, "stop_token_ids", frozenset(token_ids("stop_token_ids", self.stop_token_ids)))
 
@@ -204,6 +272,19 @@ class GenerationRequest:
     def wants_logprobs(self) -> bool:
         """Whether the log-probability of each token is computed."""
         return self.logprobs or self.top_logprobs > 0
+
+
+def _biases(given: object) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = dict(given)  # type: ignore[call-overload]
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"logit_bias is {described(given)} and must be a dictionary of ids and numbers") from error
+    ids = token_ids("logit_bias", pairs)
+    for token, bias in zip(ids, pairs.values(), strict=True):
+        number("logit_bias", bias)
+        if token < 0 or not abs(bias) <= MAX_BIAS:
+            raise UserError(f"logit_bias holds ids of 0 or more and numbers from -{MAX_BIAS:g} to {MAX_BIAS:g}")
+    return tuple(sorted(zip(ids, map(float, pairs.values()), strict=True)))
 
 
 def _texts(stop: object) -> tuple[str, ...]:

@@ -251,7 +251,10 @@ class LocalBackend:
             )
 
         most = max(1, min(self.context_size - len(ids), request.max_tokens or self.context_size))
-        stream = session.generate(ids, replace(request, max_tokens=most), cancel=cancel)
+        grammar = request.grammar
+        if request.messages and not request.prefix:
+            grammar = self.model.prompts.constrained(grammar, ids)
+        stream = session.generate(ids, replace(request, max_tokens=most, grammar=grammar), cancel=cancel)
         split = self._splitter(request, ids)
         self.trail = trail = list(ids)
         for token in stream:

@@ -27,7 +27,8 @@ from nanochat_tui.cli.options import (
     with_setting_options,
 )
 from nanochat_tui.errors import UserError
-from nanochat_tui.request import with_settings
+from nanochat_tui.request import Grammar, with_settings
+from nanochat_tui.text import display_safe
 
 
 @with_setting_options(before="stop")
@@ -48,6 +49,17 @@ def chat(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     stop: Annotated[list[str] | None, typer.Option(help="End the reply before this text; may be repeated.")] = None,
     top_logprobs: Annotated[int, typer.Option(help="With --json: this many alternatives for every token.")] = 0,
+    json_schema: Annotated[
+        str | None,
+        typer.Option("--json-schema", metavar="SCHEMA", help="Reply in JSON after this schema; @FILE reads it there."),
+    ] = None,
+    grammar: Annotated[
+        str | None,
+        typer.Option("--grammar", metavar="TEXT", help="Reply after a grammar in GBNF or Lark's form; or @FILE."),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option("--regex", metavar="PATTERN", help="Reply with what matches this pattern, or @FILE.")
+    ] = None,
     thinking: Annotated[
         Literal["stderr", "stdout", "hide"],
         typer.Option(help="Where the thinking of a model goes that thinks before it answers; stdout gets the answer."),
@@ -71,7 +83,9 @@ def chat(
     from nanochat_tui.cli.reply import JsonWriter, TextWriter, play
 
     # Settings are checked before anything is loaded: a typo should not cost a minute.
-    request = with_settings(Request(prompt="", stop=tuple(stop or ()), top_logprobs=top_logprobs), **settings)
+    shape = _shape(json_schema, grammar, regex)
+    request = Request(prompt="", stop=tuple(stop or ()), top_logprobs=top_logprobs, grammar=shape)
+    request = with_settings(request, **settings)
     rules = read_experiences(experience) if experience is not None else {}
     files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations)
     backend: Backend
@@ -112,3 +126,29 @@ def _read_stdin() -> str:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as exc:
         raise UserError("The text on stdin is not valid UTF-8; convert it first.") from exc
+
+
+def _shape(schema: str | None, grammar: str | None, regex: str | None) -> Grammar | None:
+    """Return what the reply must look like. Raises UserError if two options say so, or a file cannot be read."""
+    given = [
+        (make, _given_text(text, option))
+        for make, text, option in (
+            (Grammar.json_schema, schema, "--json-schema"),
+            (Grammar.grammar, grammar, "--grammar"),
+            (Grammar.regex, regex, "--regex"),
+        )
+        if text is not None
+    ]
+    if len(given) > 1:
+        raise UserError("--json-schema, --grammar and --regex exclude each other; give one of them.")
+    return given[0][0](given[0][1]) if given else None
+
+
+def _given_text(value: str, option: str) -> str:
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"{option}: cannot read {display_safe(value[1:])} ({reason}); check the path.") from exc

@@ -7,24 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    create_model,
-    model_validator,
-)
+from pydantic import AliasChoices, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from nanochat_tui.request import SAMPLING, SamplingParams, Setting
+from nanochat_tui.serve.body_types import MAX_INT, Body, Whole, said_as
+from nanochat_tui.serve.constraints import Constrained
 from nanochat_tui.serve.fields import NO_VALUE, Route, refusals
+from nanochat_tui.serve.tools import MAX_CALLS, MadeCall, ToolChoice, ToolList
 
-MAX_INT = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 16
 """Stop strings, and stop tokens."""
@@ -39,35 +30,6 @@ MAX_IDS = 1 << 20
 megabytes has room for a million of them, and describing each takes kilobytes."""
 
 
-def said_as(text: str) -> WrapValidator:
-    """Give a field that may be of several kinds one sentence for all that it may not be.
-
-    Pydantic tries every kind and says of each why it is not that one, under names of its own.
-    """
-
-    def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return inner(value)
-        except ValidationError as error:
-            found = {each["type"]: each for each in error.errors(include_url=False, include_input=False)}
-        if "string_unicode" in found and isinstance(value, str):
-            raise PydanticCustomError("not_unicode", "this text is not valid Unicode")
-        if "too_long" in found and isinstance(value, list):
-            most = found["too_long"]["ctx"]["max_length"]
-            raise PydanticCustomError("too_long", "too long", {"max_length": most})
-        raise PydanticCustomError("kind", text)
-
-    return WrapValidator(check)
-
-
-def _whole(value: Any) -> Any:
-    """Take 1.0 for 1: some clients have one kind of number only."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-
-
 def refuse(route: Route, raw: Any) -> None:
     """Raise for the first field of a body that would change the reply and is not done; see `fields`."""
     for field in refusals(route, raw) if isinstance(raw, dict) else ():
@@ -77,12 +39,6 @@ def refuse(route: Route, raw: Any) -> None:
             "{name} is not supported by this server; leave it out{unused}",
             {"name": field.name, "unused": unused.replace("`", "")},
         )
-
-
-class Body(BaseModel):
-    """Base of all requests: JSON types are taken strictly, NaN and half surrogate pairs are no values."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class StreamOptions(Body):
@@ -118,10 +74,10 @@ def _sampling_field(setting: Setting) -> tuple[Any, Any]:
 
 
 if TYPE_CHECKING:
-    _SamplingBody = Body
+    _SamplingBody = Constrained
 else:
     _SamplingBody = create_model(
-        "_SamplingBody", __base__=Body, **{name: _sampling_field(one) for name, one in SAMPLING.items()}
+        "_SamplingBody", __base__=Constrained, **{name: _sampling_field(one) for name, one in SAMPLING.items()}
     )
 
 
@@ -206,21 +162,25 @@ class TextPart(Body):
 class ChatMessage(Body):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None,
         said_as('give a text, or a list of parts like {"type": "text", "text": "…"}'),
     ] = None
     name: str | None = Field(None, max_length=1000, description="For templates that want it.")
     reasoning_content: str | None = Field(None, description="What the assistant thought; for templates that want it.")
+    tool_calls: Annotated[list[MadeCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
+    tool_call_id: str | None = Field(None, max_length=1000, description="Which call a message of a tool answers.")
 
     @model_validator(mode="before")
     @classmethod
     def _kinds(cls, raw: Any) -> Any:
         if isinstance(raw, dict):
-            if raw.get("role") in ("tool", "function") or raw.get("tool_calls") or raw.get("function_call"):
+            if raw.get("role") == "function" or raw.get("function_call"):
                 raise PydanticCustomError(
-                    "unsupported_parameter", "messages of tools are not supported by this server", {"name": "messages"}
+                    "unsupported_parameter",
+                    "messages of the older functions are not supported by this server; give tools",
+                    {"name": "messages"},
                 )
             parts = raw.get("content")
             for part in parts if isinstance(parts, list) else ():
@@ -259,6 +219,10 @@ class TemplateOptions(Body):
         return raw
 
 
+BUDGETS = {"minimal": 256, "low": 1024}
+"""Tokens of thinking that are meant by `reasoning_effort`."""
+
+
 class ChatBody(Sampled):
     """`POST /v1/chat/completions`."""
 
@@ -268,13 +232,25 @@ class ChatBody(Sampled):
     top_logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     chat_template_kwargs: TemplateOptions | None = None
     reasoning_effort: Annotated[
-        Literal["none", "medium"] | None,
-        said_as("none (no thinking) and medium (the model's own) are done; leave it out otherwise"),
-    ] = None
+        Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None,
+        said_as("it is none, minimal, low, medium or high"),
+    ] = Field(None, description="none: no thinking; minimal and low: a budget; the others: the model's own.")
+    reasoning_budget: Whole | None = Field(
+        None,
+        ge=-1,
+        le=MAX_INT,
+        validation_alias=AliasChoices(
+            "reasoning_budget", "thinking_budget_tokens", "reasoning_budget_tokens", "thinking_token_budget"
+        ),
+        description="Tokens of thinking at most; -1: no limit.",
+    )
     continue_final_message: bool | None = Field(
         None, description="Continue the last (assistant) message; left out, it is continued if it is the assistant's."
     )
     add_generation_prompt: bool | None = Field(None, description="Whether a turn of the assistant is opened.")
+    tools: ToolList | None = Field(None, description="What the model may ask to be called.")
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = Field(True, description="false: one call at most.")
 
     @model_validator(mode="before")
     @classmethod
@@ -312,7 +288,14 @@ class ChatBody(Sampled):
         """Whether the reply is the rest of the last message."""
         if self.continue_final_message is not None or self.add_generation_prompt:
             return bool(self.continue_final_message)
-        return self.messages[-1].role == "assistant"
+        return self.messages[-1].role == "assistant" and not self.messages[-1].tool_calls
+
+    @property
+    def budget(self) -> int | None:
+        """Most tokens of thinking, None without a limit."""
+        if self.reasoning_budget is not None:
+            return None if self.reasoning_budget < 0 else self.reasoning_budget
+        return BUDGETS.get(self.reasoning_effort or "")
 
     @property
     def thinking(self) -> bool | None:

@@ -7,18 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from nanochat_tui.serve.bodies import (
-    MAX_INT,
-    MAX_MESSAGES,
-    MAX_PARTS,
-    MAX_STOPS,
-    Body,
-    ChatBody,
-    StopString,
-    Whole,
-    refuse,
-    said_as,
-)
+from nanochat_tui.serve.bodies import MAX_MESSAGES, MAX_PARTS, MAX_STOPS, ChatBody, StopString, refuse
+from nanochat_tui.serve.body_types import MAX_INT, Body, Whole, said_as
 from nanochat_tui.serve.errors import from_validation
 
 SYSTEM_AS = 'give a text, or a list of parts like {"type": "text", "text": "…"}'

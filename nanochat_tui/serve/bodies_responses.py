@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from nanochat_tui.serve.bodies import MAX_INT, MAX_MESSAGES, MAX_PARTS, Body, ChatBody, Whole, refuse, said_as
+from nanochat_tui.serve.bodies import MAX_MESSAGES, MAX_PARTS, ChatBody, refuse
 from nanochat_tui.serve.bodies_messages import chat_body
+from nanochat_tui.serve.body_types import MAX_INT, Body, Whole, said_as
 
 MAX_ID = 200
 """Characters of the id of a response."""
@@ -86,7 +87,7 @@ def _unsupported(what: str, kind: str) -> PydanticCustomError:
 class ReasoningOption(Body):
     """How much the model is to think; summaries are not written."""
 
-    effort: str | None = Field(None, max_length=50, description="none, or medium: the model's own.")
+    effort: str | None = Field(None, max_length=50, description="As `reasoning_effort` of chat completions.")
     summary: Literal["auto", "concise", "detailed"] | None = Field(None, description="Never written; ignored.")
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 

@@ -57,8 +57,8 @@ def _no_choice(value: Any, body: Mapping[str, Any]) -> bool:
     return not body.get("tools") or value == "none" or (isinstance(value, dict) and value.get("type") == "none")
 
 
-def _without_tools(value: Any, body: Mapping[str, Any]) -> bool:
-    return value == "none" or not (body.get("tools") or body.get("functions"))
+def _without_functions(value: Any, body: Mapping[str, Any]) -> bool:
+    return value in ("none", "auto") or not body.get("functions")
 
 
 NO_VALUE = "no other value"
@@ -67,10 +67,6 @@ NO_VALUE = "no other value"
 
 def _never(value: Any, body: Mapping[str, Any]) -> bool:
     return False
-
-
-def _tools(value: Any, body: Mapping[str, Any]) -> bool:
-    return _empty(value, body) or body.get("tool_choice") == "none" or body.get("function_call") == "none"
 
 
 def _whole_context(value: Any, body: Mapping[str, Any]) -> bool:
@@ -124,6 +120,8 @@ _COMMON = [
             "seed": "-1: drawn; the i-th of `n` replies has the seed `seed` + i",
             "stop": "up to 16 texts; empty ones are left out",
             "n": "",
+            "logit_bias": "ids with -100 to 100; llama-server's list of pairs, with `false` for never, too",
+            "response_format": "`text`, `json_object`, `json_schema` (always as if `strict`); of llama-server `schema`",
         },
     ),
     *_done(
@@ -134,6 +132,8 @@ _COMMON = [
             "typical_p": "after top-k, before top-p; left out, 1: all",
             "typ_p": "see `typical_p`",
             "repeat_penalty": "over prompt and reply; vLLM's name is `repetition_penalty`",
+            "grammar": "GBNF, or Lark's form as llguidance has it",
+            "json_schema": "as `response_format` with that schema",
             "n_predict": "another name of `max_tokens`",
             "ignore_eos": "end tokens end nothing, the reply continues behind them (as vLLM)",
             "cache_prompt": "false: nothing of the prompt is taken from the cache, or left in it",
@@ -145,14 +145,17 @@ _COMMON = [
         VLLM,
         {
             "repetition_penalty": "see `repeat_penalty`",
+            "structured_outputs": "one of `json`, `regex`, `choice`, `grammar`, `json_object`",
+            "guided_json": "vLLM's older name of `json_schema`",
+            "guided_regex": "a regular expression (Rust's syntax) that the whole reply matches",
+            "guided_choice": "the reply is one of these texts",
+            "guided_grammar": "see `grammar`",
             "min_tokens": "so many tokens come before an end token, a stop token or a stop string counts",
             "stop_token_ids": "up to 16; such a token ends the reply and is no part of it",
             "cache_salt": "prompts share the cache with those of the same salt and API key only",
         },
     ),
-    *_refused(OPENAI, "`{}`", _empty, "logit_bias"),
-    *_refused(OPENAI, '`{"type": "text"}`', _text_format, "response_format"),
-    *_refused(LLAMA, "", _empty, "grammar", "json_schema", "logit_bias_exp", "lora", "image_data", "response_fields"),
+    *_refused(LLAMA, "", _empty, "logit_bias_exp", "lora", "image_data", "response_fields"),
     *_refused(LLAMA, "", _empty, "return_tokens", "post_sampling_probs", "thinking_forced_open", "input_extra"),
     *_refused(LLAMA, "0", _or_empty(0), "n_probs", "min_keep", "n_indent", "mirostat", "dynatemp_range"),
     *_refused(LLAMA, "0", _or_empty(0), "dry_multiplier", "xtc_probability"),
@@ -163,7 +166,6 @@ _COMMON = [
     *_refused(
         LLAMA, f"`{OUR_ORDER}`, which is the order".replace("'", '"'), _or_empty(OUR_ORDER, SHORT_ORDER), "samplers"
     ),
-    *_refused(VLLM, "", _empty, "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
     *_refused(VLLM, "", _empty, "include_stop_str_in_output", "allowed_token_ids", "bad_words", "use_beam_search"),
     *_refused(VLLM, "", _empty, "logits_processors", "return_tokens_as_token_ids", "return_token_ids", "vllm_xargs"),
     *_refused(VLLM, "", _empty, "kv_transfer_params", "repetition_detection"),
@@ -183,32 +185,42 @@ _CHAT = [
         OPENAI,
         {
             "messages": "text only; see below",
+            "tools": "functions; of models whose chat template knows tools, others refuse",
+            "tool_choice": "`none`, `auto`, `required`, or a function by name",
+            "parallel_tool_calls": "false: one call at most",
             "max_completion_tokens": "the newer name of `max_tokens`",
             "logprobs": "of the tokens before temperature and cuts",
             "top_logprobs": "up to 20",
-            "reasoning_effort": "`none` is `enable_thinking` false, `medium` the model's own; others are refused",
+            "reasoning_effort": "`none`: no thinking; `minimal`: 256 tokens of it; `low`: 1,024; others: no limit",
+        },
+    ),
+    *_done(
+        LLAMA,
+        {
+            "reasoning_budget": "tokens of thinking at most, then its closing mark is written; -1: no limit",
+            "reasoning_budget_tokens": "see `reasoning_budget`",
+            "thinking_budget_tokens": "see `reasoning_budget`",
         },
     ),
     *_done(
         VLLM,
         {
+            "thinking_token_budget": "see `reasoning_budget`",
             "chat_template_kwargs": "`enable_thinking`; other names are refused",
             "continue_final_message": "left out, true when the last message is the assistant's (as llama-server)",
             "add_generation_prompt": "false: no turn of the assistant is opened; true: one is, whatever the last role",
         },
     ),
-    *_refused(OPENAI, '`tool_choice` "none"', _tools, "tools", "functions"),
-    *_refused(OPENAI, "any without `tools`", _without_tools, "tool_choice", "function_call"),
+    *_refused(OPENAI, "", _empty, "functions"),
+    *_refused(OPENAI, "any without `functions`", _without_functions, "function_call"),
     *_refused(OPENAI, '`["text"]`', _or_empty(["text"]), "modalities"),
     *_refused(OPENAI, "", _empty, "audio"),
     *_refused(OPENAI, NO_VALUE, _never, "web_search_options"),
     *_refused(OPENAI, '"medium"', _only("medium"), "verbosity"),
     *_refused(LLAMA, '"auto" or "deepseek"', _only("auto", "deepseek", "deepseek-legacy"), "reasoning_format"),
-    *_refused(LLAMA, "-1", _only(-1), "reasoning_budget", "thinking_budget_tokens", "reasoning_budget_tokens"),
     *_refused(VLLM, "", _empty, "chat_template", "documents", "echo", "add_special_tokens"),
     *_refused(VLLM, "true", _only(True), "include_reasoning"),
-    *_refused(VLLM, NO_VALUE, _never, "thinking_token_budget"),
-    *_harmless(OPENAI, "parallel_tool_calls", "prediction"),
+    *_harmless(OPENAI, "prediction"),
     *_harmless(LLAMA, "parse_tool_calls", "grammar_lazy", "grammar_triggers", "preserved_tokens"),
     *_harmless(VLLM, "mm_processor_kwargs", "chat_template_content_format"),
 ]

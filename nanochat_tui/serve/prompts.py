@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanochat_tui.model.chat.prompt import SystemMessageError
+from nanochat_tui.model.chat.tools.calls import template_messages
 from nanochat_tui.model.tokenizer.errors import TokenizerError
 from nanochat_tui.serve.bodies import ChatBody, ChatMessage
 from nanochat_tui.serve.errors import ApiError
+from nanochat_tui.serve.tools import Tools, tools_text
 
 if TYPE_CHECKING:
     from nanochat_tui.engine.generate.model import Model
@@ -17,7 +19,7 @@ _SAMPLED = 16
 """Characters per token of the context in the beginning of a long text that is tokenised first: text has 4 or so."""
 
 
-def chat_ids(model: Model, body: ChatBody, context: int) -> list[int]:
+def chat_ids(model: Model, body: ChatBody, context: int, tools: Tools | None = None) -> list[int]:
     """Return the ids of a conversation's prompt.
 
     A model without a chat template continues text, so its prompt is what the messages say, one after the other with
@@ -28,9 +30,12 @@ def chat_ids(model: Model, body: ChatBody, context: int) -> list[int]:
     for message in body.messages:
         if message.role != "assistant":  # of whose turns templates leave the thoughts out
             check_text(model, message.text, context, "messages")
+    if tools is not None:
+        check_text(model, tools_text(tools), context, "tools")
     try:
         return model.prompts.messages_ids(
-            [_plain(message) for message in body.messages],
+            template_messages([_plain(message) for message in body.messages]),
+            tools=None if tools is None else tools.given,
             add_generation_prompt=not body.continues and body.add_generation_prompt is not False,
             continue_last=body.continues,
             enable_thinking=body.thinking,
@@ -46,7 +51,11 @@ def chat_ids(model: Model, body: ChatBody, context: int) -> list[int]:
 
 def _plain(message: ChatMessage) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
-    plain = {"role": role, "content": message.text}
+    plain: dict[str, Any] = {"role": role, "content": message.text}
+    if message.tool_calls:
+        plain["tool_calls"] = [call.plain for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
     if message.name is not None:
         plain["name"] = message.name
     if message.reasoning_content is not None:

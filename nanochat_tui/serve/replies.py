@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-EndReason = Literal["stop", "length"]
+EndReason = Literal["stop", "length", "tool_calls"]
 """OpenAI's words for the end of a reply; one that was cancelled has none."""
 
 
@@ -42,11 +42,27 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int]
 
 
+class CalledFunction(BaseModel):
+    """What is to be called; `arguments` is JSON as text."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(BaseModel):
+    """A call that the model asks for."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AssistantMessage(BaseModel):
-    """A whole chat reply; what the model thought is apart from what it said."""
+    """A whole chat reply; what the model thought is apart from what it said, and so are its calls of tools."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    tool_calls: list[CalledTool] | None = Field(None, exclude_if=lambda value: value is None)
     reasoning_content: str | None = None
     refusal: str | None = None
 
@@ -166,6 +182,27 @@ class ModelChange(BaseModel):
     success: Literal[True] = True
     model: str
     status: ModelStatus | None
+
+
+class Props(BaseModel):
+    """The answer to `GET /props`: defaults, places, template and marks. No path of the machine is told."""
+
+    default_generation_settings: dict[str, Any]
+    total_slots: int
+    model_alias: str
+    chat_template: str
+    bos_token: str
+    eos_token: str
+    build_info: str
+    modalities: dict[str, bool] = {"vision": False, "audio": False}
+
+
+class Slot(BaseModel):
+    """A place in the batch: its number, the most tokens of a request, whether a reply is being written in it."""
+
+    id: int
+    n_ctx: int
+    is_processing: bool
 
 
 class TokenPiece(BaseModel):

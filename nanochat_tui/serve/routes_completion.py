@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from nanochat_tui.errors import UserError
 from nanochat_tui.request import GenerationRequest, with_settings
 from nanochat_tui.serve.answering import Answer, Extras, fingerprint, respond
 from nanochat_tui.serve.bodies import SEEDS, ChatBody, CompletionBody, Sampled
@@ -20,6 +21,7 @@ from nanochat_tui.serve.prompts import chat_ids, check_length, infill_ids, promp
 from nanochat_tui.serve.replies import ChatCompletion, Completion
 from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.spelling import Spelling
+from nanochat_tui.serve.tools import tools_of
 from nanochat_tui.serve.writers import ChatWriter, TextWriter
 
 if TYPE_CHECKING:
@@ -41,7 +43,22 @@ def generation_request(body: Sampled, top_logprobs: int | None) -> GenerationReq
         ignore_eos=bool(body.ignore_eos),
         top_logprobs=top_logprobs or 0,
         logprobs=top_logprobs is not None,
+        grammar=body.constraint[1] if body.constraint else None,
+        logit_bias=tuple(body.biases().items()),
     )
+
+
+def prepare(model: Model, name: str, request: GenerationRequest) -> None:
+    """Make a request's grammar ready and look at its biases. Raises ApiError naming the field, `name` the grammar's."""
+    size = model.config.vocab_size
+    beyond = next((token for token, _ in request.logit_bias if token >= size), None)
+    if beyond is not None:
+        raise ApiError(400, f"logit_bias names token {beyond} and the vocabulary has {size}", param="logit_bias")
+    if request.grammar is not None:
+        try:
+            model.grammars.check(request.grammar)
+        except UserError as error:
+            raise ApiError(400, f"{name}: {error}", param=name) from error
 
 
 def salt_of(request: Request, body: Sampled) -> str | None:
@@ -119,18 +136,32 @@ def completion_router(models: Models) -> APIRouter:
         model, name, context = service.model, check_model(service, body.model), service.context
         n = body.n or 1
         _check_choices(service, n)
-        ids = await asyncio.to_thread(chat_ids, model, body, context)
+        tools = await asyncio.to_thread(tools_of, model, body)
+        ids = await asyncio.to_thread(chat_ids, model, body, context, tools)
         check_length(ids, context, "messages")
         if body.limit == 0:
             raise ApiError(400, "max_tokens must be 1 or more", param="max_tokens")
         asked = generation_request(body, (body.top_logprobs or 0) if body.logprobs else None)
+        if tools is not None:
+            asked = with_settings(asked, grammar=tools.grammar)
+        if asked.grammar is not None or body.budget is not None:
+            asked = with_settings(asked, grammar=model.prompts.constrained(asked.grammar, ids, body.budget))
+        if asked.grammar is not None or asked.logit_bias:
+            field = "tools" if tools is not None else body.constraint[0] if body.constraint else "reasoning_budget"
+            await asyncio.to_thread(prepare, model, field, asked)
         answer = Answer(
             "chat.completion",
             prompts=[ids] * n,
             requests=_replicate(asked, n),
             salt=salt_of(request, body),
             writers=[
-                ChatWriter(i, model.prompts.splitter(ids), _spelling(model, bool(body.logprobs), ids)) for i in range(n)
+                ChatWriter(
+                    i,
+                    model.prompts.splitter(ids),
+                    _spelling(model, bool(body.logprobs), ids),
+                    None if tools is None else tools.splitter(),
+                )
+                for i in range(n)
             ],
             model=name,
             fingerprint=fingerprint(model.kernel),
@@ -160,6 +191,8 @@ def completion_router(models: Models) -> APIRouter:
         for ids in prompts:
             check_length(ids, context, "prompt")
         asked = generation_request(body, body.logprobs)
+        if asked.grammar is not None or asked.logit_bias:
+            await asyncio.to_thread(prepare, model, body.constraint[0] if body.constraint else "", asked)
         writers = [
             TextWriter(
                 place * n + i,

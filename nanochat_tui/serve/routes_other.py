@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from nanochat_tui.request import SAMPLING
 from nanochat_tui.serve.bodies import DetokenizeBody, ModelBody, TokenizeBody
 from nanochat_tui.serve.errors import RETRY_SECONDS, ApiError
 from nanochat_tui.serve.middleware import KEY
 from nanochat_tui.serve.models import Models, unknown_model
 from nanochat_tui.serve.page import Page
-from nanochat_tui.serve.replies import Health, ModelCard, ModelChange, ModelList, Text, Tokens
+from nanochat_tui.serve.replies import Health, ModelCard, ModelChange, ModelList, Props, Slot, Text, Tokens
+from nanochat_tui.serve.service import Service
+from nanochat_tui.version import __version__
 
 if TYPE_CHECKING:
     from nanochat_tui.engine.generate.model import Model
@@ -39,6 +42,21 @@ def other_router(models: Models, page: Page) -> APIRouter:
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
         return Response(models.metrics.exposition(), media_type=models.metrics.content_type)
+
+    @router.get("/props", summary="What the server runs, in llama-server's words; of several models `?model=`")
+    async def props(request: Request, model: str | None = None) -> Props:
+        service = await models.use(request, model)
+        return await asyncio.to_thread(_props, service)
+
+    @router.get("/slots", summary="Places in the batch, and how many are taken; of several models `?model=`")
+    async def slots(request: Request, model: str | None = None) -> list[Slot]:
+        service = await models.use(request, model)
+        context, now = service.context, service.snapshot()
+        running = 0 if now is None else now.running
+        return [
+            Slot(id=i, n_ctx=context, is_processing=i < running)
+            for i in range(max(running, service.settings.max_sequences))
+        ]
 
     @router.get("/models", include_in_schema=False)
     @router.get("/v1/models", summary="The models that are served")
@@ -77,6 +95,27 @@ def other_router(models: Models, page: Page) -> APIRouter:
 
 
 # on a thread of their own, to the last byte of the answer: streams continue next to megabytes of tokens
+
+
+def _props(service: Service) -> Props:
+    model = service.model
+    tokenizer = model.codec.tokenizer
+
+    def mark(token: int | None) -> str:
+        return "" if token is None else tokenizer.id_to_token(token) or ""
+
+    return Props(
+        default_generation_settings={
+            "n_ctx": service.context,
+            "params": {name: one.default for name, one in SAMPLING.items()},
+        },
+        total_slots=service.settings.max_sequences,
+        model_alias=service.settings.name,
+        chat_template=model.chat_template or "",
+        bos_token=mark(model.codec.bos),
+        eos_token=mark(model.codec.eos),
+        build_info=f"nanochat-serve {__version__}",
+    )
 
 
 def _tokenized(codec: TextCodec, body: TokenizeBody) -> Response:

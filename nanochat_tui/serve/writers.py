@@ -6,13 +6,16 @@ state becomes the final choice, so that both always say the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from nanochat_tui.model.chat.thinking import ThinkingSplitter
+from nanochat_tui.model.chat.tools.calls import CallSplitter, ToolCall
 from nanochat_tui.request import Token
 from nanochat_tui.serve.replies import (
     AssistantMessage,
+    CalledFunction,
+    CalledTool,
     ChatChoice,
     ChatLogprobs,
     CompletionChoice,
@@ -42,10 +45,14 @@ class Writer(Protocol):
 
 
 class ChatWriter:
-    """A reply of a conversation. `spelling` is given when probabilities are wanted."""
+    """A reply of a conversation. `spelling` is given when probabilities are wanted, `calls` when it may call tools."""
 
-    def __init__(self, index: int, splitter: ThinkingSplitter, spelling: Spelling | None) -> None:
+    def __init__(
+        self, index: int, splitter: ThinkingSplitter, spelling: Spelling | None, calls: CallSplitter | None = None
+    ) -> None:
         self.tokens = 0
+        self._calls = calls
+        self._called: list[ToolCall] = []
         self._index = index
         self._splitter = splitter
         self._spelling = spelling
@@ -71,28 +78,65 @@ class ChatWriter:
     def _rest(self) -> list[dict[str, Any]]:
         entries = [entry for entry, _ in self._spelling.rest()] if self._spelling else []
         self._logprobs += entries
-        return self._deltas(self._splitter.rest(), entries)
+        return self._deltas(self._splitter.rest(), entries, last=True)
 
-    def _deltas(self, pieces: Iterable[Token], entries: list[TokenLogprob]) -> list[dict[str, Any]]:
-        deltas = []
+    def _deltas(
+        self, pieces: Iterable[Token], entries: list[TokenLogprob], *, last: bool = False
+    ) -> list[dict[str, Any]]:
+        deltas: list[dict[str, Any]] = []
         for piece in pieces:
-            if piece.text:
-                (self._thought if piece.thinking else self._said).append(piece.text)
-                deltas.append({"reasoning_content" if piece.thinking else "content": piece.text})
+            if not piece.text:
+                continue
+            if piece.thinking:
+                self._thought.append(piece.text)
+                deltas.append({"reasoning_content": piece.text})
+            elif self._calls is None:
+                self._said.append(piece.text)
+                deltas.append({"content": piece.text})
+            else:
+                deltas += self._told(self._calls.feed(piece.text))
+        if last and self._calls is not None:
+            deltas += self._told(self._calls.rest())
         if entries and not deltas:
             deltas = [{"content": ""}]
         return [self._choice(delta, None if place else entries) for place, delta in enumerate(deltas)]
 
+    def _told(self, items: Iterable[str | ToolCall]) -> Iterator[dict[str, Any]]:
+        for item in items:
+            if isinstance(item, str):
+                self._said.append(item)
+                yield {"content": item}
+                continue
+            place = len(self._called)
+            self._called.append(item)
+            # the name first, as OpenAI has it: some clients begin a call by it and add up the arguments
+            head = {"index": place, "id": item.id, "type": "function"}
+            yield {"tool_calls": [{**head, "function": {"name": item.name, "arguments": ""}}]}
+            yield {"tool_calls": [{"index": place, "function": {"arguments": item.arguments}}]}
+
+    def _reason(self, reason: EndReason) -> EndReason:
+        return "tool_calls" if self._called and reason == "stop" else reason
+
     def closing(self, reason: EndReason) -> list[dict[str, Any]]:
         """Return the last text, if any was held back, and the reason."""
-        return [*self._rest(), {**self._choice({}), "finish_reason": reason}]
+        rest = self._rest()
+        return [*rest, {**self._choice({}), "finish_reason": self._reason(reason)}]
 
     def whole(self, reason: EndReason) -> ChatChoice:
         """Return the whole reply."""
         self._rest()
-        message = AssistantMessage(content="".join(self._said), reasoning_content="".join(self._thought) or None)
+        said = "".join(self._said)
+        calls = [
+            CalledTool(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
+            for call in self._called
+        ]
+        message = AssistantMessage(
+            content=None if calls and not said else said,
+            tool_calls=calls or None,
+            reasoning_content="".join(self._thought) or None,
+        )
         logprobs = ChatLogprobs(content=self._logprobs) if self._spelling else None
-        return ChatChoice(index=self._index, message=message, logprobs=logprobs, finish_reason=reason)
+        return ChatChoice(index=self._index, message=message, logprobs=logprobs, finish_reason=self._reason(reason))
 
 
 class TextWriter:

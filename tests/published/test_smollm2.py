@@ -5,6 +5,7 @@ Run from `.ci/peers`. The figures that are demanded are llama.cpp's own on this 
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -52,6 +53,19 @@ def test_it_answers(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     question = ["-p", "Name the capital of France.", "--temperature", "0", "--max-tokens", "24"]
     assert dispatch(["chat", str(smollm2), *question]) == 0
     assert "Paris" in capsys.readouterr().out
+
+
+def test_it_answers_after_a_schema(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    country = {
+        "type": "object",
+        "properties": {"country": {"enum": ["France", "Spain"]}, "capital": {"type": "string", "maxLength": 12}},
+        "required": ["country", "capital"],
+        "additionalProperties": False,
+    }
+    question = ["-p", "Name the capital of France.", "--temperature", "0", "--max-tokens", "64"]
+    assert dispatch(["chat", str(smollm2), *question, "--json-schema", json.dumps(country)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["country"] in ("France", "Spain") and len(found["capital"]) <= 12 and len(found) == 2
 
 
 @pytest.mark.peer

@@ -341,7 +341,7 @@ def test_thoughts_are_items_of_their_own_and_come_back(thinker: Running, monkeyp
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "text"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input"),
-        ({"reasoning": {"effort": "high"}}, "reasoning_effort"),
+        ({"reasoning": {"effort": "huge"}}, "reasoning_effort"),
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
         ({"input": []}, "input"),

@@ -218,8 +218,8 @@ def test_models(chat: Running) -> None:
     ("change", "param"),
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"top_logprobs": 3}, None),
         ({"stream_options": {"include_usage": True}}, None),
         ({"temperature": -1}, "temperature"),

@@ -6,6 +6,7 @@ Nothing is sent before `load`. Speeds are measured here, at the client, unless t
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ from nanochat_tui.chat.remote.stream import Reply, without_halves
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.chat.families import THINKING
 from nanochat_tui.model.chat.thinking import ThinkingSplitter
-from nanochat_tui.request import SAMPLING, SamplingParams
+from nanochat_tui.request import SAMPLING, Grammar, SamplingParams
 from nanochat_tui.text import display_safe
 
 STATS_INTERVAL = 0.25
@@ -317,6 +318,8 @@ class RemoteBackend:
             body["max_tokens"] = request.max_tokens
         if request.stop:
             body["stop"] = list(request.stop)
+        if request.grammar is not None:
+            body |= _constraint(request.grammar)
         if request.messages:
             messages = [{"role": m.role, "content": without_halves(m.content)} for m in request.messages]
             if request.prefix:
@@ -403,3 +406,18 @@ def _model(entry: dict[str, Any]) -> RemoteModel:
         str(meta.get("kernel") or ""),
         _status(entry.get("status")),
     )
+
+
+def _constraint(grammar: Grammar) -> dict[str, Any]:
+    """Return the fields by which servers take a grammar: OpenAI's for schemas, llama-server's and vLLM's else."""
+    match grammar.kind:
+        case "json_schema":
+            schema = {"name": "reply", "schema": json.loads(grammar.text), "strict": True}
+            return {"response_format": {"type": "json_schema", "json_schema": schema}}
+        case "grammar":
+            return {"grammar": grammar.text}
+        case "regex":
+            return {"structured_outputs": {"regex": grammar.text}}
+        case "choices":
+            return {"structured_outputs": {"choice": json.loads(grammar.text)}}
+    return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -143,7 +144,8 @@ class Chat:
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = prompt_ids(self.model, messages, enable_thinking=self.enable_thinking)
         reply: dict[str, Any] = {"role": "assistant", "content": ""}
-        generation = begin_reply(self._session, ids, GenerationRequest.of(self.request, **settings), cancel, reply)
+        request = answering(self.model, GenerationRequest.of(self.request, **settings), ids)
+        generation = begin_reply(self._session, ids, request, cancel, reply)
         self.messages = [*messages, reply]
         return generation
 
@@ -176,6 +178,13 @@ def begin_reply(
     if into is None:
         return Generation(session, tokens, cancel)
     return _Recorded(session, tokens, cancel, into)
+
+
+def answering(model: Model, request: GenerationRequest, ids: Sequence[int]) -> GenerationRequest:
+    """Return the request for an answer to a conversation's prompt: its grammar begins behind what the model thinks."""
+    if request.grammar is None:
+        return request
+    return replace(request, grammar=model.prompts.constrained(request.grammar, ids))
 
 
 def require_template(model: Model) -> None:

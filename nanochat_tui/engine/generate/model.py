@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from nanochat_tui.arguments import ArgumentError, described, token_ids, whole
 from nanochat_tui.engine.compile.cache import Progress
 from nanochat_tui.engine.compile.choose import choose_kernel
-from nanochat_tui.engine.generate.conversation import Generation, begin_reply, prompt_ids
+from nanochat_tui.engine.generate.constraint import Grammars
+from nanochat_tui.engine.generate.conversation import Generation, answering, begin_reply, prompt_ids
 from nanochat_tui.engine.generate.memory_forecast import Forecast, forecast, require_memory
 from nanochat_tui.engine.generate.session import Session
 from nanochat_tui.engine.generate.speculation import Mode
@@ -82,6 +83,8 @@ class Model:
         self.context_length = min(options["context"] or config.context_length, config.context_length)
         """Tokens that memory was asked for, prompt and reply together; at most what the model was made for."""
         self._options = options
+        self.grammars = Grammars(codec, config.vocab_size)
+        """Makes the rules of replies that follow a grammar."""
 
     def __repr__(self) -> str:
         return (
@@ -189,7 +192,7 @@ class Model:
         Raises UserError if the model has no chat template, the template refuses, or the prompt does not fit.
         """
         ids = prompt_ids(self, messages, enable_thinking=enable_thinking)
-        return begin_reply(Session(self), ids, GenerationRequest.of(params, **settings), cancel)
+        return begin_reply(Session(self), ids, answering(self, GenerationRequest.of(params, **settings), ids), cancel)
 
     def settle(self) -> None:
         """Wait for what is made during the first replies, so that what follows is measured at full speed."""

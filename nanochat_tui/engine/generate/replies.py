@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nanochat_tui.arguments import token_ids
+from nanochat_tui.engine.generate.constraint import GrammarRules
 from nanochat_tui.engine.generate.stopping import ReplyText
 from nanochat_tui.engine.run.draw import Draw, Drawn
 from nanochat_tui.errors import UserError
@@ -38,7 +39,8 @@ def checked_prompt(model: Model, ids: Sequence[int], context: int) -> list[int]:
 class Reply:
     """The state of one reply: its draw, its text, how many tokens it has and may have.
 
-    finish_reason: None until it is over. Tokens are offered in order by `accept`.
+    finish_reason: None until it is over. Tokens are offered in order by `accept`. Raises UserError for a grammar or
+    biases that this model cannot follow.
     """
 
     def __init__(
@@ -51,24 +53,40 @@ class Reply:
         self.room = left if request.max_tokens is None else min(request.max_tokens, left)
         self.produced = 0
         self.finish_reason: FinishReason | None = None
-        self.draw = Draw(request, model.config.vocab_size, self._ends, capacity)
+        self.rules: GrammarRules | None = None
+        """What the reply has to follow, if anything."""
+        if request.grammar is not None:
+            self.rules = model.grammars.rules(
+                request.grammar, prompt, min_tokens=request.min_tokens, ignore_eos=request.ignore_eos
+            )
+        self.draw = Draw(request, model.config.vocab_size, self._ends, capacity, self.rules)
         self.draw.see(prompt)
         self._text = ReplyText(self._codec.stream(after=list(prompt)), request.stop)
 
     def accept(self, drawn: Drawn, index: int) -> Token | None:
         """Take a sampled token; return what is to be handed out, and set `finish_reason` if it was the last.
 
-        A token that ends the text is not handed out, unless text was held back that goes with it.
+        A token that ends the text is not handed out, unless text was held back that goes with it. Raises UserError if
+        the reply's grammar has come to an end that is none.
         """
         token = drawn.ids[index]
+        rules = self.rules
+        if rules is not None and rules.failure is not None:
+            self.finish_reason = "cancelled"
+            raise UserError(rules.failure)
         self.produced += 1
         early = self.produced <= self._min_tokens
         if token in self._ends and not early:
             self.finish_reason = "stop"
             rest = self._text.finish()
             return self._token(drawn, index, rest) if rest else None
+        if rules is not None:
+            rules.take(token)
         piece = self._text.feed(token, early=early)
         if self._text.stopped:
+            self.finish_reason = "stop"
+        elif rules is not None and rules.complete:
+            piece += self._text.finish()
             self.finish_reason = "stop"
         elif self.produced == self.room:
             piece += self._text.finish()

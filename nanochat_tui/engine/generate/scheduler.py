@@ -392,9 +392,13 @@ class Batcher:
 
     def _hand_out(self, request: _Request, drawn: Drawn) -> None:
         """Turn what was sampled into tokens of the stream, and end it where it ends."""
-        for token in request.accept(drawn, request.stream._cancel):
-            with self._changed:
-                self._generated_tokens += 1
-            request.stream._put(token)
+        try:
+            for token in request.accept(drawn, request.stream._cancel):
+                with self._changed:
+                    self._generated_tokens += 1
+                request.stream._put(token)
+        except UserError as error:  # of this reply alone, such as a grammar that leads nowhere
+            self._finish(request, "cancelled", error)
+            return
         if request.finish_reason is not None:
             self._finish(request, request.finish_reason)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
+from nanochat_tui.engine.generate.constraint import GrammarDrafts
 from nanochat_tui.engine.generate.replies import Reply
 from nanochat_tui.engine.generate.speculation import Speculator
-from nanochat_tui.engine.run.drafter import Drafter, Lookup, MakeDrafter
+from nanochat_tui.engine.run.drafter import UNLIMITED, Drafter, Lookup, MakeDrafter
 from nanochat_tui.engine.run.draw import Drawn
 from nanochat_tui.engine.run.executor import Executor, Piece
 from nanochat_tui.engine.run.kv_cache import KVCache
@@ -75,8 +76,12 @@ class TokenSequence:
         self._burst = burst
         self._speculator = speculator
         self._drafter: Drafter | None = None
+        rules = self.reply.rules
         if speculator.mode != "off":
-            self._drafter = make_drafter(prompt, self.reply.room)
+            if rules is not None and make_drafter is Lookup:
+                self._drafter = GrammarDrafts(rules, prompt, self.reply.room)
+            else:
+                self._drafter = make_drafter(prompt, self.reply.room)
         self._cache: KVCache | None = None
 
     @property
@@ -90,6 +95,11 @@ class TokenSequence:
     def finish_reason(self) -> FinishReason | None:
         """Why the reply ended; None before it did."""
         return self.reply.finish_reason
+
+    @property
+    def most_passes(self) -> int:
+        """Passes that a job may take for it: one if a grammar has to be asked before each."""
+        return UNLIMITED if self.reply.rules is None else 1
 
     @property
     def left(self) -> int:
@@ -231,6 +241,8 @@ def run_step(executor: Executor, prefill: Mapping[S, int], decode: Collection[S]
     cost could not be told. The caller hands what was sampled to `TokenSequence.accept`.
     """
     draft = len(decode) == 1 and not prefill
+    # a sequence that left the job early would leave the weights to be read for the others alone
+    passes = min([passes, *(sequence.most_passes for sequence in decode)])
     pieces = [sequence.decode_piece(passes, draft=draft) for sequence in decode]
     pieces += [sequence.prefill_piece(tokens) for sequence, tokens in prefill.items()]
     began = time.perf_counter()

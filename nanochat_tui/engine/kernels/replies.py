@@ -34,7 +34,7 @@ def advance(model, job, thread, sequence):
     while True:
         place = get(sequence, s.SEQUENCE_PLACE) + kept
         logits = get(job, s.LOGITS_OUT) + place * get(model, s.VOCAB_PADDED) * 4
-        token = sample(model, thread, sequence, place, logits)
+        token = sample(model, thread, sequence, place, kept, logits)
         if get(sequence, s.HISTORY) != 0:
             store_i64(get(sequence, s.HISTORY) + get(sequence, s.HISTORY_COUNT) * 8, token)
             put(sequence, s.HISTORY_COUNT, get(sequence, s.HISTORY_COUNT) + 1)

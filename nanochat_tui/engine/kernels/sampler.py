@@ -1,6 +1,7 @@
-"""Choose the next token: penalties, temperature, top-k, typical-p, top-p, min-p, seeded draw.
+"""Choose the next token: penalties, biases, a mask, temperature, top-k, typical-p, top-p, min-p, seeded draw.
 
-The order is penalties, temperature, then the four cuts on the resulting distribution. Exactness before
+What may not be sampled loses its whole probability before the cuts, so they cut what is left. The order is penalties,
+biases, mask, temperature, then the four cuts on the resulting distribution. Exactness before
 speed, but few logits are looked at: block maxima rule out most of the vocabulary, and a heap hands out the
 rest from the most to the least likely (ties: smaller id first) until the cuts stop it. Log-probabilities
 are those of the unmodified distribution.
@@ -17,6 +18,7 @@ from nanochat_tui.engine.kernels.statistics import (
     block_maxima,
     block_weights,
     copy_floats,
+    forbid,
     largest_of,
     sum_of_blocks,
 )
@@ -26,6 +28,7 @@ from nanochat_tui.engine.simd.intrinsics import (
     get,
     load_f32,
     load_i32,
+    load_i64,
     put,
     store_f32,
     store_i32,
@@ -129,18 +132,16 @@ def uniform(seed, draw):
     return np.float64(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@compiled("v:MTSi")
-def penalise(model, thread, sequence, logits):
-    """Copy the logits to the thread's own with the penalties applied to every token seen.
+@compiled("v:TS")
+def penalise(thread, sequence):
+    """Apply the penalties to every token seen, in the thread's own copy of the logits.
 
     Repetition first: positive logits are divided, others multiplied. Then what was generated loses the presence
     penalty once and the frequency penalty for every time.
     """
-    padded = get(model, s.VOCAB_PADDED)
     work = get(thread, s.WORK_LOGITS)
     penalty = f32_from_bits(get(sequence, s.PENALTY_BITS))
     presence, frequency = f32_from_bits(get(sequence, s.PRESENCE_BITS)), f32_from_bits(get(sequence, s.FREQUENCY_BITS))
-    copy_floats(logits, work, padded)
     for i in range(get(sequence, s.SEEN_COUNT)):
         token = load_i32(get(sequence, s.SEEN_IDS) + i * 4)
         place = work + token * 4
@@ -150,7 +151,29 @@ def penalise(model, thread, sequence, logits):
         if generated > 0:
             value -= presence + frequency * np.float32(generated)
         store_f32(place, value)
-    block_maxima(work, 0, padded // s.STATISTICS_BLOCK, get(thread, s.WORK_MAXIMA))
+
+
+@compiled("i:S")
+def alters_logits(sequence):
+    """Return whether a sequence's settings change logits before they are drawn from."""
+    if get(sequence, s.SEEN_COUNT) > 0 or get(sequence, s.BIAS_COUNT) > 0 or get(sequence, s.MASKS) != 0:
+        return 1
+    return 0
+
+
+@compiled("v:MTSii")
+def alter(model, thread, sequence, row, logits):
+    """Leave logits with penalties, biases and the mask of that row applied in the thread's own copy, and its maxima."""
+    work, padded = get(thread, s.WORK_LOGITS), get(model, s.VOCAB_PADDED)
+    blocks = padded // s.STATISTICS_BLOCK
+    copy_floats(logits, work, padded)
+    penalise(thread, sequence)
+    for i in range(get(sequence, s.BIAS_COUNT)):
+        place = work + load_i64(get(sequence, s.BIAS_IDS) + i * 8) * 4
+        store_f32(place, load_f32(place) + load_f32(get(sequence, s.BIASES) + i * 4))
+    if get(sequence, s.MASKS) != 0:
+        forbid(work, get(sequence, s.MASKS) + row * get(sequence, s.MASK_BYTES), blocks)
+    block_maxima(work, 0, blocks, get(thread, s.WORK_MAXIMA))
 
 
 @compiled("i:Miif")
@@ -311,13 +334,8 @@ def draw_from_best(model, thread, sequence, logits, maxima, largest, inverse, r)
 
 
 @compiled("i:MTSiif")
-def choose(model, thread, sequence, logits, maxima, largest):
-    """Return the next token's id by the sequence's settings."""
-    top = largest
-    if get(sequence, s.SEEN_COUNT) > 0:
-        penalise(model, thread, sequence, logits)
-        logits, maxima = get(thread, s.WORK_LOGITS), get(thread, s.WORK_MAXIMA)
-        top = largest_of(maxima, get(model, s.BLOCKS_PADDED))
+def draw(model, thread, sequence, logits, maxima, top):
+    """Return the next token's id by the sequence's temperature and cuts; top: the largest logit."""
     temperature = f32_from_bits(get(sequence, s.TEMPERATURE_BITS))
     if temperature <= 0 or get(sequence, s.TOP_K) == 1:
         return first_largest(model, logits, maxima, top)
@@ -335,9 +353,24 @@ def choose(model, thread, sequence, logits, maxima, largest):
     return draw_from_best(model, thread, sequence, logits, maxima, top, inverse, r)
 
 
-@compiled("i:MTSii")
-def sample(model, thread, sequence, place, logits):
+@compiled("i:MTSiiif")
+def choose(model, thread, sequence, row, logits, maxima, largest):
+    """Return the next token's id by the sequence's settings; row: how many draft tokens stand before it."""
+    if alters_logits(sequence) == 0:
+        return draw(model, thread, sequence, logits, maxima, largest)
+    alter(model, thread, sequence, row, logits)
+    logits, maxima = get(thread, s.WORK_LOGITS), get(thread, s.WORK_MAXIMA)
+    top = largest_of(maxima, get(model, s.BLOCKS_PADDED))
+    token = draw(model, thread, sequence, logits, maxima, top)
+    # a draw of 0, or rounding in sums of weights, may end at a token without any weight
+    return token if load_f32(logits + token * 4) >= LEAST else first_largest(model, logits, maxima, top)
+
+
+@compiled("i:MTSiii")
+def sample(model, thread, sequence, place, row, logits):
     """Choose a sequence's next token from the logits (row `place` of the job's) and write what is told of it.
+
+    row: how many draft tokens stand before it.
 
     `sequence`: its row of the table; thread: whose scratch is used. Returns the token.
     """
@@ -348,7 +381,7 @@ def sample(model, thread, sequence, place, logits):
     if get(sequence, s.LOGPROBS) == 1:
         total = sum_of_blocks(maxima, sums, get(model, s.BLOCKS_PADDED), largest)
         normaliser = np.float64(largest) + math.log(np.float64(total))
-    token = choose(model, thread, sequence, logits, maxima, largest)
+    token = choose(model, thread, sequence, row, logits, maxima, largest)
     store_i64(get(sequence, s.OUT_IDS) + index * 8, token)
     store_f32(
         get(sequence, s.OUT_LOGPROBS) + index * 4, np.float32(np.float64(load_f32(logits + token * 4)) - normaliser)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from llvmlite import ir
+
 from nanochat_tui.engine.layout.slots import STATISTICS_BLOCK
-from nanochat_tui.engine.simd.emitter import LANES, VF32
+from nanochat_tui.engine.simd.emitter import I16, LANES, VF32
 from nanochat_tui.engine.simd.intrinsics import kernel
 
 WIDTH = 4 * LANES
@@ -82,6 +84,18 @@ def block_weights(e, target, logits, blocks, out, largest, factor):
 def copy_floats(e, target, source, out, n):
     """Copy n floats, n a multiple of 16."""
     e.loop(0, e.mul(n, 4), WIDTH, [], lambda at: e.store(e.load(VF32, source, at), out, at))
+
+
+@kernel("v:iii")
+def forbid(e, target, logits, mask, blocks):
+    """Make those of the logits of `blocks` blocks minus infinity whose bit in the mask is 0."""
+    bits, minus_infinity = ir.VectorType(ir.IntType(1), LANES), e.splat(float("-inf"))
+
+    def vector(at):
+        allowed = e.b.bitcast(e.load(I16, mask, e.b.lshr(at, e.i64(5))), bits)
+        e.store(e.b.select(allowed, e.load(VF32, logits, at), minus_infinity), logits, at)
+
+    e.loop(0, e.mul(blocks, 4 * STATISTICS_BLOCK), WIDTH, [], vector)
 
 
 @kernel("v:iif")

@@ -152,7 +152,10 @@ LAST_TOKEN: sampled or given, and not run yet. A job ends for a sequence after S
 SEQUENCE_STATE, LOGPROBS, BEST, TYPICAL_P_BITS = t.SEQUENCE.slots(range(40, 44))
 """LOGPROBS: 1 if they are wanted. BEST: as many of the largest logits decide about the next token; 0 if all do, or if
 the output table is not to be screened."""
-SEQUENCE_SLOTS = t.SEQUENCE.width(48)
+MASKS, MASK_BYTES, BIAS_IDS, BIASES, BIAS_COUNT = t.SEQUENCE.slots(range(44, 49))
+"""MASKS: a bit per token of the padded vocabulary, 1 if it may be sampled, for the next row and for one more behind
+every draft token; MASK_BYTES apart; 0 = all may. BIAS_IDS, BIASES: int64 ids, and float32 that are added to logits."""
+SEQUENCE_SLOTS = t.SEQUENCE.width(56)
 
 # ---- kinds of key-value cache
 KV_F32, KV_F16, KV_INT8 = range(3)

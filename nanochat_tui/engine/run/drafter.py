@@ -39,6 +39,8 @@ class Drafter(Protocol):
     drafted: int
     """Draft tokens."""
     accepted: int
+    proposed: NDArray[np.int64]
+    """Draft tokens for the next pass, int64 [n]; empty where the program looks them up."""
     """Accepted draft tokens."""
 
     def fill(self, sequence: NDArray[np.int64], most: int, vocab: int) -> None:
@@ -65,6 +67,7 @@ class History:
         self._ids[: len(ids)] = ids
         self._count = len(ids)
         self._draft = np.zeros(s.HEAD_ROWS, np.int64)
+        self.proposed = self._draft[:0]
         self.passes = self.drafted_passes = self.drafted = self.accepted = 0
 
     def fill(self, sequence: NDArray[np.int64], most: int, vocab: int) -> None:
@@ -72,6 +75,7 @@ class History:
         sequence[s.HISTORY], sequence[s.HISTORY_COUNT] = self._ids.ctypes.data, self._count
         sequence[s.DRAFT], sequence[s.DRAFT_MOST], sequence[s.NGRAM] = self._draft.ctypes.data, most, 0
         sequence[s.DRAFT_COUNT] = 0
+        self.proposed = self._draft[:0]
 
     def take(self, sequence: NDArray[np.int64]) -> None:
         """See `Drafter`."""
@@ -107,4 +111,5 @@ class Proposals(History, ABC):
         if len(draft) and (draft.min() < 0 or draft.max() >= vocab):
             raise ValueError("a drafter proposes a token that is outside the vocabulary")
         self._draft[: len(draft)] = draft
+        self.proposed = self._draft[: len(draft)]
         sequence[s.DRAFT_COUNT], sequence[s.DRAFT_AT] = len(draft), self._count

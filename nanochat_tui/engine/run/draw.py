@@ -6,11 +6,14 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.run.drafter import MOST
+from nanochat_tui.errors import UserError
 from nanochat_tui.request import GenerationRequest
 
 GREEDY_BELOW = 1e-30
@@ -22,9 +25,20 @@ SEED_BITS = 63
 def decisive(request: GenerationRequest) -> int:
     """Return how many of the largest logits decide about the next token, 0 if all do."""
     sampling = request.sampling
-    if request.wants_logprobs or sampling.counts_tokens:
+    if request.wants_logprobs or sampling.counts_tokens or request.logit_bias or request.grammar is not None:
         return 0
     return 1 if sampling.temperature < GREEDY_BELOW else sampling.top_k
+
+
+class Rules(Protocol):
+    """Says which tokens may come next in one reply, for which every pass asks: a grammar, in practice."""
+
+    def masks(self, drafts: NDArray[np.int64], out: NDArray[np.uint32]) -> int:
+        """Write which tokens may come next, and after each of the draft tokens, int64 [n]; change nothing else.
+
+        out: uint32 [n + 1, words], a bit per token, lowest first. Returns how many of the draft tokens may come; the
+        rows behind those are not written. At least one bit of a row that is written is set.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +51,20 @@ class Drawn:
 
 
 class Draw:
-    """The state of sampling one reply: random stream, tokens seen, buffers for up to `capacity` results per job."""
+    """The state of sampling one reply: random stream, tokens seen, buffers for up to `capacity` results per job.
 
-    def __init__(self, request: GenerationRequest, vocab: int, end_ids: Iterable[int], capacity: int) -> None:
+    rules: which tokens may come; a job then takes one pass for this reply. Raises UserError for a bias of a token that
+    is outside the vocabulary.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        vocab: int,
+        end_ids: Iterable[int],
+        capacity: int,
+        rules: Rules | None = None,
+    ) -> None:
         self.request, self.sampling = request, request.sampling
         sampling = self.sampling
         self.capacity = capacity
@@ -61,6 +86,14 @@ class Draw:
         self._times = np.zeros(vocab if sampling.counts_tokens else 0, np.int32)
         self._seen = np.zeros(len(self._times), np.int32)
         self._n_seen = 0
+        beyond = next((token for token, _ in request.logit_bias if token >= vocab), None)
+        if beyond is not None:
+            raise UserError(f"logit_bias names token {beyond}, which is outside the vocabulary of {vocab} tokens")
+        self._bias_ids = np.array([token for token, _ in request.logit_bias], np.int64)
+        self._biases = np.array([bias for _, bias in request.logit_bias], np.float32)
+        self.rules = rules
+        words = -(-vocab // s.STATISTICS_BLOCK) * s.STATISTICS_BLOCK // 32
+        self._masks = np.zeros((0 if rules is None else MOST + 1, words), np.uint32)
         self._row = self._settings()
 
     def see(self, ids: Iterable[int]) -> None:
@@ -100,7 +133,23 @@ class Draw:
         row[s.PRESENCE_BITS], row[s.FREQUENCY_BITS] = bits(c.presence_penalty), bits(c.frequency_penalty)
         row[s.SEEN_TIMES] = self._times.ctypes.data if self._times.size else 0
         row[s.SEEN_IDS] = self._seen.ctypes.data
+        row[s.BIAS_IDS], row[s.BIASES] = self._bias_ids.ctypes.data, self._biases.ctypes.data
+        row[s.BIAS_COUNT] = len(self._bias_ids)
+        if self._masks.size:
+            row[s.MASKS], row[s.MASK_BYTES] = self._masks.ctypes.data, self._masks.strides[0]
         return row
+
+    def apply_rules(self, sequence: NDArray[np.int64], drafts: NDArray[np.int64]) -> None:
+        """Write the masks of a row's next pass, if there are rules. drafts: what its drafter proposes for that pass.
+
+        What the rules forbid of it is no draft token any more.
+        """
+        if self.rules is None:
+            return
+        # draft tokens that the program looks up itself come when no mask can be made any more
+        given = sequence[s.NGRAM] == 0 and sequence[s.DRAFT_MOST] > 0 and len(drafts) > 0
+        sequence[s.NGRAM], sequence[s.MOST_PASSES] = 0, 1
+        sequence[s.DRAFT_COUNT] = self.rules.masks(drafts if given else drafts[:0], self._masks)
 
     def take(self, sequence: NDArray[np.int64]) -> Drawn:
         """Read a finished job's results."""

@@ -27,6 +27,8 @@ from nanochat_tui.engine.weights.load import Weights
 from nanochat_tui.engine.weights.screening import Screening
 from nanochat_tui.model.architectures.description import Architecture
 
+NO_DRAFTS = np.zeros(0, np.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -164,6 +166,7 @@ class Executor:
             # a recurrent state cannot take back a draft token
             most = 0 if piece.cache.state_address else piece.draft
             piece.drafter.fill(sequence, most, self.shape.vocab_size)
+        draw.apply_rules(sequence, NO_DRAFTS if piece.drafter is None else piece.drafter.proposed)
 
     def execute(self, pieces: Sequence[Piece]) -> list[Drawn]:
         """Run pieces of any sequences together; return what was sampled of those with a draw, in their order.

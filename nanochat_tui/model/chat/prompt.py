@@ -7,13 +7,14 @@ message.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.chat.families import thinking_tags
 from nanochat_tui.model.chat.thinking import ThinkingSplitter
 from nanochat_tui.model.tokenizer.codec import TextCodec
+from nanochat_tui.request import Grammar
 
 _GUARDS: Final = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 """Characters that Unicode keeps free for a program's own use."""
@@ -78,6 +79,20 @@ class PromptBuilder:
         # some templates open the thinking themselves
         end = self.codec.decode(ids[-_END:], special=True).rstrip()
         return ThinkingSplitter(tags, inside=end.endswith(tags[0]))
+
+    def constrained(self, grammar: Grammar | None, ids: Sequence[int], budget: int | None = None) -> Grammar | None:
+        """Return a grammar of the answer that lets the model think before it, after a conversation's prompt.
+
+        budget: tokens that this may have at most; None: no limit.
+        """
+        tags = self._tags()
+        if tags is None or (grammar is None and budget is None):
+            return grammar
+        end = self.codec.decode(ids[-_END:], special=True).rstrip()
+        if end.endswith(tags[1]):  # some templates write an empty thought where none is wanted
+            return grammar
+        inside = end.endswith(tags[0])
+        return replace(grammar or Grammar.free(), thinking=tags, inside=inside, budget=budget)
 
     def continued(self, *, inside: bool) -> ThinkingSplitter:
         """Return the same for a reply that goes on in the middle; `inside`: of its thinking."""

@@ -121,7 +121,7 @@ class TextCodec:
         return second
 
     @cached_property
-    def _has_space_prefix(self) -> bool:
+    def has_space_prefix(self) -> bool:
         """Whether encoding puts a space in front of a text, which decoding must take away."""
         first = [] if self._byte_level else self._encode("a")[:1]
         return any(self.token_bytes(token).startswith(b" ") for token in first)
@@ -161,6 +161,24 @@ class TextCodec:
         except (UnicodeEncodeError, TypeError) as error:
             raise TokenizerError("the text is not valid Unicode (half a surrogate pair); remove it") from error
         return [self.bos, *ids] if bos and self.add_bos and self.bos is not None else ids
+
+    def encode_raw(self, text: str) -> list[int]:
+        """Return the ids of a text as the model saw it: its indentation is written as it was in training.
+
+        Marks are text, and there is no BOS.
+        """
+        return self._encode_plain(text)
+
+    def all_bytes(self, rows: int) -> list[bytes]:
+        """Return the bytes of each of `rows` ids, as `token_bytes` with special tokens; empty where there is no name.
+
+        Many times faster than one by one.
+        """
+        found = [b""] * rows
+        for name, token in self.tokenizer.get_vocab(with_added_tokens=True).items():
+            if token < rows:
+                found[token] = self._added[token][0] if token in self._added else self._spelled(name)
+        return found
 
     def _encode(self, text: str) -> list[int]:
         return _ids(self.tokenizer, text)
@@ -249,7 +267,7 @@ class TextCodec:
     def stream(self, after: Sequence[int] = (), special: bool = False) -> StreamDecoder:
         """Return a decoder for a reply that continues the ids of `after`, its prompt."""
         begins = not after or self.is_special(after[-1])
-        return StreamDecoder(self, self._in_indentation(after), special, strip_space=begins and self._has_space_prefix)
+        return StreamDecoder(self, self._in_indentation(after), special, strip_space=begins and self.has_space_prefix)
 
     def _in_indentation(self, ids: Sequence[int]) -> bool:
         """Whether text that follows `ids` begins a line, or goes on with its indentation."""
@@ -284,6 +302,16 @@ class StreamDecoder:
             data = data.removeprefix(b" ")  # it was put in front of the text, not written in it
             self._strip = False
         return self._tabs.feed(self._utf8.decode(data))
+
+    @property
+    def at_line_start(self) -> bool:
+        """Whether what comes next begins a line, or goes on with its indentation."""
+        return self._tabs.at_line_start
+
+    @property
+    def strips_space(self) -> bool:
+        """Whether the next token loses the space it begins with."""
+        return self._strip
 
     @property
     def open_bytes(self) -> int:

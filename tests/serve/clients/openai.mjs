@@ -18,7 +18,7 @@ const models = (await client.models.list()).data.map((model) => model.id);
 const failures = {};
 for (const [name, call] of Object.entries({
   tools: () => client.chat.completions.create({ ...settings, tools: [{ type: "function", function: { name: "f" } }] }),
-  schema: () => client.chat.completions.create({ ...settings, response_format: { type: "json_object" } }),
+  schema: () => client.chat.completions.create({ ...settings, response_format: { type: "xml" } }),
   embeddings: () => client.embeddings.create({ model: "any", input: "x" }),
   responses: () => client.responses.create({ model: "any", input: "x", tools: [{ type: "function", name: "f" }] }),
 })) {
