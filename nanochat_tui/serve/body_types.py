@@ -28,6 +28,9 @@ def said_as(text: str) -> WrapValidator:
             return inner(value)
         except ValidationError as error:
             found = {each["type"]: each for each in error.errors(include_url=False, include_input=False)}
+        for own in ("unsupported_parameter", "invalid_parameter"):  # what a part of the value says of itself
+            if own in found:
+                raise PydanticCustomError(own, "{said}", {**found[own]["ctx"], "said": found[own]["msg"]})
         if "string_unicode" in found and isinstance(value, str):
             raise PydanticCustomError("not_unicode", "this text is not valid Unicode")
         if "too_long" in found and isinstance(value, list):

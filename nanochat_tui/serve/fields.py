@@ -33,30 +33,6 @@ def _or_empty(*values: Any) -> Unused:
     return lambda value, body: _empty(value, body) or any(_same(value, each) for each in values)
 
 
-def _text_format(value: Any, body: Mapping[str, Any]) -> bool:
-    return _empty(value, body) or (isinstance(value, dict) and value.get("type") == "text")
-
-
-def _plain_text(value: Any, body: Mapping[str, Any]) -> bool:
-    plain = isinstance(value, dict) and set(value) <= {"format", "verbosity"}
-    return _empty(value, body) or (
-        plain and _text_format(value.get("format") or {}, body) and value.get("verbosity") in (None, "medium")
-    )
-
-
-def _effort_alone(value: Any, body: Mapping[str, Any]) -> bool:
-    return _empty(value, body) or (isinstance(value, dict) and {k for k, v in value.items() if v} <= {"effort"})
-
-
-def _no_tool(value: Any, body: Mapping[str, Any]) -> bool:
-    choice = body.get("tool_choice")
-    return _empty(value, body) or choice == "none" or (isinstance(choice, dict) and choice.get("type") == "none")
-
-
-def _no_choice(value: Any, body: Mapping[str, Any]) -> bool:
-    return not body.get("tools") or value == "none" or (isinstance(value, dict) and value.get("type") == "none")
-
-
 def _without_functions(value: Any, body: Mapping[str, Any]) -> bool:
     return value in ("none", "auto") or not body.get("functions")
 
@@ -267,13 +243,13 @@ _MESSAGES = [
             "temperature": "0 takes the likeliest token; left out, 0.8",
             "top_p": "left out, 0.95",
             "top_k": "0 or -1: all; left out, 40",
+            "tools": "of type custom, as functions of chat completions",
+            "tool_choice": "auto, any, none or a tool by name; `disable_parallel_tool_use`",
+            "output_config": "`format` of type json_schema; `effort` is a hint that is not kept",
             "thinking": "enabled, disabled, or the model's own (adaptive, between_tools); `budget_tokens` is not kept",
         },
     ),
-    *_refused(ANTHROPIC, "empty, or any with `tool_choice` none", _no_tool, "tools"),
-    *_refused(ANTHROPIC, "any without `tools`", _no_choice, "tool_choice"),
     *_refused(ANTHROPIC, "", _empty, "mcp_servers", "container", "output_format"),
-    *_refused(ANTHROPIC, "`effort` alone, a hint that is not kept", _effort_alone, "output_config"),
     *_harmless(ANTHROPIC, "metadata", "service_tier", "context_management", "cache_control", "inference_geo"),
     *_harmless(ANTHROPIC, "diagnostics", "speed", "user_profile_id", "workspace_id"),
 ]
@@ -284,6 +260,10 @@ _RESPONSES = [
             "model": "as in completions",
             "input": "a text, or messages of text; `reasoning` items are given to templates that want them",
             "instructions": "",
+            "tools": "functions; `strict` left out is false",
+            "tool_choice": "none, auto, required, or a function by name",
+            "parallel_tool_calls": "false: one call at most",
+            "text": "`format`: text, json_object or json_schema; `verbosity` medium",
             "max_output_tokens": "thinking included; left out, to the end of the context",
             "temperature": "0 takes the likeliest token; left out, 0.8",
             "top_p": "left out, 0.95",
@@ -294,15 +274,12 @@ _RESPONSES = [
             "metadata": "given back",
         },
     ),
-    *_refused(OPENAI, "empty, or any with `tool_choice` none", _no_tool, "tools"),
-    *_refused(OPENAI, "any without `tools`", _no_choice, "tool_choice"),
-    *_refused(OPENAI, '`{"format": {"type": "text"}}`', _plain_text, "text"),
     *_refused(OPENAI, '`["reasoning.encrypted_content"]`', _or_empty(["reasoning.encrypted_content"]), "include"),
     *_refused(OPENAI, '"disabled"', _or_empty("disabled"), "truncation"),
     *_refused(OPENAI, "0", _or_empty(0), "top_logprobs"),
     *_refused(OPENAI, "", _empty, "background", "conversation", "prompt", "context_management"),
     *_harmless(OPENAI, "user", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-    *_harmless(OPENAI, "parallel_tool_calls", "max_tool_calls", "stream_options"),
+    *_harmless(OPENAI, "max_tool_calls", "stream_options"),
 ]
 
 FIELDS: dict[Route, tuple[Field, ...]] = {

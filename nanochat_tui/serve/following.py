@@ -15,6 +15,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from nanochat_tui.model.chat.thinking import ThinkingSplitter
+from nanochat_tui.model.chat.tools.calls import CallSplitter, ToolCall
 from nanochat_tui.request import GenerationRequest, Stats, Token
 from nanochat_tui.serve.answering import EventStream, event
 from nanochat_tui.serve.errors import ApiError
@@ -24,10 +25,11 @@ from nanochat_tui.serve.service import Service
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text of a reply, or of what the model thought before it."""
+    """Text of a reply, or of what the model thought before it, or a call of a tool (without text)."""
 
-    text: str
+    text: str = ""
     thinking: bool = False
+    call: ToolCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Followed:
     salt: str | None
     splitter: ThinkingSplitter
     dialect: Dialect
+    calls: CallSplitter | None = None
+    """Finds the calls, where tools may be called."""
     tokens: int = 0
     thinking_tokens: int = 0
 
@@ -87,15 +91,24 @@ class Followed:
         for token in tokens:
             self.tokens += 1
             for part in self.splitter.token(token):
-                _join(found, part)
+                self._take(found, part)
             self.thinking_tokens += self.splitter.inside
         return found
+
+    def _take(self, found: list[Piece], part: Token) -> None:
+        if part.thinking or self.calls is None:
+            _join(found, Piece(part.text, part.thinking))
+            return
+        for item in self.calls.feed(part.text):
+            _join(found, Piece(item) if isinstance(item, str) else Piece(call=item))
 
     def rest(self) -> list[Piece]:
         """Return the text that was held back, at the end."""
         found: list[Piece] = []
         for part in self.splitter.rest():
-            _join(found, part)
+            self._take(found, part)
+        for item in self.calls.rest() if self.calls is not None else ():
+            _join(found, Piece(item) if isinstance(item, str) else Piece(call=item))
         return found
 
     def end(self, ended: Ended) -> End:
@@ -111,13 +124,13 @@ class Followed:
         )
 
 
-def _join(found: list[Piece], part: Token) -> None:
-    if not part.text:
-        return
-    if found and found[-1].thinking == part.thinking:
+def _join(found: list[Piece], part: Piece) -> None:
+    if part.call is not None:
+        found.append(part)
+    elif part.text and found and found[-1].call is None and found[-1].thinking == part.thinking:
         found[-1] = Piece(found[-1].text + part.text, part.thinking)
-    else:
-        found.append(Piece(part.text, part.thinking))
+    elif part.text:
+        found.append(part)
 
 
 async def follow(request: Request, service: Service, reply: Followed, *, stream: bool, arrived: float) -> Response:

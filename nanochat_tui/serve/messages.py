@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from nanochat_tui.model.chat.tools.calls import ToolCall
 from nanochat_tui.serve.errors import ApiError
 from nanochat_tui.serve.following import End, Piece, named_event
 
 
 class MessageBlock(BaseModel):
-    """Text, or what the model thought before it. There is no signature: the server trusts what is sent back."""
+    """Text, what the model thought before it (without a signature: what is sent back is trusted), or a call."""
 
-    type: Literal["text", "thinking"]
+    type: Literal["text", "thinking", "tool_use"]
     text: str | None = None
     thinking: str | None = None
     signature: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
 
 
 class MessageUsage(BaseModel):
@@ -38,7 +43,7 @@ class Message(BaseModel):
     role: Literal["assistant"] = "assistant"
     model: str
     content: list[MessageBlock]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "model_context_window_exceeded"] | None
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"] | None
     stop_sequence: str | None
     usage: MessageUsage
 
@@ -85,6 +90,8 @@ class MessageWriter:
 
     def write(self, piece: Piece) -> list[bytes]:
         """Take text; a change between thinking and answer begins a new block."""
+        if piece.call is not None:
+            return self._write_call(piece.call)
         kind = "thinking" if piece.thinking else "text"
         events = []
         if not self.blocks or self.blocks[-1]["type"] != kind:
@@ -93,6 +100,14 @@ class MessageWriter:
         delta = {"type": f"{kind}_delta", kind: piece.text}
         events.append(self._of_block("content_block_delta", delta=delta))
         return events
+
+    def _write_call(self, call: ToolCall) -> list[bytes]:
+        begun = {"type": "tool_use", "id": "toolu_" + call.id.removeprefix("call_"), "name": call.name, "input": {}}
+        events = self._end_block()
+        self.blocks.append({**begun, "input": json.loads(call.arguments)})
+        events.append(self._of_block("content_block_start", content_block=begun))
+        delta = {"type": "input_json_delta", "partial_json": call.arguments}
+        return [*events, self._of_block("content_block_delta", delta=delta)]
 
     def _begin_block(self, kind: str) -> bytes:
         made: dict[str, Any] = {"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {})
@@ -108,7 +123,7 @@ class MessageWriter:
     def closing(self, end: End) -> list[bytes]:
         """Return the end of the last block, reason and counts, and the end."""
         events = []
-        if not any(block["type"] == "text" for block in self.blocks) and not (end.cut and self.blocks):
+        if not any(block["type"] in ("text", "tool_use") for block in self.blocks) and not (end.cut and self.blocks):
             events += [*self._end_block(), self._begin_block("text")]  # clients look for a text
         events += self._end_block()
         delta = {"stop_reason": self._reason(end), "stop_sequence": end.stop}
@@ -126,6 +141,8 @@ class MessageWriter:
     def _reason(self, end: End) -> str:
         if end.cut:
             return "max_tokens" if end.tokens >= self.max_tokens else "model_context_window_exceeded"
+        if any(block["type"] == "tool_use" for block in self.blocks):
+            return "tool_use"
         return "end_turn" if end.stop is None else "stop_sequence"
 
     def _message(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from nanochat_tui.model.chat.tools.calls import ToolCall
 from nanochat_tui.serve.bodies_responses import ResponsesBody
 from nanochat_tui.serve.errors import ApiError
 from nanochat_tui.serve.following import End, Piece, named_event
@@ -84,19 +85,19 @@ def new_id(prefix: str) -> str:
 
 @dataclass
 class ResponseWriter:
-    """The dialect of `/v1/responses`. keep: is given the whole response, and what was said and thought, at its end."""
+    """The dialect of `/v1/responses`. keep: is given the whole response, and the assistant's message, at its end."""
 
     body: ResponsesBody
     model: str
     temperature: float
     top_p: float
-    keep: Callable[[dict[str, Any], str, str], None]
+    keep: Callable[[dict[str, Any], dict[str, Any]], None]
     id: str = field(default_factory=lambda: new_id("resp"))
     created: int = field(default_factory=lambda: int(time.time()))
     output: list[dict[str, Any]] = field(default_factory=list)
     number: int = 0
 
-    def _event(self, name: str, **more: Any) -> bytes:
+    def _event(self, name: str, /, **more: Any) -> bytes:
         row = {"type": name, "sequence_number": self.number, **more}
         self.number += 1
         return named_event(row)
@@ -105,6 +106,8 @@ class ResponseWriter:
         """Return the response as it is now."""
         body = self.body
         effort = body.reasoning.effort if body.reasoning else None
+        form = body.text.format if body.text else None
+        choice = body.tool_choice or "auto"
         return {
             "id": self.id,
             "object": "response",
@@ -119,14 +122,14 @@ class ResponseWriter:
             "metadata": body.metadata or {},
             "model": self.model,
             "output": [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
             "reasoning": {"effort": effort, "summary": None},
             "store": body.store is not False,
             "temperature": self.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "text": {"format": form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"}},
+            "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+            "tools": [tool.model_dump() for tool in body.tools or ()],
             "top_logprobs": 0,
             "top_p": self.top_p,
             "truncation": "disabled",
@@ -146,6 +149,8 @@ class ResponseWriter:
 
     def write(self, piece: Piece) -> list[bytes]:
         """Take text; a change between thinking and answer begins a new item."""
+        if piece.call is not None:
+            return self._write_call(piece.call)
         kind = "reasoning" if piece.thinking else "message"
         events = []
         if not self.output or self.output[-1]["type"] != kind:
@@ -154,6 +159,20 @@ class ResponseWriter:
         name = "response.reasoning_text.delta" if piece.thinking else "response.output_text.delta"
         more: dict[str, Any] = {} if piece.thinking else {"logprobs": []}
         return [*events, self._event(name, **self._place(), delta=piece.text, **more)]
+
+    def _write_call(self, call: ToolCall) -> list[bytes]:
+        events = self._end_item("completed")
+        item = {"id": new_id("fc"), "type": "function_call", "status": "in_progress", "call_id": call.id}
+        item |= {"name": call.name, "arguments": ""}
+        self.output.append(item)
+        at = {"output_index": len(self.output) - 1}
+        events.append(self._event("response.output_item.added", **at, item=item))
+        place = {**at, "item_id": item["id"]}
+        events.append(self._event("response.function_call_arguments.delta", **place, delta=call.arguments))
+        item |= {"arguments": call.arguments, "status": "completed"}
+        done = {"name": call.name, "arguments": call.arguments}
+        events.append(self._event("response.function_call_arguments.done", **place, **done))
+        return [*events, self._event("response.output_item.done", **at, item=item)]
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1, "content_index": 0}
@@ -172,7 +191,7 @@ class ResponseWriter:
         return [added, self._event("response.content_part.added", **self._place(), part=part)]
 
     def _end_item(self, status: str) -> list[bytes]:
-        if not self.output:
+        if not self.output or self.output[-1]["type"] == "function_call":  # which came whole
             return []
         item = self.output[-1]
         part = item["content"][0]
@@ -194,8 +213,19 @@ class ResponseWriter:
         events += self._end_item("incomplete" if end.cut else "completed")
         whole = self.whole(end)
         if self.body.store is not False:
-            self.keep(whole, self._said("message"), self._said("reasoning"))
+            self.keep(whole, self._answer())
         return [*events, self._event(f"response.{whole['status']}", response=whole)]
+
+    def _answer(self) -> dict[str, Any]:
+        answer: dict[str, Any] = {"role": "assistant", "content": self._said("message")}
+        if thought := self._said("reasoning"):
+            answer["reasoning_content"] = thought
+        if calls := [item for item in self.output if item["type"] == "function_call"]:
+            answer["tool_calls"] = [
+                {"id": c["call_id"], "type": "function", "function": {"name": c["name"], "arguments": c["arguments"]}}
+                for c in calls
+            ]
+        return answer
 
     def _said(self, kind: str) -> str:
         return "".join(item["content"][0]["text"] for item in self.output if item["type"] == kind)

@@ -21,7 +21,7 @@ from nanochat_tui.serve.prompts import chat_ids, check_length, infill_ids, promp
 from nanochat_tui.serve.replies import ChatCompletion, Completion
 from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.spelling import Spelling
-from nanochat_tui.serve.tools import tools_of
+from nanochat_tui.serve.tools import Tools, tools_of
 from nanochat_tui.serve.writers import ChatWriter, TextWriter
 
 if TYPE_CHECKING:
@@ -119,6 +119,35 @@ def _spelling(model: Model, wanted: bool, ids: Sequence[int]) -> Spelling | None
     return Spelling(model.codec, ids) if wanted else None
 
 
+async def chat_prompt(service: Service, body: ChatBody, param: str) -> tuple[list[int], Tools | None]:
+    """Return the ids of a conversation, and the tools that its reply may call; param: the field that may be too long.
+
+    Raises ApiError.
+    """
+    tools = await asyncio.to_thread(tools_of, service.model, body)
+    ids = await asyncio.to_thread(chat_ids, service.model, body, service.context, tools)
+    check_length(ids, service.context, param)
+    return ids, tools
+
+
+async def prepare_chat(
+    service: Service, body: ChatBody, param: str
+) -> tuple[list[int], GenerationRequest, Tools | None]:
+    """Return `chat_prompt`, and what is asked of the model with all that constrains its reply. Raises ApiError."""
+    ids, tools = await chat_prompt(service, body, param)
+    if body.limit == 0:
+        raise ApiError(400, "max_tokens must be 1 or more", param="max_tokens")
+    asked = generation_request(body, (body.top_logprobs or 0) if body.logprobs else None)
+    if tools is not None:
+        asked = with_settings(asked, grammar=tools.grammar)
+    if asked.grammar is not None or body.budget is not None:
+        asked = with_settings(asked, grammar=service.model.prompts.constrained(asked.grammar, ids, body.budget))
+    if asked.grammar is not None or asked.logit_bias:
+        field = "tools" if tools is not None else body.constraint[0] if body.constraint else "reasoning_budget"
+        await asyncio.to_thread(prepare, service.model, field, asked)
+    return ids, asked, tools
+
+
 def completion_router(models: Models) -> APIRouter:
     """Return the two routes."""
     router = APIRouter(tags=["completions"])
@@ -133,22 +162,10 @@ def completion_router(models: Models) -> APIRouter:
     async def chat(body: ChatBody, request: Request) -> Response:
         arrived = time.monotonic()
         service = await models.use(request, body.model)
-        model, name, context = service.model, check_model(service, body.model), service.context
+        model, name = service.model, check_model(service, body.model)
         n = body.n or 1
         _check_choices(service, n)
-        tools = await asyncio.to_thread(tools_of, model, body)
-        ids = await asyncio.to_thread(chat_ids, model, body, context, tools)
-        check_length(ids, context, "messages")
-        if body.limit == 0:
-            raise ApiError(400, "max_tokens must be 1 or more", param="max_tokens")
-        asked = generation_request(body, (body.top_logprobs or 0) if body.logprobs else None)
-        if tools is not None:
-            asked = with_settings(asked, grammar=tools.grammar)
-        if asked.grammar is not None or body.budget is not None:
-            asked = with_settings(asked, grammar=model.prompts.constrained(asked.grammar, ids, body.budget))
-        if asked.grammar is not None or asked.logit_bias:
-            field = "tools" if tools is not None else body.constraint[0] if body.constraint else "reasoning_budget"
-            await asyncio.to_thread(prepare, model, field, asked)
+        ids, asked, tools = await prepare_chat(service, body, "messages")
         answer = Answer(
             "chat.completion",
             prompts=[ids] * n,

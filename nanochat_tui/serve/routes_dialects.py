@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,7 +16,6 @@ from nanochat_tui.serve.following import Dialect, Followed, follow
 from nanochat_tui.serve.messages import Message, MessageErrorBody, MessageWriter, TokenCount
 from nanochat_tui.serve.middleware import KEY
 from nanochat_tui.serve.models import Models
-from nanochat_tui.serve.prompts import chat_ids, check_length
 from nanochat_tui.serve.responses import (
     Deleted,
     InputItems,
@@ -25,23 +24,20 @@ from nanochat_tui.serve.responses import (
     ResponseWriter,
     new_id,
 )
-from nanochat_tui.serve.routes_completion import SSE, check_model, generation_request, salt_of
+from nanochat_tui.serve.routes_completion import SSE, chat_prompt, check_model, prepare_chat, salt_of
 from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.stored import Responses
 
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": MessageErrorBody}, "5XX": {"model": MessageErrorBody}}
 
 
-async def _ids(service: Service, chat: ChatBody, param: str) -> list[int]:
-    context = service.context
-    ids = await asyncio.to_thread(chat_ids, service.model, chat, context)
-    check_length(ids, context, param)
-    return ids
-
-
-def _followed(service: Service, request: Request, chat: ChatBody, ids: list[int], dialect: Dialect) -> Followed:
-    splitter = service.model.prompts.splitter(ids)
-    return Followed(ids, generation_request(chat, None), salt_of(request, chat), splitter, dialect)
+async def _followed(
+    service: Service, request: Request, chat: ChatBody, param: str, dialect: Callable[[int], Dialect]
+) -> Followed:
+    """Return a reply that can be submitted; dialect: makes its writer, from the number of tokens of the prompt."""
+    ids, asked, tools = await prepare_chat(service, chat, param)
+    splitter, calls = service.model.prompts.splitter(ids), None if tools is None else tools.splitter()
+    return Followed(ids, asked, salt_of(request, chat), splitter, dialect(len(ids)), calls)
 
 
 def messages_router(models: Models) -> APIRouter:
@@ -60,8 +56,9 @@ def messages_router(models: Models) -> APIRouter:
         chat = body.chat()
         service = await models.use(request, body.model)
         name = check_model(service, body.model)
-        ids = await _ids(service, chat, "messages")
-        reply = _followed(service, request, chat, ids, MessageWriter(name, len(ids), body.max_tokens))
+        reply = await _followed(
+            service, request, chat, "messages", lambda tokens: MessageWriter(name, tokens, body.max_tokens)
+        )
         return await follow(request, service, reply, stream=bool(body.stream), arrived=arrived)
 
     @router.post("/messages/count_tokens", include_in_schema=False)
@@ -70,7 +67,8 @@ def messages_router(models: Models) -> APIRouter:
         chat = body.chat()
         service = await models.use(request, body.model)
         check_model(service, body.model)
-        return TokenCount(input_tokens=len(await _ids(service, chat, "messages")))
+        ids, _ = await chat_prompt(service, chat, "messages")
+        return TokenCount(input_tokens=len(ids))
 
     return router
 
@@ -101,16 +99,14 @@ def responses_router(models: Models) -> APIRouter:
         chat = body.chat(earlier)
         service = await models.use(request, body.model)
         name = check_model(service, body.model)
-        ids = await _ids(service, chat, "input")
 
-        def keep(whole: dict[str, Any], said: str, thought: str) -> None:
-            answer = {"role": "assistant", "content": said} | ({"reasoning_content": thought} if thought else {})
-            rows = [{"id": new_id("msg"), **item.row()} for item in body.items]
+        def keep(whole: dict[str, Any], answer: dict[str, Any]) -> None:
+            rows = [{"id": new_id(item.prefix), **item.row()} for item in body.items]
             stored.put(key, whole, rows, [*earlier, *body.messages(), answer])
 
         sampling = chat.sampling
         writer = ResponseWriter(body, name, sampling.temperature, sampling.top_p, keep)
-        reply = _followed(service, request, chat, ids, writer)
+        reply = await _followed(service, request, chat, "input", lambda tokens: writer)
         return await follow(request, service, reply, stream=bool(body.stream), arrived=arrived)
 
     @router.post("/responses/input_tokens", include_in_schema=False)
@@ -119,7 +115,8 @@ def responses_router(models: Models) -> APIRouter:
         chat = body.chat(before(body, key_of(request)))
         service = await models.use(request, body.model)
         check_model(service, body.model)
-        return InputTokens(input_tokens=len(await _ids(service, chat, "input")))
+        ids, _ = await chat_prompt(service, chat, "input")
+        return InputTokens(input_tokens=len(ids))
 
     @router.get("/responses/{name}", include_in_schema=False)
     @router.get("/v1/responses/{name}", response_model=ResponseObject, summary="A response that was kept")

@@ -52,10 +52,8 @@ class Responses:
         messages: Sequence[dict[str, Any]],
     ) -> None:
         """Keep a response; the oldest make room. One that is larger than all room is not kept."""
-        texts = sum(len(text) for message in messages for text in message.values())
-        size = (
-            4 * (texts + len(json.dumps(body)) + len(json.dumps(items))) + _OVERHEAD
-        )  # Python has up to 4 a character
+        # Python has up to 4 bytes a character
+        size = 4 * sum(len(json.dumps(each)) for each in (list(messages), body, list(items))) + _OVERHEAD
         self._expire()
         if size > self._bytes:
             return

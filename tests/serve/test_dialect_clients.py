@@ -32,7 +32,7 @@ def test_openais_responses(chat: Running) -> None:
         client.responses.retrieve(whole.id)
     with pytest.raises(openai.BadRequestError) as refused:
         client.responses.create(model="tiny", input="x", tools=[{"type": "web_search"}])
-    assert refused.value.param == "tools"
+    assert refused.value.param == "tools.0.type"
 
 
 @pytest.mark.clients

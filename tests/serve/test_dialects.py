@@ -157,10 +157,10 @@ def test_whether_to_think_is_the_clients(thinker: Running) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, "tools is not supported"),
+        ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, "leave tools out"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "type image"),
-        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "x"}]}]}, "type tool_result"),
-        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config is not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "x"}]}]}, "list of blocks"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "schema"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "role"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -338,9 +338,10 @@ def test_thoughts_are_items_of_their_own_and_come_back(thinker: Running, monkeyp
     ("change", "param"),
     [
         ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
-        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "text"),
+        ({"text": {"verbosity": "high"}}, "text.verbosity"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
-        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "messages"),
+        ({"input": [{"type": "computer_call"}]}, "input"),
         ({"reasoning": {"effort": "huge"}}, "reasoning_effort"),
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
