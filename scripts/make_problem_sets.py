@@ -22,7 +22,7 @@ from nanochat_tui.evaluate.problems import read_problems
 from nanochat_tui.evaluate.sandbox.isolation import isolation
 from nanochat_tui.evaluate.sandbox.limits import Limits
 
-DATA = Path(__file__).parents[1] / "nanochat_tui" / "evaluate" / "data"
+DATA = Path(__file__).parents[1] / "nanochat_tui" / "evaluate" / "problem_sets"
 FIELDS = ("task_id", "category", "prompt", "canonical_solution", "test", "entry_point", "edition")
 
 

@@ -68,7 +68,9 @@ def config_parameters() -> list[inspect.Parameter]:
 
 def shape_settings(path: Path, shape: ModelConfig) -> dict[str, object]:
     """The settings that give a model this shape, which is that of `path`. Raises UserError if none do."""
-    changes = {name: getattr(shape, name) for name in SHAPE_FIELDS}
+    changes = {
+        name: getattr(shape, name) for name in SHAPE_FIELDS if getattr(shape, name) or name != "n_active_experts"
+    }
     for name, preset in SHAPES.items():
         same = preset.with_(**changes, indentation=shape.indentation)
         if same == shape:

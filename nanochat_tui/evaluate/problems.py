@@ -57,7 +57,7 @@ class ProblemSet:
 def shipped_problems(chosen: SetName) -> ProblemSet:
     """Return a set that comes along. Rust problems whose own solution fails their tests are listed as excluded."""
     name, title = SETS[chosen]
-    folder = files("nanochat_tui.evaluate") / "data"
+    folder = files("nanochat_tui.evaluate") / "problem_sets"
     text = _unpacked((folder / name).read_bytes()).decode()
     excluded: dict[str, str] = {}
     if chosen == "rust":

@@ -90,7 +90,7 @@ def test_serve_has_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = write_architecture(tmp_path / "m.gguf", "bitnet", kind="I2_S")
     found: list[Any] = []
     monkeypatch.setattr(runner, "run", lambda make, *rest: found.extend(make(lambda line: None)) or 0)
-    serve(model=str(path), threads=1, kv="int8", i2s_layout="arm", kv_tokens=64)
+    serve(model=[str(path)], threads=1, kv="int8", i2s_layout="arm", kv_tokens=64)
     (batcher,) = found
     assert batcher.model.kv == "int8"
     told = load_model(path, threads=1, kv="int8", i2s_layout="arm")

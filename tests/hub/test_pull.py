@@ -106,7 +106,7 @@ def test_a_killed_download_continues_and_never_has_the_final_name(
     process.send_signal(signal.SIGKILL)
     process.wait(120)
     arrived = partial.stat().st_size
-    assert CHUNK <= arrived < len(data) and named_files(environment) == []
+    assert 0 < arrived < len(data) and named_files(environment) == []
     repo.slow = 0.0
     tui("pull", "user/tiny")  # which then finds that these bytes are no model
     assert hub.transfers()[-1].range == f"bytes={arrived}-"

@@ -215,7 +215,7 @@ def test_a_damaged_or_bad_checkpoint_is_no_target(tmp_path: Path) -> None:
 
 
 def test_the_best_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = trainer.evaluate
+    evaluate = trainer.evaluate_both
     values = {4: 5.0, 8: 3.0, 12: 4.0, 16: 4.5, 20: 3.5, 24: 2.0, 28: 2.5, 30: 9.0}
 
     def scripted(*args: Any, **options: Any) -> Any:
@@ -226,7 +226,7 @@ def test_the_best_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             *(getattr(found, f) for f in ("accuracy", "accuracy_no_indent", "bits_per_byte")),
         )
 
-    monkeypatch.setattr(trainer, "evaluate", scripted)
+    monkeypatch.setattr(trainer, "evaluate_both", scripted)
     options = {"eval_interval": 4, "checkpoint_interval": 5, "keep_last": 1, "keep_best": True}
     made = Trainer(parse_config(settings(steps=22, **options)), tmp_path)
     monkeypatch.setitem(values, 22, 3.4)
@@ -245,12 +245,12 @@ def test_the_best_checkpoint_stays_where_it_was_the_end_of_a_shorter_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = iter([5.0, 2.0, 4.0, 3.0, 3.5])  # steps 4, 6, then 8, 12 and 14
-    evaluate = trainer.evaluate
+    evaluate = trainer.evaluate_both
 
     def scripted(*args: Any, **options: Any) -> Any:
         return replace(evaluate(*args, **options), loss=next(looked))
 
-    monkeypatch.setattr(trainer, "evaluate", scripted)
+    monkeypatch.setattr(trainer, "evaluate_both", scripted)
     options = {"eval_interval": 4, "checkpoint_interval": 5, "keep_last": 1, "keep_best": True}
     train(tmp_path, steps=6, **options)
     best = load_checkpoint(tmp_path / "final")[0]

@@ -22,7 +22,7 @@ from nanochat_tui.runs.config import parse_config
 from nanochat_tui.runs.directory import RunDirectory
 from nanochat_tui.runs.lock import lock_refusal
 from nanochat_tui.runs.state import read_state
-from nanochat_tui.train import checkpoint, trainer
+from nanochat_tui.train import checkpoint, telling, trainer
 from nanochat_tui.train.trainer import Trainer
 
 
@@ -32,13 +32,13 @@ def leftovers(folder: Path) -> list[str]:
 
 def test_final_is_saved_before_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    evaluate = trainer.evaluate
+    evaluate = trainer.evaluate_both
 
     def look(*args: Any, **options: Any) -> Any:
         seen.append((tmp_path / "final" / "state.json").exists())
         return evaluate(*args, **options)
 
-    monkeypatch.setattr(trainer, "evaluate", look)
+    monkeypatch.setattr(trainer, "evaluate_both", look)
     train(tmp_path, steps=4, eval_interval=2)
     assert seen == [False, True]
 
@@ -47,8 +47,8 @@ def test_a_failed_evaluation_or_sample_does_not_end_the_run(tmp_path: Path, monk
     def fail(*_: Any, **__: Any) -> Any:
         raise IndexError("index 50256 is out of bounds")
 
-    monkeypatch.setattr(trainer, "evaluate", fail)
-    monkeypatch.setattr(trainer, "write_sample", fail)
+    monkeypatch.setattr(trainer, "evaluate_both", fail)
+    monkeypatch.setattr(telling, "write_sample", fail)
     data = write_data(tmp_path / "data")
     rows = train(tmp_path / "run", **on_data(data, steps=6, eval_interval=2))
     assert [row["step"] for row in rows] == list(range(1, 7))
@@ -66,7 +66,7 @@ def test_a_stop_interrupts_an_evaluation_and_the_resume_makes_up_for_it(
     options = {"steps": 8, "eval_interval": 4, "log_interval": 3, "checkpoint_interval": 0}
     whole = losses(train(tmp_path / "whole", **options))
     step = 4 if at == "middle" else 8
-    evaluate = trainer.evaluate
+    evaluate = trainer.evaluate_both
     path = tmp_path / "part"
 
     def interrupted(*args: Any, tick: Any, **rest: Any) -> Any:
@@ -79,7 +79,7 @@ def test_a_stop_interrupts_an_evaluation_and_the_resume_makes_up_for_it(
             raise AssertionError("the evaluation was not interrupted")
         return evaluate(*args, tick=tick, **rest)
 
-    monkeypatch.setattr(trainer, "evaluate", interrupted)
+    monkeypatch.setattr(trainer, "evaluate_both", interrupted)
     made = Trainer(parse_config(settings(**options)), path)
     made.run()
     monkeypatch.undo()
@@ -302,7 +302,7 @@ def test_a_crash_while_a_checkpoint_is_replaced_loses_none(tmp_path: Path) -> No
 
 def test_minutes_count_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A first step that takes long, as with compiling, and an evaluation that would take for ever."""
-    optimise, evaluate = Trainer._optimise, trainer.evaluate
+    optimise, evaluate = Trainer._optimise, trainer.evaluate_both
     batches: list[int] = []
 
     def slow(self: Trainer, multiplier: float) -> tuple[float, float]:
@@ -319,7 +319,7 @@ def test_minutes_count_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return evaluate(*args, tick=slow_tick, **rest)
 
     monkeypatch.setattr(Trainer, "_optimise", slow)
-    monkeypatch.setattr(trainer, "evaluate", counted)
+    monkeypatch.setattr(trainer, "evaluate_both", counted)
     data = write_data(tmp_path / "data")
     rows = train(tmp_path / "run", **on_data(data, minutes=2.4 / 60, batch_size=1))
     assert len(rows) == 1  # the first step has used up the time
