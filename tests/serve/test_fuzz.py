@@ -47,6 +47,8 @@ ROUTES = [
     ("POST", "/detokenize"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
+    ("GET", "/props"),
+    ("GET", "/slots"),
     ("GET", "/health"),
     ("GET", "/metrics"),
 ]
