@@ -134,13 +134,13 @@ def as_text(one: Mixed) -> str:
             f"  {what:<32} median {statistics.median(values) * 1e3:7.1f} ms  max {max(values) * 1e3:7.1f} ms  ({runs})"
         )
 
-    alone, beside = statistics.median(one.short_alone), statistics.median(one.short_next_to_long)
+    alone, mixed = statistics.median(one.short_alone), statistics.median(one.short_next_to_long)
     calm, stirred = statistics.median(one.gaps_alone), statistics.median(one.gaps_next_to_long)
     totals = " ".join(f"{value:.0f}" for value in one.total)
     return "\n".join([
         one.server,
         line("first token of a short, alone", one.short_alone),
-        line("the same next to a long prompt", one.short_next_to_long) + f"  {beside / alone:.1f} times",
+        line("the same next to a long prompt", one.short_next_to_long) + f"  {mixed / alone:.1f} times",
         line("gap of a running reply, alone", one.gaps_alone),
         line("the same next to a long prompt", one.gaps_next_to_long) + f"  {stirred / calm:.1f} times",
         f"  long prompt alone {one.long_alone:.2f} s; all together {statistics.median(one.total):.0f} tok/s ({totals})",

@@ -18,7 +18,7 @@ LEAST_RUSTC = (1, 85)
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A program and the folders that it needs beside the system's."""
+    """A program and the folders that it needs, apart from the system's."""
 
     program: str
     folders: tuple[Path, ...]

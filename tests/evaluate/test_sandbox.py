@@ -62,7 +62,7 @@ def test_nothing_outside_can_be_read_or_written(kind: Isolation, tmp_path: Path)
         kind,
         f"""
         import os
-        for path in ({str(secret)!r}, "/etc/passwd", "/proc/1/root/etc/passwd", {str(Path.home())!r} + "/.profile"):
+        for path in ({str(secret)!r}, "/etc/passwd", {str(Path.home())!r} + "/.profile"):
             try:
                 print("read", path, open(path).read(1))
             except OSError:

@@ -64,9 +64,9 @@ def _require_close_logits(path: Path, prompts: list[str]) -> None:
         found, bound = engine.logits(ids), 0.02 * expected.std()
         assert np.sqrt(np.mean((found - expected) ** 2)) < bound, prompt
         best = np.partition(expected, -2, axis=-1)[:, -2:]
-        # twice the tolerance separates two logits; it is a mean, so a single one may be off by more
-        clear = best[:, 1] - best[:, 0] > 2 * bound
-        assert (found.argmax(-1) == expected.argmax(-1))[clear].mean() >= 0.98
+        # the tolerance is a mean over logits, so a single one may be off by more: five times it separates two
+        clear = best[:, 1] - best[:, 0] > 5 * bound
+        assert (found.argmax(-1) == expected.argmax(-1))[clear].all()
 
 
 def _int8_differences(path: Path, prompts: list[str], fault: Callable[[NanochatModel], None] | None = None) -> Places:
