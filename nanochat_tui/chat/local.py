@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nanochat_tui.engine.generate.session import Session
     from nanochat_tui.engine.generate.speculation import Mode
     from nanochat_tui.engine.run.paging import CacheType
+    from nanochat_tui.engine.weights.adapters import LoraFile
     from nanochat_tui.formats.i2_s_layouts import Layout
 
 _ENDLESS = 1 << 62
@@ -67,6 +68,7 @@ class LocalBackend:
         i2s_layout: Layout = "x86",
         speculation: Mode = "auto",
         activations: Activations = "int8",
+        lora: Sequence[LoraFile] = (),
     ) -> None:
         self.path = path
         self._kv: CacheType = kv
@@ -74,6 +76,7 @@ class LocalBackend:
         self._context = context
         self._speculation: Mode = speculation
         self._activations: Activations = activations
+        self._lora = lora
         self._mhc = mhc
         self._tokenizer = tokenizer
         self._threads = threads
@@ -159,6 +162,7 @@ class LocalBackend:
                     i2s_layout=self._i2s_layout,
                     speculation=self._speculation,
                     activations=self._activations,
+                    lora=self._lora,
                     progress=progress,
                 )
                 self._loaded = model, Session(model)

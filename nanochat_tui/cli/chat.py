@@ -18,6 +18,7 @@ from nanochat_tui.cli.options import (
     I2sLayoutOption,
     JsonOption,
     KvOption,
+    LoraOption,
     MhcOption,
     ModelArgument,
     SpeculationOption,
@@ -73,6 +74,7 @@ def chat(
     i2s_layout: I2sLayoutOption = None,
     speculation: SpeculationOption = None,
     activations: ActivationsOption = None,
+    lora: LoraOption = None,
     json: JsonOption = False,
     **settings: Any,
 ) -> int:
@@ -87,7 +89,7 @@ def chat(
     request = Request(prompt="", stop=tuple(stop or ()), top_logprobs=top_logprobs, grammar=shape)
     request = with_settings(request, **settings)
     rules = read_experiences(experience) if experience is not None else {}
-    files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations)
+    files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations, lora)
     backend: Backend
     if attach is not None:
         from nanochat_tui.chat.remote import RemoteBackend

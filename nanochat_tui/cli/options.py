@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -16,6 +16,7 @@ from nanochat_tui.text import display_safe
 
 if TYPE_CHECKING:
     from nanochat_tui.chat.local import LocalBackend
+    from nanochat_tui.engine.weights.adapters import LoraFile
 
 F = TypeVar("F", bound=Callable[..., Any])
 SHORT = {"max_tokens": ("-n",)}
@@ -49,6 +50,15 @@ ActivationsOption = Annotated[
         "--activations",
         help="float rounds no activation and multiplies float32 weights: for comparisons, slow and large.",
         show_default="int8",
+    ),
+]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[=SCALE]",
+        help="Adapter (LoRA) in GGUF to apply to the model, times a factor; may be repeated.",
+        show_default=False,
     ),
 ]
 I2sLayoutOption = Annotated[
@@ -204,6 +214,26 @@ def check_context(context: int | None) -> int | None:
     return context
 
 
+def lora_files(given: Sequence[str] | None) -> tuple[LoraFile, ...]:
+    """Return the adapters of --lora FILE[=SCALE], each a file that is there. Raises `UserError`."""
+    from nanochat_tui.engine.weights.adapters import LoraFile
+
+    found = []
+    for text in given or ():
+        name, _, scale = text.rpartition("=")
+        if Path(text).exists() or not name:
+            name, scale = text, "1"
+        try:
+            factor = float(scale)
+        except ValueError:
+            raise UserError(
+                f"--lora takes FILE or FILE=SCALE, and {display_safe(scale)} is no number; give one such as 0.5"
+            ) from None
+        check_file(Path(name), "adapter")
+        found.append(LoraFile(Path(name), factor))
+    return tuple(found)
+
+
 @dataclass(frozen=True, slots=True)
 class FileOptions:
     """How a file is to be run, as the command line says it; None is what is usual."""
@@ -216,6 +246,7 @@ class FileOptions:
     i2s_layout: Literal["x86", "arm", "1x4"] | None
     speculation: Literal["auto", "on", "off"] | None
     activations: Literal["int8", "float"] | None
+    lora: list[str] | None = None
 
     def check(self) -> None:
         """Raise `UserError` for what no file could be run with."""
@@ -223,13 +254,14 @@ class FileOptions:
         check_file(self.tokenizer, "tokenizer")
         check_threads(self.threads)
         check_context(self.context)
+        lora_files(self.lora)
 
     def refuse_with_server(self) -> None:
         """Raise `UserError` if anything was given: a server runs its model its own way."""
         if any(given is not None for given in astuple(self)):
             raise UserError(
-                "--mhc, --tokenizer, --threads, --context, --kv, --i2s-layout, --speculation and --activations are for "
-                "files; a server has its own, so leave them out."
+                "--mhc, --tokenizer, --threads, --context, --kv, --i2s-layout, --speculation, --activations and --lora "
+                "are for files; a server has its own, so leave them out."
             )
 
     def backend(self, path: Path) -> LocalBackend:
@@ -247,4 +279,5 @@ class FileOptions:
             i2s_layout=self.i2s_layout or "x86",
             speculation=self.speculation or "auto",
             activations=self.activations or "int8",
+            lora=lora_files(self.lora),
         )

@@ -16,6 +16,7 @@ from nanochat_tui.cli.options import (
     HfOption,
     I2sLayoutOption,
     KvOption,
+    LoraOption,
     MhcOption,
     ModelArgument,
     SpeculationOption,
@@ -25,6 +26,7 @@ from nanochat_tui.cli.options import (
     check_threads,
     find_model,
     find_template,
+    lora_files,
 )
 from nanochat_tui.errors import UserError
 from nanochat_tui.hosts import is_loopback
@@ -74,6 +76,7 @@ def serve(
         ),
     ] = None,
     activations: ActivationsOption = None,
+    lora: LoraOption = None,
     alias: Annotated[list[str] | None, typer.Option(help="A further name of the model; may be repeated.")] = None,
     api_key: Annotated[
         list[str] | None,
@@ -106,7 +109,9 @@ def serve(
         raise UserError("The model was given twice, as MODEL and as --model; leave one out.")
     several = models_dir is not None or len(model or ()) > 1
     if several:
-        _check_several(file, hf, {"--mhc": mhc, "--tokenizer": tokenizer, "--alias": alias, "--numa": numa})
+        _check_several(
+            file, hf, {"--mhc": mhc, "--tokenizer": tokenizer, "--alias": alias, "--numa": numa, "--lora": lora}
+        )
     elif memory_budget is not None or models_max is not None:
         raise UserError("--memory-budget and --models-max are for several models; give --models-dir or more --model.")
     path = Path() if several else find_model(model[0] if model else file, hf, chat=True)
@@ -154,6 +159,7 @@ def serve(
         speculation=speculation or "auto",
         chat_template=find_template(chat_template),
         activations=activations or "int8",
+        lora=lora_files(lora),
     )
     if not loopback and not keys:
         _say(

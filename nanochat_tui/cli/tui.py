@@ -14,6 +14,7 @@ from nanochat_tui.cli.options import (
     HfOption,
     I2sLayoutOption,
     KvOption,
+    LoraOption,
     MhcOption,
     ModelArgument,
     SpeculationOption,
@@ -42,6 +43,7 @@ def open_tui(
     i2s_layout: I2sLayoutOption = None,
     speculation: SpeculationOption = None,
     activations: ActivationsOption = None,
+    lora: LoraOption = None,
 ) -> int:
     """Open the terminal application on a model or a server; this is what happens without a command."""
     if attach is not None and hf is not None:
@@ -49,7 +51,7 @@ def open_tui(
     path = None
     if attach is None and (model is not None or hf is not None or _has_shipped()):
         path = find_model(model, hf, chat=True)
-    files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations)
+    files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations, lora)
     if attach is None:
         files.check()
     else:

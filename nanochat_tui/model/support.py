@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_tui.errors import UserError
+from nanochat_tui.formats.adapters import is_adapter
 from nanochat_tui.formats.gguf import GGUFFile, metadata_int, metadata_string
 from nanochat_tui.formats.tensor_types import TENSOR_TYPES, TensorType
 from nanochat_tui.model import architectures
@@ -69,6 +70,8 @@ def require_described(file: GGUFFile) -> Architecture:
     wrong shape), in one sentence.
     """
     _require_whole(file)
+    if is_adapter(file.metadata):
+        raise UnsupportedModelError("the file is an adapter and no model; open its model, and give this with --lora")
     try:
         found = architectures.describe(file)
     except architectures.UnknownArchitectureError as error:

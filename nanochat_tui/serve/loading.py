@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nanochat_tui.engine.generate.scheduler import Batcher
 from nanochat_tui.engine.generate.speculation import Mode
 from nanochat_tui.engine.run.paging import CacheType
+from nanochat_tui.engine.weights.adapters import LoraFile
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.i2_s_layouts import Layout
 from nanochat_tui.model.chat.families import thinking_tags
@@ -41,6 +42,7 @@ class ModelFiles:
     i2s_layout: Layout = "x86"
     speculation: Mode = "auto"
     activations: Activations = "int8"
+    lora: tuple[LoraFile, ...] = ()
     chat_template: str | None = None
     """A Jinja chat template in place of the file's own, or of none."""
 
@@ -62,6 +64,7 @@ def load_one(files: ModelFiles, log: Log, threads: int | None = None) -> Batcher
             sequences=files.max_sequences,
             i2s_layout=files.i2s_layout,
             activations=files.activations,
+            lora=files.lora,
             progress=log,
         )
         if files.chat_template is not None:

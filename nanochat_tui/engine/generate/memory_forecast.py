@@ -138,13 +138,14 @@ def forecast(
     available: int | None = None,
     kv_tokens: int | None = None,
     sequences: int = 1,
+    added: int = 0,
 ) -> Forecast:
     """Return what loading a described file takes; context: None is the model's own. available: None asks the system.
 
     kv_tokens: positions of a cache that several replies share, in place of a context; it may be longer than one reply
-    can be. sequences: replies at a time, each with a recurrent state if the model has one.
+    can be. sequences: replies at a time, each with a recurrent state if the model has one. added: bytes of adapters.
     """
-    weights = _weight_bytes(file, shape, as_float)
+    weights = _weight_bytes(file, shape, as_float) + added
     page = PagePool(shape, 0, kv).page_bytes
     fixed = 4 * (1 + KEPT_STATES) * shape.state_floats * sequences
     work = _work_bytes(shape)

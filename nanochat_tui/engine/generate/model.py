@@ -26,6 +26,7 @@ from nanochat_tui.engine.run.executor import Executor
 from nanochat_tui.engine.run.kv_cache import CacheType, KVCache
 from nanochat_tui.engine.run.paging import KINDS
 from nanochat_tui.engine.run.tables import CHUNK
+from nanochat_tui.engine.weights.adapters import Adapters, LoraFile
 from nanochat_tui.engine.weights.load import Weights, load_weights
 from nanochat_tui.errors import UserError
 from nanochat_tui.formats.gguf import metadata_string
@@ -219,6 +220,7 @@ def load(
     kv_tokens: int | None = None,
     sequences: int = 1,
     i2s_layout: Layout = "x86",
+    lora: Sequence[LoraFile] = (),
     progress: Progress | None = None,
 ) -> Model:
     """Load a GGUF model, of several files if it is split.
@@ -231,8 +233,8 @@ def load(
     there for, or the model is refused; None asks for room for a short one only, as memory is taken when it is used.
     kv_tokens, sequences: in place of a context, positions of a cache that so many replies will share (see
     `scheduler.Batcher`). i2s_layout: order of codes in I2_S tensors, "arm" or "1x4" if such a machine or build
-    quantised them, which no file tells. progress: called with one line before anything that takes seconds, such as
-    compiling kernels on the first start.
+    quantised them, which no file tells. lora: adapter files that are applied, each with a factor of its scale.
+    progress: called with one line before anything that takes seconds, such as compiling kernels on the first start.
     Raises UserError if the file cannot be run, saying why.
     """
     if not isinstance(path, str | os.PathLike):
@@ -266,9 +268,13 @@ def load(
                 progress(f"note: the model was made for {shape.context_length} tokens, and so that is the context")
             context = shape.context_length
         asked = context is not None or kv_tokens is not None
+        adapters = Adapters(lora, file, shape) if lora else None
 
         def foretell(kind: CacheType) -> Forecast:
-            return forecast(file, shape, context, kind, as_float=as_float, kv_tokens=kv_tokens, sequences=sequences)
+            return forecast(
+                file, shape, context, kind, as_float=as_float, kv_tokens=kv_tokens, sequences=sequences,
+                added=adapters.nbytes if adapters is not None else 0,
+            )  # fmt: skip
 
         memory = foretell(kv)
         if progress and (asked or memory.total >= WORTH_TELLING):
@@ -278,7 +284,9 @@ def load(
         require_memory(memory, asked=asked, smaller=smaller, what=what)
         shape = replace(shape, unnamed=shape.vocab_size - codec.named_rows(shape.vocab_size))
         sidecar = Path(mhc) if mhc else None
-        weights: Weights = load_weights(file, shape, as_float=as_float, bias=isa.q8_bias, mhc=sidecar)
+        weights: Weights = load_weights(
+            file, shape, as_float=as_float, bias=isa.q8_bias, mhc=sidecar, adapters=adapters
+        )
         name = metadata_string(file.metadata, "general.name", file_path.stem)
         talk = chat_format(file.metadata)
         assumed = talk.note if talk is not None else completes_only(file.metadata)
@@ -300,6 +308,7 @@ def load(
         "kv_tokens": kv_tokens,
         "sequences": sequences,
         "i2s_layout": i2s_layout,
+        "lora": [LoraFile(Path(each.path).resolve(), each.scale) for each in lora],
     }
     return Model(file_path, shape, codec, executor, name, talk, options)
 

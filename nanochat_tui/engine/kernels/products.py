@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nanochat_tui.engine.kernels.activations import quantise_for
+from nanochat_tui.engine.kernels.dense import dense_f32
 from nanochat_tui.engine.kernels.linear import tile_of
 from nanochat_tui.engine.kernels.matrices import matrix_product
 from nanochat_tui.engine.kernels.registry import compiled
@@ -20,20 +21,29 @@ def takes_floats(matrix):
     return 1 if kind in (k.F32, k.F16, k.BF16) else 0
 
 
+@compiled("v:TAiiiii")
+def add_adapter(thread, adapter, columns, source, y, first, last):
+    """Add what an adapter makes of one token, a row of floats, to row blocks first..last of its outputs."""
+    rank, sums, rows = get(adapter, s.ADAPTER_RANK), get(thread, s.ADAPTED), get(thread, s.ADAPTED_ROWS)
+    dense_f32(get(adapter, s.ADAPTER_DOWN), source, sums, 0, rank // 16, columns)
+    dense_f32(get(adapter, s.ADAPTER_UP), sums, rows, first, last, rank)
+    add(y + first * 64, rows + first * 64, y + first * 64, (last - first) * 16)
+
+
 @compiled("v:MTXiiiiiiiii")
 def product(model, thread, matrix, source, y, y_stride, first, last, count, t0, tiles, step):
-    """Multiply tiles of tokens by row blocks first..last of a matrix, with its factors and biases of rows.
+    """Multiply tiles of tokens by row blocks first..last of a matrix, with its factors and biases of rows and adapter.
 
-    matrix: address of its record. source: the tokens as floats, [token][columns], for kinds that take floats; the
-    others take the thread's int8 tiles.
+    matrix: address of its record. source: the tokens as floats, [token][columns], for adapters and for kinds that take
+    floats; the others take the thread's int8 tiles.
     """
     tile = tile_of(model, count)
     matrix_product(
         matrix, tile, get(thread, s.X8), get(thread, s.INIT), get(thread, s.SCALE), source,
         get(matrix, s.MATRIX_COLUMNS) * 4, get(thread, s.SUMS), y, y_stride, first, last, count, t0, tiles, step,
     )  # fmt: skip
-    factors, bias = get(matrix, s.MATRIX_FACTORS), get(matrix, s.MATRIX_BIAS)
-    if factors == 0 and bias == 0:
+    factors, bias, adapter = get(matrix, s.MATRIX_FACTORS), get(matrix, s.MATRIX_BIAS), get(matrix, s.MATRIX_ADAPTER)
+    if factors == 0 and bias == 0 and adapter == 0:
         return
     for t in range(t0, tiles, step):
         for token in range(t * tile, min(t * tile + tile, count)):
@@ -42,6 +52,9 @@ def product(model, thread, matrix, source, y, y_stride, first, last, count, t0, 
                 multiply(row, factors + first * 64, row, (last - first) * 16)
             if bias != 0:
                 add(row, bias + first * 64, row, (last - first) * 16)
+            if adapter != 0:
+                columns = get(matrix, s.MATRIX_COLUMNS)
+                add_adapter(thread, adapter, columns, source + token * columns * 4, y + token * y_stride, first, last)
 
 
 @compiled("v:Miii")

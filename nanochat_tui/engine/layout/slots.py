@@ -16,7 +16,15 @@ MATRIX_KIND, MATRIX_WEIGHTS, MATRIX_SCALES, MATRIX_COLUMNS, MATRIX_PADDED = t.MA
 ternary group."""
 MATRIX_FACTORS, MATRIX_BIAS, MATRIX_BLOCKS = t.MATRIX.slots(range(5, 8))
 """FACTORS, BIAS: float32 [rows] that outputs are multiplied by and that is added, 0 = none. BLOCKS of 16 rows."""
-MATRIX_SLOTS = t.MATRIX.width(8)
+(MATRIX_ADAPTER,) = t.MATRIX.slots((8,))
+MATRIX_ADAPTER.holds = t.ADAPTER
+MATRIX_SLOTS = t.MATRIX.width(9)
+
+# ---- ADAPTER: what a low-rank adapter adds to a matrix' outputs, 0 in MATRIX_ADAPTER = none
+ADAPTER_DOWN, ADAPTER_UP, ADAPTER_RANK = t.ADAPTER.slots(range(3))
+"""DOWN: float32 in blocks of 16 rows, [rank][columns]. UP: the same, [rows][rank], with its scale. RANK: of all
+adapters together, a multiple of 16."""
+ADAPTER_SLOTS = t.ADAPTER.width(4)
 
 # ---- MODEL: shape and shared buffers, one table per loaded model
 DIM, LAYERS, HEADS, KV_HEADS, HEAD_DIM, HEAD_PADDED, HIDDEN, VOCAB, VOCAB_PADDED, STREAMS = t.MODEL.slots(range(10))
@@ -48,14 +56,14 @@ QUERY_NORM, KEY_NORM, ATTENTION_SUB_NORM, FFN_SUB_NORM = t.LAYER.slots(range(16,
 turns, the table's width. The norms are addresses, 0 = none: of each query and key head (before RoPE), of attention's
 output, of the feed-forward product."""
 QKV_MATRIX, OUTPUT_MATRIX, GATE_UP_MATRIX, DOWN_MATRIX, SMALL_MATRIX, ROUTER_MATRIX = t.LAYER.records(
-    t.MATRIX, range(24, 72, MATRIX_SLOTS)
+    t.MATRIX, range(24, 78, MATRIX_SLOTS)
 )
-ACTIVATION, CLAMP_BITS, GATED, RECURRENT = t.LAYER.slots(range(72, 76))
-ROTATE_INPUT, ROTATE_OUTPUT, ROTATE_FFN, ROTATE_DOWN = t.LAYER.slots(range(76, 80))
-EXPERTS, EXPERTS_USED, UP_BYTES, UP_SCALE_BYTES, DOWN_BYTES, DOWN_SCALE_BYTES = t.LAYER.slots(range(80, 86))
+ACTIVATION, CLAMP_BITS, GATED, RECURRENT = t.LAYER.slots(range(78, 82))
+ROTATE_INPUT, ROTATE_OUTPUT, ROTATE_FFN, ROTATE_DOWN = t.LAYER.slots(range(82, 86))
+EXPERTS, EXPERTS_USED, UP_BYTES, UP_SCALE_BYTES, DOWN_BYTES, DOWN_SCALE_BYTES = t.LAYER.slots(range(86, 92))
 """BYTES: of one expert's part of the stacked matrices and of their scales."""
-KEY_HEADS, VALUE_HEADS, STATE_WIDTH, TAPS, CHANNELS, CONVOLUTION, STEP, DECAY = t.LAYER.slots(range(86, 94))
-STATE_NORM, STATE_OFFSET, GROUPED = t.LAYER.slots(range(94, 97))
+KEY_HEADS, VALUE_HEADS, STATE_WIDTH, TAPS, CHANNELS, CONVOLUTION, STEP, DECAY = t.LAYER.slots(range(92, 100))
+STATE_NORM, STATE_OFFSET, GROUPED = t.LAYER.slots(range(100, 103))
 """Of a recurrent layer. CONVOLUTION: float32 [taps][channels]. STEP, DECAY, STATE_NORM: addresses. STATE_OFFSET: bytes
 into a sequence's state, where are [taps - 1][channels], then [value heads][width][width]. GROUPED: 1 puts output
 heads in the order (key head, repeat)."""
@@ -82,6 +90,8 @@ SCREEN_LISTED, SCREEN_FOUND, SCREEN_BEGIN_BITS = t.THREAD.slots(range(31, 34))
 OWN_STREAMS, HASTY = t.THREAD.slots(range(34, 36))
 """OWN_STREAMS: 1 if the thread computes the tokens' streams for itself in this pass. HASTY: not 0 if it
 had to take another one's pieces, 2 in this step, 1 in the last one."""
+ADAPTED, ADAPTED_ROWS = t.THREAD.slots(range(36, 38))
+"""Of an adapter and one token: its sums, float32 [rank], and what it adds, [rows]."""
 THREAD_SLOTS = t.THREAD.width(40)
 
 # ---- CONTROL: shared between threads, what one writes while others look on a line of its own (64 bytes = 8 slots)

@@ -73,6 +73,7 @@ TABLES: dict[str, Table] = {}
 """The tables by their letters."""
 MODEL = Table("MODEL", "M")
 MATRIX = Table("MATRIX", "X")
+ADAPTER = Table("ADAPTER", "A")
 LAYER = Table("LAYER", "L")
 THREAD = Table("THREAD", "T")
 CONTROL = Table("CONTROL", "C")

@@ -33,7 +33,7 @@ LAYER_OPTIONS = (
 )  # fmt: skip
 """Slots of a layer that are 0 without the option."""
 MODEL_OPTIONS = ("ROTATE_HEAD", "ROTATE_EMBEDDING", "SCREEN_COLUMNS")
-MATRIX_OPTIONS = ("MATRIX_FACTORS", "MATRIX_BIAS")
+MATRIX_OPTIONS = ("MATRIX_FACTORS", "MATRIX_BIAS", "MATRIX_ADAPTER")
 LAYER_CHOICES = ("ACTIVATION", "GATED", "RECURRENT")
 """Slots of a layer with few values."""
 ACTIVATIONS = {"silu": s.SILU, "relu2": s.RELU2}
@@ -159,6 +159,13 @@ class Tables:
             record[s.MATRIX_FACTORS] = self._address(matrix.factor)
         if matrix.bias is not None:
             record[s.MATRIX_BIAS] = self._address(matrix.bias)
+        if matrix.down is not None and matrix.up is not None:
+            adapter = self.keep(np.zeros(s.ADAPTER_SLOTS, np.int64))
+            adapter[s.ADAPTER_DOWN], adapter[s.ADAPTER_UP] = map(
+                self._address, (matrix.down.weights, matrix.up.weights)
+            )
+            adapter[s.ADAPTER_RANK] = matrix.up.columns
+            record[s.MATRIX_ADAPTER] = adapter.ctypes.data
 
     def _fill_tables(self) -> None:
         m, w = self.model, self._weights
@@ -273,6 +280,8 @@ class Tables:
         m[s.BLOCK_SUMS] = self._floats(s.HEAD_ROWS * padded, 0.0)
         if m[s.SCREEN_COLUMNS] > 0:
             m[s.SCREEN_BOUNDS] = self._floats(round_up(self.vocab_padded // s.ROW_BLOCK, 16), -np.inf)
+        ranks = max((matrix.up.columns for matrix in matrices if matrix.up is not None), default=0)
+        tallest = max(round_up(matrix.packed.rows, s.ROW_BLOCK) for matrix in matrices)
         together = s.GROUP_ROWS * (a.n_heads // a.n_kv_heads)
         state_width = max((mixer.width for mixer in a.recurrences), default=0)
         for row in self.threads:
@@ -290,6 +299,8 @@ class Tables:
             row[s.DELTA] = self._floats(2 * state_width)
             row[s.CHOSEN], row[s.CHOSEN_WEIGHTS] = self._floats(2 * CHUNK * used), self._floats(CHUNK * used)
             row[s.EXPERT_MATRIX], row[s.ANSWER] = self._floats(2 * s.MATRIX_SLOTS), self._floats(a.dim)
+            if ranks:
+                row[s.ADAPTED], row[s.ADAPTED_ROWS] = self._floats(ranks), self._floats(tallest)
             for slot in (s.WORK_LOGITS, s.HEAP, s.ALTERNATIVES_HEAP):
                 row[slot] = self._floats(self.vocab_padded)
             row[s.WORK_MAXIMA] = self._floats(padded, -np.inf)

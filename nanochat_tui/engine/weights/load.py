@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_tui.engine.layout import slots as s
+from nanochat_tui.engine.weights.adapters import Adapters
 from nanochat_tui.engine.weights.matrices import (
     Matrix,
     MatrixPlan,
@@ -304,10 +305,19 @@ def _plan_layer(file: GGUFFile, shape: Architecture, number: int, group: int, as
     )
 
 
-def load_weights(file: GGUFFile, shape: Architecture, *, as_float: bool, bias: int, mhc: Path | None) -> Weights:
+def load_weights(
+    file: GGUFFile,
+    shape: Architecture,
+    *,
+    as_float: bool,
+    bias: int,
+    mhc: Path | None,
+    adapters: Adapters | None = None,
+) -> Weights:
     """Read and pack a supported file (see `model.support`).
 
     as_float: all matrices as float32, for exact comparisons. bias: what the kernel wants added to table weights.
+    adapters: what is added to the outputs of the blocks' matrices.
     Raises UserError if a value is not finite or the `.mhc` file belongs to another model.
     """
     mixes = mix_coefficients(_records(file, shape, mhc), shape.n_layers, shape.hyper)
@@ -316,7 +326,8 @@ def load_weights(file: GGUFFile, shape: Architecture, *, as_float: bool, bias: i
     planned = plan_weights(file, shape, group=group, as_float=as_float)
 
     def load(plan: MatrixPlan) -> Matrix:
-        return load_matrix(file, plan, bias=bias)
+        matrix = load_matrix(file, plan, bias=bias)
+        return matrix if adapters is None else adapters.added(matrix, plan)
 
     layers = []
     for number, layer in enumerate(shape.layers):

@@ -37,12 +37,17 @@ follow each other are a range: a plan takes no memory for them, however many a f
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A packed matrix. kind: see `layout.kinds`. factor and bias: float32 [rows], or None, of every output."""
+    """A packed matrix. kind: see `layout.kinds`. factor and bias: float32 [rows], or None, of every output.
+
+    down, up: halves of an adapter (see `weights.adapters`), float32, or None.
+    """
 
     kind: int
     packed: Packed
     factor: NDArray[np.float32] | None = None
     bias: NDArray[np.float32] | None = None
+    down: Packed | None = None
+    up: Packed | None = None
 
     @property
     def weights(self) -> NDArray[Any]:
@@ -57,7 +62,8 @@ class Matrix:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return int(self.weights.nbytes + self.scales.nbytes)
+        halves = sum(half.weights.nbytes for half in (self.down, self.up) if half is not None)
+        return int(self.weights.nbytes + self.scales.nbytes + halves)
 
 
 def all_rows(file: GGUFFile, name: str) -> Rows:
