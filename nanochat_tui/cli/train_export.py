@@ -9,6 +9,7 @@ import typer
 
 from nanochat_tui.cli.json_output import json_text
 from nanochat_tui.cli.options import JsonOption
+from nanochat_tui.cli.train_export_lora import export_lora
 from nanochat_tui.errors import UserError
 from nanochat_tui.text import display_safe
 
@@ -62,15 +63,17 @@ def export(
 ) -> None:
     """Export a checkpoint, read the files back and compare: weights bit for bit, logits within activation rounding."""
     from nanochat_tui.export import export_model, tokenizer_for
+    from nanochat_tui.export.checkpoint import lora_settings
 
+    if lora_settings(checkpoint) is not None:
+        if mhc is not None or tokenizer is not None or nextn or arch == "llama":
+            raise UserError("an adapter has no --mhc, --tokenizer, --nextn or --arch llama; leave them out")
+        _require_new(gguf, force=force)
+        export_lora(checkpoint, gguf, VERIFICATION_TEXT if compare else None, as_json=as_json)
+        return
     vocabulary, known = tokenizer_for(checkpoint, tokenizer)
     sidecar = None if arch == "llama" else mhc or gguf.with_suffix(".mhc")
-    if not force:
-        for path in (gguf, sidecar):
-            if path is not None and path.exists():
-                raise UserError(
-                    f"there is a file {display_safe(str(path))} already; give another name, or replace it with --force"
-                )
+    _require_new(gguf, sidecar, force=force)
     if arch == "llama":
         if mhc is not None:
             raise UserError("the architecture llama has no mHC, so --mhc has no place here; leave it out")
@@ -93,6 +96,14 @@ def export(
         typer.echo(json_text(report.to_json()))
     else:
         _print(report)
+
+
+def _require_new(*paths: Path | None, force: bool) -> None:
+    for path in paths:
+        if path is not None and path.exists() and not force:
+            raise UserError(
+                f"there is a file {display_safe(str(path))} already; give another name, or replace it with --force"
+            )
 
 
 def _say_of_tokenizer(path: Path, known: bool) -> None:

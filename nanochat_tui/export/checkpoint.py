@@ -6,6 +6,7 @@ Everything is checked against the model's shape before a weight is read, and eve
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from safetensors import SafetensorError, safe_open
 
 from nanochat_tui.errors import plain_reason
 from nanochat_tui.export.errors import CheckpointError
+from nanochat_tui.formats.adapters import DOWN, UP, Adapter
 from nanochat_tui.formats.checksums import STATE_FILE, verify_sealed
 from nanochat_tui.model.architectures import nanochat
+from nanochat_tui.model.architectures.description import Part
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.text import display_safe
 
@@ -47,8 +50,54 @@ def load_checkpoint(folder: Path | str) -> tuple[ModelConfig, Weights]:
             f"the checkpoint {display_safe(str(place))} was trained in full precision so far and is no ternary model; "
             "use one of its ternary phase (--quantise-with-decay), or eval, which measures it as it is"
         )
+    if lora_settings(place) is not None:
+        raise CheckpointError(
+            f"the checkpoint {display_safe(str(place))} is that of an adapter (--lora-rank): nanochat-train export "
+            "writes it, and its model runs with it as --lora"
+        )
     verify_sealed(place, state, ("model.safetensors",))
-    return config, _read_weights(place / "model.safetensors", config)
+    return config, _read_weights(place / "model.safetensors", nanochat.parts(config))
+
+
+def lora_settings(folder: Path) -> tuple[int, float] | None:
+    """Return rank and alpha of a checkpoint that trained an adapter; None for any other. Raises CheckpointError."""
+    config = _read_state(folder).get("config")
+    if not isinstance(config, dict) or not config.get("lora_rank"):
+        return None
+    rank, alpha = config["lora_rank"], config.get("lora_alpha")
+    if not _fits(rank, "int") or not isinstance(alpha, int | float) or rank < 1:
+        raise CheckpointError(f"{display_safe(str(folder / STATE_FILE))} does not say the size of its adapter")
+    return rank, float(alpha)
+
+
+def starting_model(folder: Path) -> Path:
+    """Return the path of the model that an adapter's run started from. Raises CheckpointError."""
+    found = (_read_state(folder).get("config") or {}).get("init_from")
+    if not isinstance(found, str):
+        raise CheckpointError(f"{display_safe(str(folder / STATE_FILE))} does not say of which model its adapter is")
+    return Path(found)
+
+
+def load_adapter(folder: Path) -> tuple[Adapter, ModelConfig, Weights]:
+    """Return what a checkpoint trained next to its model's weights, the model's shape, and those weights.
+
+    Raises CheckpointError as `load_checkpoint` does, and if it trained all weights.
+    """
+    config, settings = read_config(folder), lora_settings(folder)
+    if settings is None:
+        raise CheckpointError(f"the checkpoint {display_safe(str(folder))} trained all weights and holds no adapter")
+    verify_sealed(folder, _read_state(folder), ("model.safetensors",))
+    rank, alpha = settings
+    parts, stems = dict(nanochat.parts(config)), []
+    for part in nanochat.parts(config).values():
+        if part.role == "ternary":
+            stems.append(stem := part.name.removesuffix(".weight"))
+            rows, columns = part.shape
+            parts[stem + DOWN] = Part(stem + DOWN, (rank, columns), "vector")
+            parts[stem + UP] = Part(stem + UP, (rows, rank), "vector")
+    weights = _read_weights(folder / "model.safetensors", parts)
+    pairs = {f"{stem}.weight": (weights.pop(stem + DOWN), weights.pop(stem + UP)) for stem in stems}
+    return Adapter(nanochat.NAME, alpha, pairs), config, weights
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -110,10 +159,9 @@ def _fits(value: object, kind: str) -> bool:
     return isinstance(value, int | float) if kind == "float" else isinstance(value, int)
 
 
-def _read_weights(path: Path, config: ModelConfig) -> Weights:
+def _read_weights(path: Path, expected: Mapping[str, Part]) -> Weights:
     name = display_safe(str(path))
     weights: Weights = {}
-    expected = nanochat.parts(config)
     try:
         with safe_open(path, framework="numpy") as file:
             found = set(file.keys())

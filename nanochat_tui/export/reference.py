@@ -7,7 +7,7 @@ exported file must compute.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,15 +39,23 @@ def exported_weights(config: ModelConfig, weights: Weights, table: str = "Q8_0")
 
 
 def reference_logits(
-    config: ModelConfig, weights: Weights, ids: Sequence[int], table: str = "Q8_0", int8: bool = True
+    config: ModelConfig,
+    weights: Weights,
+    ids: Sequence[int],
+    table: str = "Q8_0",
+    int8: bool = True,
+    added: Mapping[str, Floats] | None = None,
 ) -> Floats:
     """Return the logits of a checkpoint after every token of a text.
 
     Parameters: shape and weights of a checkpoint, token ids [n], the type the tables are exported in, and whether the
-    inputs of linears and head are rounded to int8 as the engine does (see `model.activations`).
+    inputs of linears and head are rounded to int8 as the engine does (see `model.activations`). added: what an adapter
+    adds to matrices, by name.
     Returns float32 [n, vocab].
     """
     w = exported_weights(config, weights, table)
+    for name, values in (added or {}).items():
+        w[name] = w[name] + values
     rounded, head = (int8_tokens, int8_blocks) if int8 else (unchanged, unchanged)
     matrices = None
     if config.n_streams > 1:

@@ -77,6 +77,15 @@ class TrainConfig(BaseModel):
         None, description="Checkpoint or GGUF file whose weights the run starts with; the shape is then its own."
     )
 
+    lora_rank: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="LoRA: so many ranks next to each matrix of the blocks, and no other weight moves.",
+    )
+    lora_alpha: float = Field(32.0, gt=0, description="What LoRA adds is multiplied by this, divided by the rank.")
+    lora_lr: float = Field(0.002, gt=0, description="AdamW learning rate of LoRA's matrices.")
+
     dataset: Literal["tokens", "synthetic"] = Field("tokens", description="Token files, or made-up sequences.")
     data_path: Path | None = Field(None, description="Folder made by prepare-data, or a bare .bin file.")
     val_path: Path | None = Field(None, description="Validation .bin when data_path is a bare file.")
@@ -243,9 +252,21 @@ class TrainConfig(BaseModel):
                 raise ValueError(f"{method} does not go together with a mixture of experts; leave it out")
         if self.activation_checkpointing and self.collider_ratio:
             raise ValueError("activation_checkpointing and collider_ratio exclude each other")
+        self._check_lora()
         if not any(getattr(self, name) for name in LENGTHS):
             self.__dict__["epochs"] = 1.0
         return self
+
+    def _check_lora(self) -> None:
+        if not self.lora_rank:
+            return
+        if self.init_from is None:
+            raise ValueError("lora_rank needs a model to start from, whose weights stay; name it with init_from")
+        for name in ("mtp_depth", "collider_ratio", "fire", "fire_step", "full_precision", "quantise_with_decay"):
+            if getattr(self, name):
+                raise ValueError(f"{name} changes weights that lora_rank keeps; leave one of them out")
+        if self.parallel == "fsdp" or self.model_shape().n_experts:
+            raise ValueError("lora_rank goes neither with parallel fsdp nor with a mixture of experts; leave it out")
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same with every path resolved against the working directory, so that a resume finds its files."""
@@ -287,6 +308,8 @@ class TrainConfig(BaseModel):
 
     def head_columns(self, *, cuda: bool) -> int:
         """Frequent tokens an estimated softmax is exact over; 0 means the exact softmax."""
+        if self.lora_rank:
+            return 0  # the table stays as it is, and the answers are few tokens
         if self.head_frequent is not None:
             return self.head_frequent
         # estimating costs more than it saves where the frequent tokens are most of the vocabulary

@@ -27,6 +27,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         tokens = x.shape[0]
         needs = x.requires_grad or table.requires_grad
+        learns = table.requires_grad
         rows = table.detach()
         states = x.detach().to(rows.dtype)
         buffer = torch.empty(min(chunk, tokens), rows.shape[0], dtype=rows.dtype, device=x.device)
@@ -51,6 +52,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
                     z *= (1 + 2 * z_loss * norm).to(z.dtype).unsqueeze(-1)
                 z[index, target] -= 1
                 torch.mm(z, rows, out=d_states[start : start + chunk])
+                if not learns:
+                    continue
                 if d_table is None:
                     d_table = z.t() @ part
                 else:
@@ -61,10 +64,11 @@ class _FusedCrossEntropy(torch.autograd.Function):
         return total / tokens
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         d_states, d_table = ctx.saved_tensors
         scale = (gradients[0] / ctx.tokens).to(d_states.dtype)
-        return (d_states * scale).to(ctx.dtypes[0]), (d_table * scale).to(ctx.dtypes[1]), None, None, None, None
+        table = None if d_table is None else (d_table * scale).to(ctx.dtypes[1])
+        return (d_states * scale).to(ctx.dtypes[0]), table, None, None, None, None
 
 
 def fused_cross_entropy(

@@ -35,6 +35,8 @@ def make_model(
         model = NanochatModel(shape, init_std=config.init_std, dtype=environment.dtype)
         if start is not None:
             begin_from(model, start, shape)
+        if config.lora_rank:
+            model.add_lora(config.lora_rank, config.lora_alpha)
         model.checkpointing = config.activation_checkpointing
         model.balance_weight = config.balance_weight / config.grad_accum
         return model.to(environment.device)

@@ -41,10 +41,19 @@ Joined = tuple[BlockWeights, Tensor]
 
 
 class _Matrix(nn.Module):
+    lora_scale = 0.0
+
     def __init__(self, rows: int, columns: int, std: float) -> None:
         super().__init__()
         self.std = std
         self.weight = nn.Parameter(torch.randn(rows, columns) * std)
+
+    def add_lora(self, rank: int, alpha: float) -> None:
+        """Train (alpha / rank) · b a next to the matrix: a [rank, columns] as PEFT begins it, b [rows, rank] zeros."""
+        rows, columns = self.weight.shape
+        self.lora_a = nn.Parameter(torch.empty(rank, columns).uniform_(-1, 1) / math.sqrt(columns))
+        self.lora_b = nn.Parameter(torch.zeros(rows, rank))
+        self.lora_scale = alpha / rank
 
     def forward(self, quantise: bool) -> Tensor:
         """Return it as a table of the file, rounded to Q8_0, or as it is; a new tensor in any case."""
@@ -108,6 +117,9 @@ class Block(nn.Module):
             stacked = torch.cat([m.weight for m in matrices], dim=-2) if len(matrices) > 1 else matrices[0].weight
             if quantise:
                 stacked = ternary_weight(stacked, self.group_size, least_squares=self.least_squares)
+            if isinstance(matrices[0], _Matrix) and matrices[0].lora_scale:
+                adapted = cast("tuple[_Matrix, ...]", matrices)
+                stacked = stacked + torch.cat([m.lora_scale * (m.lora_b @ m.lora_a) for m in adapted])
             return stacked.to(dtype)
 
         attention = value(self.attn_q, self.attn_k, self.attn_v), value(self.attn_output)
@@ -281,6 +293,14 @@ class NanochatModel(nn.Module):
     def forward(self, call: Callable[..., Any], *args: Any) -> Any:
         """Return call(*args), with the module's hooks around it: `train.sharding` needs them."""
         return call(*args)
+
+    def add_lora(self, rank: int, alpha: float) -> None:
+        """Freeze all weights and train low-rank matrices next to those of the blocks (LoRA, Hu et al. 2021)."""
+        self.requires_grad_(False)
+        for block in self.blocks:
+            for matrix in block.modules():
+                if isinstance(matrix, _Matrix):
+                    matrix.add_lora(rank, alpha)
 
     def use_ternary(self, ternary: bool) -> None:
         """Compute with ternary weights and rounded activations, as the exported file does, or with none rounded."""
@@ -465,4 +485,4 @@ class NanochatModel(nn.Module):
     @property
     def parameters_total(self) -> int:
         """Number of trained parameters."""
-        return sum(p.numel() for p in self.parameters())
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)

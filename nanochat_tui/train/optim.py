@@ -131,9 +131,11 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: TrainConfig, dtype: torch.dtype = torch.float32) -> None:
         """`dtype` is that of Newton-Schulz: bfloat16 where the hardware multiplies it."""
-        named = dict(model.named_parameters())
-        hidden = {n: p for n, p in named.items() if p.ndim > 1 and n.startswith("blk.")}  # those of experts in a stack
-        tables = {n: p for n, p in named.items() if p.ndim == 2 and n not in hidden}
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        adapters = {n: p for n, p in named.items() if n.endswith((".lora_a", ".lora_b"))}
+        # those of experts in a stack
+        hidden = {n: p for n, p in named.items() if p.ndim > 1 and n.startswith("blk.") and n not in adapters}
+        tables = {n: p for n, p in named.items() if p.ndim == 2 and n not in hidden and n not in adapters}
         scalars = {n: p for n, p in named.items() if p.ndim == 1}
         self.parameters = named
         self.muon_lr = config.muon_lr
@@ -147,12 +149,17 @@ class Optimizer:
             cautious=config.cautious_decay,
             warmup_steps=config.momentum_warmup_steps,
         )
-        self.adamw_names = [*tables, *scalars]
+        self.adamw_names = [*tables, *scalars, *adapters]
         betas, eps = (0.9, config.beta2), 1e-8
         self.adamw = torch.optim.AdamW(
             [
-                {"params": list(tables.values()), "lr": config.embed_lr, "base": config.embed_lr},
-                {"params": list(scalars.values()), "lr": config.scalar_lr, "base": config.scalar_lr},
+                {"params": list(found.values()), "lr": rate, "base": rate}
+                for found, rate in (
+                    (tables, config.embed_lr),
+                    (scalars, config.scalar_lr),
+                    (adapters, config.lora_lr),
+                )
+                if found
             ],
             betas=betas,
             eps=eps,

@@ -235,7 +235,7 @@ def test_python_writes_and_reads_slots_of_the_tables_own(
     keep = Tables.keep
     widths = {
         s.MODEL_SLOTS: t.MODEL, s.LAYER_SLOTS: t.LAYER, s.THREAD_SLOTS: t.THREAD, s.JOB_SLOTS: t.JOB,
-        s.SEQUENCE_SLOTS: t.SEQUENCE,
+        s.SEQUENCE_SLOTS: t.SEQUENCE, s.MATRIX_SLOTS: t.MATRIX, s.ROW_SLOTS: t.ROW,
     }  # fmt: skip
     seen = set()
 
@@ -244,8 +244,6 @@ def test_python_writes_and_reads_slots_of_the_tables_own(
         if array.dtype != np.int64:
             return kept
         table = widths.get(array.shape[-1], t.CONTROL)
-        if array.shape[-1] == s.MATRIX_SLOTS == s.ROW_SLOTS:
-            table = t.ROW if array.ndim == 2 else t.MATRIX
         made = kept.view(Watched)
         made.table = table
         seen.add(table)
@@ -260,7 +258,7 @@ def test_python_writes_and_reads_slots_of_the_tables_own(
     with pytest.raises(AssertionError, match="a slot of MODEL in a table MATRIX"):
         model.executor._tables.layers[0][s.QKV_MATRIX : s.QKV_MATRIX + s.MATRIX_SLOTS][s.DIM] = 3
     model.close()
-    assert seen == set(t.TABLES.values()) - {t.FACTS, t.SHARE}
+    assert seen == set(t.TABLES.values()) - {t.FACTS, t.SHARE, t.ADAPTER}
     monkeypatch.undo()
     plain = make_model(TINY, threads=2, speculation="on")
     assert list(plain.generate([1, 2, 3], max_tokens=20, temperature=0)) == tokens
