@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 from support import TINY, tiny_tokenizer
 
@@ -146,3 +148,36 @@ def until(predicate: Callable[[], object], seconds: float = 120.0) -> None:
 def stand_in(directory: Path, seconds: float = 30.0, **options: bool) -> launcher.Launched:
     command = [sys.executable, "-c", TRAINER, str(directory), str(seconds)]
     return launcher.start(command, directory, **options)  # type: ignore[arg-type]
+
+
+RECORDER = """#!{python}
+import json, os, sys
+name = os.path.basename(sys.argv[0])
+with open(os.environ["RECORD"], "a") as file:
+    file.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+answer = json.load(open(os.environ["ANSWERS"])).get(name, ["", "", 0])
+sys.stdout.write(answer[0]); sys.stderr.write(answer[1]); sys.exit(answer[2])
+"""
+
+
+class Recorder:
+    """Stands on PATH for the clusters' commands, notes how they are called and answers as told."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.record, self.answers = folder / "record", folder / "answers"
+        programs = folder / "bin"
+        programs.mkdir()
+        for name in ("sbatch", "squeue", "scancel", "scontrol", "sky"):
+            (programs / name).write_text(RECORDER.format(python=sys.executable))
+            (programs / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+        monkeypatch.setenv("RECORD", str(self.record))
+        monkeypatch.setenv("ANSWERS", str(self.answers))
+        self.answer()
+
+    def answer(self, **answers: tuple[str, str, int]) -> None:
+        self.answers.write_text(json.dumps(answers))
+
+    @property
+    def calls(self) -> list[list[str]]:
+        return [json.loads(line) for line in self.record.read_text().splitlines()] if self.record.exists() else []

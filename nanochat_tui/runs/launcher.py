@@ -33,9 +33,9 @@ from nanochat_tui.runs.ending import record_end
 from nanochat_tui.runs.lock import lock_refusal, take
 from nanochat_tui.runs.presets import PRESETS
 from nanochat_tui.runs.state import CONSOLE_FILE, LAUNCH_FILE, last_words, read_state
+from nanochat_tui.runs.submission import MODULE, cluster_of, submit_command
 from nanochat_tui.text import display_safe
 
-MODULE = "nanochat_tui.cli.train_entry"
 _LOCK = ".launch.lock"
 
 
@@ -88,6 +88,8 @@ def split_prefix(text: str) -> list[str]:
 
 def place_text(prefix: Sequence[str]) -> str:
     """Where a command with this prefix runs, in words that end a sentence."""
+    if (cluster := cluster_of(prefix)) is not None:
+        return f"as a job of {cluster}"
     if is_remote(prefix):
         at = next(i for i, word in enumerate(prefix) if PurePath(word).name in ("ssh", "ssh.exe"))
         try:
@@ -102,7 +104,7 @@ def place_text(prefix: Sequence[str]) -> str:
 
 def is_remote(prefix: Sequence[str]) -> bool:
     """Whether the command will run on another machine, where this one's paths and programs mean nothing."""
-    return any(PurePath(word).name in ("ssh", "ssh.exe") for word in prefix)
+    return cluster_of(prefix) is None and any(PurePath(word).name in ("ssh", "ssh.exe") for word in prefix)
 
 
 def config_arguments(config: TrainConfig) -> list[str]:
@@ -131,6 +133,8 @@ def train_command(arguments: Sequence[str], directory: Path | PurePath, prefix: 
     Raises UserError for a prefix that is off in the browser or names no host.
     """
     check_command(prefix)
+    if cluster_of(prefix) is not None:
+        return submit_command(arguments, directory, prefix)
     words = ["train", "--checkpoint-dir", str(directory), *arguments]
     torchrun = any(PurePath(word).name == "torchrun" for word in prefix)
     if not is_remote(prefix):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.runs.jobs import Job, JobState, Phase, Request, prepare_folder, remember, tell
-from nanochat_tui.runs.launcher import MODULE
+from nanochat_tui.runs.submission import MODULE
 from nanochat_tui.text import display_safe
 
 SCRIPT = "job.sh"

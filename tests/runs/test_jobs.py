@@ -9,43 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_support import Recorder
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.runs import jobs, skypilot, slurm
 from nanochat_tui.runs.jobs import Request
 
-RECORDER = """#!{python}
-import json, os, sys
-name = os.path.basename(sys.argv[0])
-with open(os.environ["RECORD"], "a") as file:
-    file.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
-answer = json.load(open(os.environ["ANSWERS"])).get(name, ["", "", 0])
-sys.stdout.write(answer[0]); sys.stderr.write(answer[1]); sys.exit(answer[2])
-"""
 SKYPILOT = "NANOCHAT_SKYPILOT_PYTHON"
-
-
-class Recorder:
-    """Stands on PATH for the clusters' commands, notes how they are called and answers as told."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.record, self.answers = folder / "record", folder / "answers"
-        programs = folder / "bin"
-        programs.mkdir()
-        for name in ("sbatch", "squeue", "scancel", "scontrol", "sky"):
-            (programs / name).write_text(RECORDER.format(python=sys.executable))
-            (programs / name).chmod(0o755)
-        monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-        monkeypatch.setenv("RECORD", str(self.record))
-        monkeypatch.setenv("ANSWERS", str(self.answers))
-        self.answer()
-
-    def answer(self, **answers: tuple[str, str, int]) -> None:
-        self.answers.write_text(json.dumps(answers))
-
-    @property
-    def calls(self) -> list[list[str]]:
-        return [json.loads(line) for line in self.record.read_text().splitlines()] if self.record.exists() else []
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from nanochat_tui.runs import launcher, signals
 from nanochat_tui.runs.config import TrainConfig, parse_config
 from nanochat_tui.runs.directory import RunDirectory
 from nanochat_tui.runs.state import CONSOLE_FILE, read_state
+from nanochat_tui.runs.submission import MODULE
 
 SMALL = {"config": "tiny", "dataset": "synthetic", "steps": 5, "compile": False, "sample_prompt": "fn 'a b'\n"}
 
@@ -46,9 +47,9 @@ def test_the_command_gives_back_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("prefix", "expected"),
     [
-        ("nice -n 10", ["nice", "-n", "10", sys.executable, "-m", launcher.MODULE, "train"]),
-        ("torchrun --nproc-per-node 2", ["torchrun", "--nproc-per-node", "2", "-m", launcher.MODULE, "train"]),
-        ("env A='b c'", ["env", "A=b c", sys.executable, "-m", launcher.MODULE, "train"]),
+        ("nice -n 10", ["nice", "-n", "10", sys.executable, "-m", MODULE, "train"]),
+        ("torchrun --nproc-per-node 2", ["torchrun", "--nproc-per-node", "2", "-m", MODULE, "train"]),
+        ("env A='b c'", ["env", "A=b c", sys.executable, "-m", MODULE, "train"]),
     ],
 )
 def test_prefixes_here(prefix: str, expected: list[str]) -> None:
@@ -82,7 +83,7 @@ def test_behind_ssh_the_remote_shell_gets_one_quoted_line(tmp_path: Path, prefix
     expected = ["train", "--checkpoint-dir", str(folder), *launcher.config_arguments(config)]
     assert got[-len(expected) :] == expected
     if "torchrun" in prefix:
-        assert got[: -len(expected)] == ["--nproc-per-node", "1", "-m", launcher.MODULE]
+        assert got[: -len(expected)] == ["--nproc-per-node", "1", "-m", MODULE]
 
 
 def test_a_remote_home_directory_is_left_to_its_shell() -> None:

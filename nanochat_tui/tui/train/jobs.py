@@ -23,7 +23,7 @@ from nanochat_tui.chat.local import LocalBackend, threads_next_to
 from nanochat_tui.errors import UserError
 from nanochat_tui.runs.compare import read_settings
 from nanochat_tui.runs.discovery import FoundRun
-from nanochat_tui.runs.launcher import MODULE
+from nanochat_tui.runs.submission import MODULE
 from nanochat_tui.text import display_safe
 from nanochat_tui.tui.background import start_thread
 from nanochat_tui.tui.lent import make_folder

@@ -29,6 +29,7 @@ from nanochat_tui.runs.estimate import Estimate, Measured, estimate, measured_sp
 from nanochat_tui.runs.identity import fitted
 from nanochat_tui.runs.preflight import Check, preflight, ready
 from nanochat_tui.runs.presets import PRESETS
+from nanochat_tui.runs.submission import CLUSTERS, cluster_of
 from nanochat_tui.text import display_safe
 from nanochat_tui.tui.background import Job
 from nanochat_tui.tui.train import messages
@@ -60,7 +61,8 @@ field is what will be taken.
 
 **preset** fills the form, and gives back what you changed when you return to it; **settings** reads a file of
 `nanochat-train init-config`, or the settings of another run. **prefix** is put before the command: `nice -n 10`,
-`torchrun --nproc-per-node 2`, or `ssh host`, for which paths are those of the host.
+`torchrun --nproc-per-node 2`, or `ssh host`, for which paths are those of the host. `slurm` or `sky` submits a job,
+with options of `nanochat-train submit` behind it: `slurm --gpus 8 --time 24:00:00`.
 
 **{form.launch|Ctrl+L}** starts the run, exactly as the command line says; **{form.save|Ctrl+S}** saves the settings as
 TOML; **{form.leave|Esc}** leaves the form as it is.
@@ -165,7 +167,8 @@ TOML; **{form.leave|Esc}** leaves the form as it is.
     def directory(self) -> Path:
         """Where the run would go; the home directory's mark is kept for another machine's shell."""
         text = self.query_one("#form-directory", Input).value.strip()
-        return Path(text) if launcher.is_remote(self.prefix) else Path(text).expanduser()
+        there = launcher.is_remote(self.prefix) or cluster_of(self.prefix) == CLUSTERS["sky"]
+        return Path(text) if there else Path(text).expanduser()
 
     @property
     def prefix(self) -> list[str]:
@@ -252,7 +255,8 @@ TOML; **{form.leave|Esc}** leaves the form as it is.
         nameless = self.config is None
         number = self._number
         directory, prefix = self.directory, self.prefix
-        remote = launcher.is_remote(prefix)
+        cluster = cluster_of(prefix)
+        remote = launcher.is_remote(prefix) or cluster is not None
 
         def work(_: Job[Outcome]) -> Outcome:
             try:
@@ -262,7 +266,8 @@ TOML; **{form.leave|Esc}** leaves the form as it is.
                     checks = []
                     outcome = estimate(config, None, self._measured, elsewhere=remote)
                 elif remote:
-                    checks = [Check("other machine", "note", "its data, PyTorch, disk and memory are not looked at")]
+                    where = cluster or "other machine"
+                    checks = [Check(where, "note", "its data, PyTorch, disk and memory are not looked at")]
                     synthetic = check_dataset(config).train_tokens if config.dataset == "synthetic" else None
                     outcome = estimate(config, synthetic, elsewhere=True)
                 else:
@@ -323,7 +328,7 @@ TOML; **{form.leave|Esc}** leaves the form as it is.
         field = self.fields.get(widget.name or "")
         hints = {
             "form-directory": "Where the run's files go; it must be free.",
-            "form-prefix": "Put before the command: nice -n 10, torchrun …, ssh HOST.",
+            "form-prefix": "Put before the command: nice -n 10, torchrun …, ssh HOST; slurm … or sky … submits a job.",
             "form-report": "What follows from the fields; ↑/↓ scroll, Tab leaves.",
             "form-file": "A file of init-config, or a run whose settings to take; Enter reads it.",
         }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.widgets import TabPane
 
+from nanochat_tui.runs.submission import ACTIONS, submitted
 from nanochat_tui.text import display_safe
 from nanochat_tui.tui.keys import key_names
 from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
@@ -31,6 +32,7 @@ def commands(screen: TrainScreen) -> Offers:
     text = keys("Fill in the form and start a trainer ({train.new|n})")
     yield "New run", text, partial(screen.action_tab, "new")
     yield from _steering(screen)
+    yield from _jobs(screen)
     text = keys("Look again for runs and at the open one ({train.refresh|r})")
     yield "Search for runs", text, screen.action_refresh
     text = keys("Go to this tab ({train.back|Alt+←}/{train.next|Alt+→})")
@@ -74,6 +76,14 @@ def _steering(screen: TrainScreen) -> Offers:
     if screen.seen.checkpoints and screen.tabs.active != "checkpoints":
         text = f"Those of {name}, from one prompt, to leaf through ({keys('{checkpoints.scrub|g}')})"
         yield "Let every checkpoint write", text, _scrub(screen)
+
+
+def _jobs(screen: TrainScreen) -> Offers:
+    """What can be done with jobs that were submitted to a cluster, whether they have begun or wait."""
+    for directory in submitted(screen.root):
+        name = display_safe(directory.name, 40)
+        for action, verb in ACTIONS.items():
+            yield f"Job {name}: {action}", f"{verb} the job of {name}", partial(screen.action_job, directory, action)
 
 
 def _scrub(screen: TrainScreen) -> Callable[[], object]:

@@ -14,7 +14,7 @@ from textual.events import Callback
 from textual.screen import Screen
 
 from nanochat_tui.errors import UserError
-from nanochat_tui.runs import launcher, signals
+from nanochat_tui.runs import launcher, signals, submission
 from nanochat_tui.runs.config import LENGTHS
 from nanochat_tui.runs.watch import Snapshot
 from nanochat_tui.text import display_safe
@@ -204,7 +204,33 @@ class Steering(Screen[None]):
 
     @on(messages.LaunchWanted)
     def _launch(self, event: messages.LaunchWanted) -> None:
+        if submission.cluster_of(event.prefix) is not None:
+            self._submit(event)
+            return
         self.start(functools.partial(launcher.launch, event.config, event.prefix, event.directory), event.prefix)
+
+    def _submit(self, event: messages.LaunchWanted) -> None:
+        """Submit a job to a cluster; its run shows when the job has begun."""
+        self.say(f"Submitting {event.directory.name} {launcher.place_text(event.prefix)} …")
+
+        def submitted(said: str) -> None:
+            self.notify(said, markup=False, timeout=15)
+            for form in self.query(LaunchForm):
+                form.launched(event.directory)
+            self.watcher.search()
+
+        arguments = launcher.config_arguments(event.config)
+        send = functools.partial(submission.submit, arguments, event.directory, event.prefix)
+        self._in_background(send, submitted, self._not_begun)
+
+    def action_job(self, directory: Path, action: str) -> None:
+        """Ask a cluster about the job of a run directory, or have it ended or put back into the queue."""
+
+        def said(text: str) -> None:
+            self.notify(text, title=display_safe(directory.name, 60), markup=False, timeout=15)
+            self.watcher.search()
+
+        self._in_background(lambda: submission.ask(directory, action), said)
 
     def start(self, begin: Callable[[], launcher.Launched], prefix: list[str]) -> None:
         """Start a trainer. How it began is said when it had time to fail at once, how a client ended when it has."""

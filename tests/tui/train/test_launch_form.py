@@ -6,13 +6,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from run_support import recorded_run
+from run_support import Recorder, recorded_run
 from textual import events
 from textual.widgets import Button, Input, Static
 from train_app import TrainApp, inside, launch_form, overview, until
 
+from nanochat_tui.runs.jobs import read_job
 from nanochat_tui.tui.train.form_fields import Fields
 from nanochat_tui.tui.train.launch_form import LaunchForm
+from nanochat_tui.tui.train.palette import commands
 from nanochat_tui.tui.widgets.choice import Choice
 
 SMALL, MIDDLE = (80, 24), (120, 36)
@@ -236,3 +238,38 @@ async def test_why_a_launch_failed_stands_on_its_dashboard(tmp_path: Path) -> No
         await until(pilot, lambda: "before its first step: training needs PyTorch" in overview(app))
         assert (directory / "launch.json").is_file()
         assert str(app.train.query_one("#panel-log").border_title) == "console"
+
+
+async def test_a_job_is_submitted_asked_about_and_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path, monkeypatch)
+    recorder.answer(sbatch=("418\n", "", 0), squeue=("PENDING|Resources\n", "", 0))
+    root = tmp_path / "runs"
+    root.mkdir()
+    app = TrainApp(root)
+    async with app.run_test(size=(120, 36)) as pilot:
+        await pilot.press("n")
+        await until(pilot, lambda: len(app.train.query(LaunchForm)))
+        form = app.train.query_one(LaunchForm)
+        form.set_field("dataset", "synthetic")
+        form.query_one("#form-prefix", Input).value = "slurm --gpus 2 --time 1:00:00"
+        await until(pilot, lambda: form.ready)
+        assert form.command[3:6] == ["submit", "--to", "slurm"] and "--gpus" in form.command
+        assert str(form.query_one("#form-launch", Button).label) == "Launch as a job of Slurm"
+        directory = form.directory
+        form.action_launch()
+        await until(pilot, lambda: any("submitted slurm job 418" in text for text in app.said))
+        assert read_job(directory).id == "418" and form.directory != directory
+        script = (directory / "job.sh").read_text()
+        assert "--time=1:00:00" in script and "--dataset synthetic" in script
+        offers = {title: go for title, _, go in commands(app.train)}
+        offers[f"Job {directory.name}: status"]()
+        await until(pilot, lambda: any("slurm job 418: PENDING (Resources)" in text for text in app.said))
+        offers[f"Job {directory.name}: cancel"]()
+        await until(pilot, lambda: ["scancel", "418"] in [call[:2] for call in recorder.calls])
+        # refused by the cluster: said, and the form stays as it is
+        recorder.answer(sbatch=("", "sbatch: error: invalid partition specified: x", 1))
+        directory = form.directory
+        await until(pilot, lambda: form.ready)
+        form.action_launch()
+        await until(pilot, lambda: any("sbatch refused: sbatch: error: invalid partition" in text for text in app.said))
+        assert form.directory == directory
