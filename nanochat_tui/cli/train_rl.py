@@ -173,7 +173,7 @@ def _begin(source: Source, start: Path, directory: Path, config: str | None, giv
     directory.mkdir(parents=True, exist_ok=True)
     for name, tasks in (("practised", found.tasks), ("kept", found.kept)):
         write_tasks(directory / f"{name}.jsonl", tasks)
-    prepare_chat(
+    report = prepare_chat(
         ChatOptions(
             files=(directory / "practised.jsonl",),
             start=text,
@@ -184,7 +184,12 @@ def _begin(source: Source, start: Path, directory: Path, config: str | None, giv
         )
     )
     prompts = _prompts(found, text.codec, template, probe.model_shape().context_length)
-    length = {} if probe.steps or probe.minutes else {"steps": _one_pass(len(prompts), settings)}
+    # of the windows in which losses are measured; few tasks have no tokens for long ones
+    length: dict[str, Any] = {
+        "seq_len": min(probe.model_shape().context_length, *(n - 1 for n in report.tokens.values()))
+    }
+    if not (probe.steps or probe.minutes):
+        length["steps"] = _one_pass(len(prompts), settings)
     config_of_run = merged_config(None, {**read, **rest, **fixed, **length}, **defaults())
     about = source.about(weights) | {"start": str(start.absolute()), "template": template}
     typer.echo(
