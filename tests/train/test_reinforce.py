@@ -107,7 +107,8 @@ def test_a_resume_in_the_middle_of_a_generation_batch_repeats_the_run(tmp_path: 
     for step in (2, 3, 5):
         place = tmp_path / f"part{step}"
         part = practise(place, tmp_path / "whole" / f"step_{step}", config=steps, **options)
-        assert [figures(row) for row in part] == [figures(row) for row in whole[step:]]
+        # the row of the checkpoint's own step is written again, for the other directory has none
+        assert [figures(row) for row in part] == [figures(row) for row in whole[step - 1 :]]
         assert (place / START).read_bytes() == (tmp_path / "whole" / START).read_bytes()
         ends = [load_file(run / "final" / "model.safetensors") for run in (place, tmp_path / "whole")]
         assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
