@@ -122,7 +122,7 @@ def rl(
             for name, value in (("DATA", files), ("--from", start), ("--environment", environment)):
                 if value:
                     raise UserError(f"{name} has no place with --resume: the run says itself what it practises")
-            _resume(checkpoint, directory, config, given, force=force)
+            continue_run(checkpoint, directory, config, given, force=force)
             return
     except UserError as error:
         if checkpoint_dir is not None:
@@ -200,7 +200,8 @@ def _begin(source: Source, start: Path, directory: Path, config: str | None, giv
     _run(config_of_run, directory, settings, (prompts, found), about, None, force=False)
 
 
-def _resume(checkpoint: Path, directory: Path, config: str | None, given: dict[str, Any], *, force: bool) -> None:
+def continue_run(checkpoint: Path, directory: Path, config: str | None, given: dict[str, Any], *, force: bool) -> None:
+    """Continue a reinforcement run with the options given, as `rl --resume` does. Raises UserError."""
     from nanochat_tui.cli.reinforce_tasks import open_tasks, read_source
     from nanochat_tui.export.start import starting_text
 

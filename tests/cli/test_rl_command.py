@@ -101,7 +101,9 @@ def test_a_run_is_killed_and_continued_as_if_nothing_had_been(model: Path, reque
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=120)
-    again = [sys.executable, "-m", "nanochat_tui.cli.train_entry", "rl", "--resume", str(part)]
+    # what the dashboard and batch systems say: the run itself knows what it is
+    again = [sys.executable, "-m", "nanochat_tui.cli.train_entry", "train", "--checkpoint-dir", str(part)]
+    again += ["--resume", "auto"]
     done = subprocess.run(again, check=False, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [_figures(row) for row in RunDirectory(part).metrics()] == [_figures(row) for row in rows]
