@@ -8,6 +8,7 @@ from nanochat_tui.cli.train_config import init_config, plan
 from nanochat_tui.cli.train_export import export
 from nanochat_tui.cli.train_finetune import finetune
 from nanochat_tui.cli.train_prepare import prepare_data, tokenizer
+from nanochat_tui.cli.train_rl import rl
 from nanochat_tui.cli.train_run import train
 from nanochat_tui.cli.train_submit import job, submit
 from nanochat_tui.cli.train_track import track
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(finetune)
+app.command()(rl)
 app.command("init-config")(init_config)
 app.command()(plan)
 app.command("prepare-data")(prepare_data)

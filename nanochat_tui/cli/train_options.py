@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 from rich.markup import escape
 
 from nanochat_tui.errors import UserError
@@ -45,11 +47,13 @@ def _option_type(name: str, annotation: Any, extra: Any) -> Any:
     return Literal[tuple(map(str, choices))] if choices else annotation
 
 
-def config_parameters() -> list[inspect.Parameter]:
+def config_parameters(
+    model: type[BaseModel] = TrainConfig, groups: Mapping[str, str] = FIELD_GROUPS
+) -> list[inspect.Parameter]:
     """One optional parameter for every setting but `config`, which names where to begin."""
     group, found = "General", []
-    for name, field in TrainConfig.model_fields.items():
-        group = FIELD_GROUPS.get(name, group)
+    for name, field in model.model_fields.items():
+        group = groups.get(name, group)
         if name == "config":
             continue
         default = field.default

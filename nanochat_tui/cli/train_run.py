@@ -13,8 +13,9 @@ import typer
 from nanochat_tui.cli.train_options import CONFIG_OPTION, config_parameters, merged_config
 from nanochat_tui.cli.train_plan import resolve_resume, show_plan
 from nanochat_tui.errors import UserError
+from nanochat_tui.formats.checksums import STATE_FILE
 from nanochat_tui.runs.config import TrainConfig
-from nanochat_tui.runs.directory import RunDirectory
+from nanochat_tui.runs.directory import RunDirectory, read_json
 from nanochat_tui.runs.ending import record_failure
 from nanochat_tui.text import display_safe
 
@@ -38,6 +39,12 @@ def train(
         checkpoint = resolve_resume(resume, checkpoint_dir)
         if directory is None and checkpoint is not None:
             directory = checkpoint.parent
+        if checkpoint is not None and directory is not None and not dry_run and is_reinforcement(checkpoint):
+            from nanochat_tui.cli.train_rl import continue_run
+
+            given = {name: value for name, value in options.items() if value is not None}
+            continue_run(checkpoint, directory, config, given, force=force)
+            return
         settings = merged_config(config, options, checkpoint)
         if dry_run:
             show_plan(settings, directory, checkpoint, as_json=as_json)
@@ -49,6 +56,11 @@ def train(
             record_failure(directory, str(error))
         raise
     train_with(settings, directory, checkpoint, force=force)
+
+
+def is_reinforcement(checkpoint: Path) -> bool:
+    """Whether a checkpoint is of `nanochat-train rl`, whose runs are continued as such. Raises UserError."""
+    return "reinforce" in read_json(checkpoint / STATE_FILE)
 
 
 def train_with(config: TrainConfig, directory: Path, checkpoint: Path | None, *, force: bool = False) -> None:

@@ -91,6 +91,20 @@ def export_model(
     return replace(report, gguf_path=gguf, mhc_path=sidecar, tokenizer_path=copy)
 
 
+def write_weights(
+    path: Path,
+    metadata: dict[str, GGUFValue],
+    config: ModelConfig,
+    weights: Weights,
+    types: tuple[TableType, TernaryType] = ("Q8_0", "Q2_0"),
+) -> None:
+    """Write weights as a GGUF with these keys; nothing is read back. `types`: of the embedding, of ternary matrices.
+
+    Raises OSError when the file cannot be written, UserError for weights that a type cannot hold.
+    """
+    write_gguf(path, metadata, [_tensor(part, weights, config, *types) for part in nanochat.parts(config).values()])
+
+
 def without_nextn(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, Weights]:
     """Return the model without its blocks that predict further tokens, which generation does not need."""
     plain = config.with_(nextn=0)

@@ -62,6 +62,18 @@ def starting_shape(path: Path) -> ModelConfig:
         return nanochat.from_metadata(file.metadata, file.tensors).with_(nextn=0)
 
 
+def starting_metadata(path: Path) -> dict[str, GGUFValue]:
+    """Return the keys of a GGUF file of this model: its own, or those of a checkpoint's export. Raises UserError."""
+    if path.is_dir():
+        config = read_config(path).with_(nextn=0)
+        vocabulary, _ = tokenizer_for(path)
+        return nanochat.to_metadata(config) | tokenizer_metadata(config, vocabulary, path)
+    with _open(path) as file:
+        config = nanochat.from_metadata(file.metadata, file.tensors).with_(nextn=0)
+        kept = {key: value for key, value in file.metadata.items() if key != f"{nanochat.NAME}.nextn_predict_layers"}
+        return kept | nanochat.to_metadata(config)
+
+
 def starting_text(path: Path) -> TextStart:
     """Return how a checkpoint's or a file's text is encoded. Raises UserError."""
     if path.is_dir():

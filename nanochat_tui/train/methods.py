@@ -116,6 +116,10 @@ class Methods:
         # a run that does not skip steps ends with such a row, and JSON has no word for it
         return {key: value for key, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
 
+    def facts(self) -> dict[str, Any]:
+        """What config.json and every state.json say of it beyond the configuration."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """What state.json keeps of it."""
         mtp = {"mtp": self.ahead.state()} if self.ahead is not None else {}

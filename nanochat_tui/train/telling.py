@@ -25,6 +25,7 @@ def facts(trainer: Trainer) -> dict[str, Any]:
         "environment": trainer.environment.to_json(),
         "data": trainer.data.description,
         "tokenizer": trainer.identity.to_json(),
+        **trainer.methods.facts(),
     }
 
 

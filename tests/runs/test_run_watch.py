@@ -10,7 +10,7 @@ from run_support import grow, recorded_run, write_checkpoint_mark, write_status
 
 from nanochat_tui.runs.watch import RunWatch
 from nanochat_tui.tui.train.overview import figures_line, progress_line, title_line
-from nanochat_tui.tui.train.panels import make_panels
+from nanochat_tui.tui.train.panels import PANELS, make_panels
 
 FILES = ("status.json", "config.json", "metrics.jsonl", "samples.jsonl", "log.txt", "console.txt", "launch.json")
 KEYS = st.sampled_from(
@@ -80,6 +80,22 @@ def test_a_look_at_the_recorded_run(tmp_path: Path) -> None:
     panels = make_panels(seen.series)
     assert len(panels["mhc"].curves) == 12
     assert panels["recent"].window is not None
+
+
+def test_a_run_by_rewards_shows_what_they_are(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_status(run)
+    figures = {"reward": 0.25, "success": 0.125, "reward_compiles": 0.125, "reward_parses": 0.5, "kl": 0.01}
+    for step in (1, 2):
+        grow(run, step=step, loss=-0.1, held_out_loss=1.75, completion_length=60.0, entropy=1.1, **figures)
+    panels = make_panels(RunWatch(run).look().series)
+    assert panels["loss"].title == "policy loss" and not panels["loss"].log
+    assert [curve.label for curve in panels["loss"].curves] == ["logged", "train", "held out"]
+    assert [curve.label for curve in panels["recent"].curves] == ["reward", "success", "compiles", "parses"]
+    assert [curve.label for curve in panels["accuracy"].curves] == ["kl", "entropy"]
+    assert list(panels["tok_per_s"].curves[0].y) == [60.0, 60.0]
+    assert set(panels) == set(PANELS)
 
 
 def test_time_left_follows_from_speed(tmp_path: Path) -> None:

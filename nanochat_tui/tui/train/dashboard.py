@@ -88,7 +88,8 @@ panel: loss, recent loss, lr, grad norm, tok/s, mHC, accuracy, samples, log; in 
 share of the first stream in the read weights p and the write weights q (of a run with mhc_analysis also entropy, gain,
 cosine of the streams and gradient of the mixing); 0a is the attention of block 0, 0f its
 feed-forward part, and **{chart.next_curve|v}** takes one record after the other. Pale is what was logged, bright its
-moving mean, points are validation.
+moving mean, points are validation. A run by rewards shows reward, length, KL and entropy where others show the recent
+loss, tok/s and accuracy.
 
 **{train.checkpoint|c}** asks for a checkpoint now, **{train.stop|s}** lets the run end safely, **{train.kill|K}** kills
 it, **{train.resume|R}** resumes it, **{train.talk|t}** talks to its newest checkpoint while it trains,
@@ -135,7 +136,11 @@ it, **{train.resume|R}** resumes it, **{train.talk|t}** talks to its newest chec
         overview = self.query_one(RunOverview)
         overview.snapshot, overview.pending = snapshot, pending
         for name, drawn in (panels or {}).items():
-            self.query_one(f"#panel-{name}", Chart).show(drawn.curves, window=drawn.window)
+            chart = self.query_one(f"#panel-{name}", Chart)
+            if name != "mhc":  # whose title says which value it shows
+                chart.chart_title = drawn.title or PANELS[name]
+            chart.log_axis = name in LOG_AXES and drawn.log
+            chart.show(drawn.curves, window=drawn.window)
         self._show_samples(snapshot)
         self._show_log(snapshot)
 

@@ -18,10 +18,13 @@ RECENT_LEAST = 50
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """The curves of one chart and the range of x it begins with (None: everything)."""
+    """The curves of one chart, the range of x it begins with (None: everything), and its title where it has another."""
 
     curves: tuple[Curve, ...]
     window: tuple[float, float] | None = None
+    title: str | None = None
+    log: bool = True
+    """Whether the y axis may be logarithmic."""
 
 
 PANELS: dict[str, str] = {
@@ -39,6 +42,7 @@ PANELS: dict[str, str] = {
 def make_panels(series: Series, mhc_value: str = "alpha") -> dict[str, Panel]:
     """Curves of every chart. `mhc_value` is a key of the mHC records; of p and q the first stream's share is shown."""
     losses = _losses(series)
+    practised = _reinforcement(series, losses) if "reward" in series.columns else {}
     return {
         "loss": Panel(losses),
         "recent": Panel(losses, _recent(series)),
@@ -52,6 +56,29 @@ def make_panels(series: Series, mhc_value: str = "alpha") -> dict[str, Panel]:
                 *_plain(series, "val_accuracy_no_indent", "secondary", "without indentation"),
             )
         ),
+    } | practised
+
+
+def _reinforcement(series: Series, losses: tuple[Curve, ...]) -> dict[str, Panel]:
+    """What a run by rewards shows where others show parts of the loss: reward, lengths, KL and entropy.
+
+    Its loss is around 0, of either sign, and stands next to what is forgotten.
+    """
+    return {
+        "loss": Panel(losses, title="policy loss", log=False),
+        "recent": Panel(
+            (
+                *_plain(series, "reward", "primary"),
+                *_plain(series, "success", "success"),
+                *_plain(series, "reward_compiles", "secondary", "compiles"),
+                *_plain(series, "reward_parses", "accent", "parses"),
+            ),
+            title="reward",
+        ),
+        "tok_per_s": Panel(_plain(series, "completion_length", "success"), title="tokens of a completion"),
+        "accuracy": Panel(
+            (*_plain(series, "kl", "warning"), *_plain(series, "entropy", "primary")), title="KL to the start, entropy"
+        ),
     }
 
 
@@ -63,6 +90,9 @@ def _losses(series: Series) -> tuple[Curve, ...]:
     validation = series.curve("val_loss")
     if len(validation[0]):
         curves.append(Curve("val", *validation, "secondary", points=True))
+    held_out = series.curve("held_out_loss")
+    if len(held_out[0]):
+        curves.append(Curve("held out", *held_out, "warning", points=True))
     return tuple(curves)
 
 
