@@ -22,6 +22,9 @@ WindowOption = Annotated[
 StrideOption = Annotated[
     int | None, typer.Option("--stride", min=1, help="Tokens between windows; the window's length by default.")
 ]
+UnsafeOption = Annotated[
+    bool, typer.Option("--unsafe", help="Compile and run what the model writes where no isolation works, without one.")
+]
 
 
 def _summary(
@@ -211,9 +214,7 @@ def humaneval(
     out: Annotated[
         Path | None, typer.Option(help="Folder for samples and verdicts; one that is there is completed.")
     ] = None,
-    unsafe: Annotated[
-        bool, typer.Option("--unsafe", help="Run the model's programs where no isolation works, without one.")
-    ] = False,
+    unsafe: UnsafeOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -262,6 +263,7 @@ def requests(
     temperature: Annotated[float, typer.Option(min=0, help="0: the most probable token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling, with a temperature.")] = 0,
     samples: Annotated[Path | None, typer.Option(help="Write all answers to this file, JSON lines.")] = None,
+    unsafe: UnsafeOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -277,6 +279,7 @@ def requests(
         seed=seed,
         samples=samples,
         threads=threads,
+        unsafe=unsafe,
         as_json=json,
     )
 
