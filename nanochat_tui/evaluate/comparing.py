@@ -47,11 +47,11 @@ class Comparison:
         return self.low > 0 or self.high < 0
 
 
-def shares(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the share of samples that passed, by problem."""
-    verdicts: dict[str, list[bool]] = defaultdict(list)
+def shares(rows: Sequence[Row]) -> dict[tuple[str, float], float]:
+    """Return the share of samples that passed, by problem and temperature where there are several."""
+    verdicts: dict[tuple[str, float], list[bool]] = defaultdict(list)
     for row in rows:
-        verdicts[row.problem].append(row.verdict == "passed")
+        verdicts[row.problem, -1.0 if row.temperature is None else row.temperature].append(row.verdict == "passed")
     return {name: sum(passed) / len(passed) for name, passed in verdicts.items()}
 
 
