@@ -32,7 +32,7 @@ from nanochat_tui.evaluate.card import (
     render_without_corpus,
     to_json,
 )
-from nanochat_tui.evaluate.comparing import compare
+from nanochat_tui.evaluate.comparing import compare, compare_parts
 from nanochat_tui.evaluate.copies import mark_copies, overlaps, token_sizes, without_copies
 from nanochat_tui.evaluate.held_out import Document, HeldOut, choose, open_held_out
 from nanochat_tui.evaluate.measured import Compared, Measured, Problems, render_measured, replace_section
@@ -190,13 +190,12 @@ def _evaluated(asked: CardAsked, opened: Opened) -> _Evaluated:
 
 def _compared(own: _Evaluated, other: _Evaluated) -> list[Compared]:
     """Compare two models, paired by item and temperature; parts of Rust that one could not be asked are left out."""
-    pairs = [(f"Rust, {part}", own.rust.folder, other.rust.folder, f"{part}/") for part in PARTS]
-    pairs += [(a.title, a.folder, b.folder, "") for a, b in zip(own.problems, other.problems, strict=True)]
-    found = []
-    for what, first, second, prefix in pairs:
-        rows = [[row for row in read_evaluation(f)[1] if row.problem.startswith(prefix)] for f in (first, second)]
-        if all(rows):
-            found.append(Compared(other.name, what, compare(*rows)))
+    own_rows, other_rows = (read_evaluation(one.rust.folder)[1] for one in (own, other))
+    parts = compare_parts(own_rows, other_rows, tuple(PARTS))
+    found = [Compared(other.name, f"Rust, {part}", comparison) for part, comparison in parts]
+    for a, b in zip(own.problems, other.problems, strict=True):
+        rows = [read_evaluation(one.folder)[1] for one in (a, b)]
+        found.append(Compared(other.name, a.title, compare(*rows)))
     return found
 
 

@@ -19,7 +19,8 @@ from nanochat_tui.cli.evaluation_run import (
     problem_rows,
 )
 from nanochat_tui.cli.json_output import json_text
-from nanochat_tui.evaluate.kept import compare_kept, find_kept
+from nanochat_tui.evaluate.comparing import compare, compare_parts, open_pair
+from nanochat_tui.evaluate.kept import find_kept
 from nanochat_tui.evaluate.problems import Language, Problem, ProblemSet, SetName, read_problems, shipped_problems
 from nanochat_tui.evaluate.sandbox.isolation import Isolation, isolation
 from nanochat_tui.evaluate.sandbox.limits import Limits
@@ -195,7 +196,9 @@ def in_words(title: str, task: Task, found: Report, folder: Path) -> str:
 def print_comparison(first: str, second: str, *, as_json: bool) -> None:
     """Print two evaluations next to each other, as a table in Markdown or as JSON."""
     root = evaluations_directory()
-    found, (a, b), different = compare_kept(find_kept(first, root), find_kept(second, root))
+    both, different = open_pair(find_kept(first, root), find_kept(second, root))
+    (a, rows_a), (b, rows_b) = both
+    found = compare(rows_a, rows_b)
     if as_json:
         answer = {"models": [a.get("model"), b.get("model")], "different": different, **asdict(found)}
         print(json_text({**answer, "difference": found.difference, "significant": found.is_significant}))
@@ -211,6 +214,17 @@ def print_comparison(first: str, second: str, *, as_json: bool) -> None:
         "",
         f"{found.problems} problems that both were given, 95 % interval over problems: {verdict}.",
     ]
+    parts = compare_parts(rows_a, rows_b, a.get("parts") or ())
+    if parts:
+        lines += [
+            "",
+            "| part | n | " + " | ".join(names) + " | difference | sign test |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+    for part, one in parts:
+        rates = f"{one.rates[0]:.1%} | {one.rates[1]:.1%}"
+        difference = f"{one.difference:+.1%} ({one.low:+.1%} to {one.high:+.1%})"
+        lines.append(f"| {display_safe(part)} | {one.problems} | {rates} | {difference} | p = {one.sign_test:.3g} |")
     if different:
         lines.append(f"The evaluations also differ in: {', '.join(map(display_safe, different))}.")
     print("\n".join(lines))

@@ -21,7 +21,6 @@ from typing import Any, Literal
 import psutil
 
 from nanochat_tui.errors import UserError, WriteError, plain_reason
-from nanochat_tui.evaluate.comparing import Comparison, compare, open_pair
 from nanochat_tui.evaluate.folder import ABOUT, COMMAND, PROBLEMS
 from nanochat_tui.evaluate.pass_at_k import pass_rate
 from nanochat_tui.evaluate.solving import ROWS, Row
@@ -78,6 +77,12 @@ class Kept:
         """Who was asked."""
         return str(self.about.get("model") or "")
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts that it has, each asking for something else; none for problems of one kind."""
+        parts = self.about.get("parts")
+        return tuple(str(part) for part in parts) if isinstance(parts, list) else ()
+
     def rate(self) -> tuple[float, float, float] | None:
         """Share that passed so far with its 95 % interval: Wilson's, or a bootstrap over problems where one has
         several samples; None without a row.
@@ -114,10 +119,10 @@ class Shelf:
         running = any(process_runs(one.get("pid"), one.get("started")) for one in (command, launch) if one)
         failure = ""
         state: State
-        if running:
+        if total and len(rows) >= total:
+            state, running = "finished", False  # a process that goes on is at work on another one
+        elif running:
             state = "running" if rows or command else "starting"
-        elif total and len(rows) >= total:
-            state = "finished"
         else:
             failure = last_line(path / LOG)
             state = "failed" if failure.startswith("error:") else "stopped"
@@ -237,16 +242,6 @@ def read_problems(path: Path) -> dict[str, dict[str, Any]]:
         return {str(row["problem"]): row for row in rows}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-
-
-def compare_kept(first: Path, second: Path) -> tuple[Comparison, list[dict[str, Any]], list[str]]:
-    """Compare two evaluations, paired by problem, with what each says of itself and what differs besides the model.
-
-    Raises:
-        UserError: a folder holds no evaluation, or they have no problem in common.
-    """
-    both, different = open_pair(first, second)
-    return compare(both[0][1], both[1][1]), [about for about, _ in both], different
 
 
 # Starting and stopping

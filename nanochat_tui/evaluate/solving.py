@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event as CancelEvent
 from typing import Any
 
-from nanochat_tui.chat.backend import Backend, Message, Request
+from nanochat_tui.chat.backend import Backend, Message, Request, TooLongError
 from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate.folder import EvaluationFolder, read_about, read_rows
 from nanochat_tui.evaluate.judging import Judged, answer_code, cut, judge
@@ -29,6 +29,8 @@ from nanochat_tui.text import display_safe
 ROWS = "samples.jsonl"
 JUDGES = 2
 """Programs that run at the same time as the model writes."""
+TOO_LONG = "prompt too long"
+"""Verdict where the question does not fit into the model's context."""
 _ASK = {
     "python": "Complete this Python function. Answer with the whole function in one code block.\n\n```python\n{}\n```",
     "rust": "Complete this Rust function. Answer with the whole function in one code block.\n\n```rust\n{}\n```",
@@ -148,8 +150,13 @@ def work(evaluation: Evaluation, wanted: Sequence[Wanted], progress: Progress) -
         try:
             for one in wanted:
                 if (one.problem, one.temperature, one.sample) not in done:
-                    completion = one.write()
-                    waiting.append((one, completion, pool.submit(one.judge, completion)))
+                    try:
+                        completion = one.write()
+                        judged = pool.submit(one.judge, completion)
+                    except TooLongError as error:  # of this problem alone: a model with a short context fails it
+                        completion, judged = "", Future()
+                        judged.set_result(Judged(TOO_LONG, str(error), 0.0))
+                    waiting.append((one, completion, judged))
                     settle(2 * JUDGES)
         finally:
             settle(0)
