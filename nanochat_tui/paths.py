@@ -96,6 +96,11 @@ def data_directory() -> Path:
     return _chosen(DATA_VARIABLE, "data")
 
 
+def evaluations_directory() -> Path:
+    """Return the folder in which evaluations are kept when no other one is named."""
+    return data_directory() / "evaluations"
+
+
 def state_directory() -> Path:
     """Return the folder of logs and crash reports; `NANOCHAT_STATE_DIR` overrides it."""
     return _chosen(STATE_VARIABLE, "state")

@@ -95,6 +95,7 @@ def _gpu() -> Rows:
 def _paths() -> Rows:
     from nanochat_tui.engine.compile.cache import cache_directory
     from nanochat_tui.model.shipped import shipped_model
+    from nanochat_tui.paths import evaluations_directory
 
     package = Path(__file__).resolve().parent.parent
     base, chat = shipped_model(), shipped_model(chat=True)
@@ -104,5 +105,6 @@ def _paths() -> Rows:
         "python": sys.executable,
         "shipped_model": str(base) if base else None,
         "shipped_chat_model": str(chat) if chat else None,
+        "evaluations": str(evaluations_directory()),
         "compiled_kernels": str(compiled) if compiled else "nowhere private and writable; compiled at every start",
     }

@@ -29,6 +29,7 @@ __all__ = [
     "Started",
     "Stats",
     "Token",
+    "TooLongError",
 ]
 
 Role = Literal["system", "user", "assistant"]
@@ -42,6 +43,10 @@ class BackendError(UserError):
     """A backend could not answer; the text says why and what to do."""
 
     exit_code = 1
+
+
+class TooLongError(BackendError):
+    """This message does not fit into the context; others may."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nanochat_tui.chat.backend import BackendError, Message
+from nanochat_tui.chat.backend import Message, TooLongError
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def fit_messages(
     """Drop the oldest turns until the rendered conversation fits; system messages and the last message always stay.
 
     `encode` renders messages to token ids. Turns are dropped up to the next user message, because templates expect the
-    conversation to begin with one. Raises `BackendError` if what must stay does not fit.
+    conversation to begin with one. Raises `TooLongError` if what must stay does not fit.
     """
     system = [m for m in messages if m.role == "system"]
     turns = [m for m in messages if m.role != "system"]
@@ -71,6 +71,6 @@ def fit_messages(
         turns = turns[following:]
     if len(ids) < context_size:  # Less room than we like, but the message itself does fit.
         return Fitted(ids, dropped_messages=total - len(turns))
-    raise BackendError(
+    raise TooLongError(
         f"The message needs {len(ids)} tokens but the model's context holds {context_size}; shorten the message."
     )

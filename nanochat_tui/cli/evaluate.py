@@ -13,6 +13,15 @@ evaluate = typer.Typer(help="Measure a model on held-out text.", no_args_is_help
 
 ModelOption = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or a checkpoint of the trainer.")]
 DataArgument = Annotated[Path, typer.Argument(metavar="DATA", help="Folder made by nanochat-train prepare-data.")]
+HeldOutArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="DATA",
+        help="Held-out Rust: a file, a folder, or one made by nanochat-train prepare-data; left out, files that come "
+        "along.",
+        show_default=False,
+    ),
+]
 TokensOption = Annotated[
     int | None, typer.Option("--tokens", min=1, help="Measure about so many tokens, whole documents spread evenly.")
 ]
@@ -22,11 +31,23 @@ WindowOption = Annotated[
 StrideOption = Annotated[
     int | None, typer.Option("--stride", min=1, help="Tokens between windows; the window's length by default.")
 ]
+UnsafeOption = Annotated[
+    bool, typer.Option("--unsafe", help="Compile and run what the model writes where no isolation works, without one.")
+]
+ChatOption = Annotated[
+    bool | None,
+    typer.Option("--chat/--raw", help="Ask a chat model, or continue the text; by the model if left out."),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder for samples and verdicts, one that is there is completed; else among the user's data."),
+]
+LinesOption = Annotated[bool, typer.Option("--json-lines", help="Print a JSON object for each completion as it comes.")]
 
 
 def _summary(
     model: str,
-    data: Path,
+    data: Path | None,
     tokens: int | None,
     window: int | None,
     stride: int | None,
@@ -36,23 +57,25 @@ def _summary(
     apart: bool = False,
 ) -> tuple[Any, Any]:
     """The summary, and with `apart` the figure without copies of training text."""
-    from nanochat_tui.cli.evaluation import check_fits, open_model, progress, whitespace_ids
+    from nanochat_tui.cli.evaluation import documents_to_measure, open_model, progress, whitespace_ids
+    from nanochat_tui.errors import UserError
     from nanochat_tui.evaluate.copies import mark_copies, token_sizes, without_copies
-    from nanochat_tui.evaluate.held_out import choose, open_held_out
+    from nanochat_tui.evaluate.held_out import choose
     from nanochat_tui.evaluate.scoring import Windows, score_documents
     from nanochat_tui.evaluate.summary import summarise
 
-    held_out = open_held_out(data)
     measured = open_model(model, tokenizer, threads)
-    check_fits(held_out, measured)
+    everything, held_out = documents_to_measure(measured, data)
+    if apart and held_out is None:
+        raise UserError("--without-copies needs the training text; name a folder made by nanochat-train prepare-data")
     length = min(window or measured.context, measured.context)
     windows = Windows(length, stride or length)
-    documents = choose(held_out.documents, tokens)
-    copies = mark_copies(held_out, documents) if apart else []
+    documents = choose(everything, tokens)
+    copies = mark_copies(held_out, documents) if apart and held_out is not None else []
     with progress("scoring", sum(len(document.ids) - 1 for document in documents)) as tick:
         scored = score_documents(measured.model, documents, windows, tick)
     found = summarise(scored, windows.name, whitespace_ids(measured.tokenizer, measured.vocab_size))
-    if not apart:
+    if not apart or held_out is None:
         return found, None
     sizes = token_sizes(measured.tokenizer, measured.vocab_size, held_out.indentation)
     return found, without_copies(scored, copies, sizes)
@@ -61,7 +84,7 @@ def _summary(
 @evaluate.command("perplexity")
 def perplexity(
     model: ModelOption,
-    data: DataArgument,
+    data: HeldOutArgument = None,
     tokens: TokensOption = None,
     window: WindowOption = None,
     stride: StrideOption = None,
@@ -117,7 +140,7 @@ def perplexity(
 @evaluate.command("accuracy")
 def accuracy(
     model: ModelOption,
-    data: DataArgument,
+    data: HeldOutArgument = None,
     tokens: TokensOption = None,
     window: WindowOption = None,
     stride: StrideOption = None,
@@ -170,19 +193,45 @@ def overlap(data: DataArgument, json: JsonOption = False) -> None:
 
 @evaluate.command("rust")
 def rust(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file.")],
-    data: DataArgument,
-    functions: Annotated[int, typer.Option(min=1, help="Held-out functions to complete.")] = 100,
+    model: ModelArgument = None,
+    data: HeldOutArgument = None,
+    attach: AttachOption = None,
+    parts: Annotated[
+        str, typer.Option(help="What to measure, with commas between.")
+    ] = "bodies,compile,tests,infill,lines",
+    items: Annotated[int, typer.Option(min=1, help="Most items of each part.")] = 100,
+    samples: Annotated[
+        int, typer.Option("--samples", "-n", min=1, max=1000, help="Completions at each temperature.")
+    ] = 1,
+    temperatures: Annotated[str, typer.Option(help="With commas between, as in 0,0.2,0.8.")] = "0",
+    seed: Annotated[int, typer.Option(min=0, help="Of the first sample; the next ones count up.")] = 1,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
-    samples: Annotated[Path | None, typer.Option(help="Write all completions to this file, JSON lines.")] = None,
-    tokenizer: TokenizerOption = None,
+    chat: ChatOption = None,
+    out: OutOption = None,
+    unsafe: UnsafeOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,
+    json_lines: LinesOption = False,
 ) -> None:
-    """Complete bodies of held-out functions, greedily: how many does the model end, and do they parse?"""
-    from nanochat_tui.cli.evaluate_rust import measure
+    """Complete held-out Rust: bodies that parse, functions that compile or pass tests, gaps and lines as they were."""
+    from nanochat_tui.cli.evaluate_rust import RustAsked, measure, read_parts, read_temperatures
 
-    measure(model, data, functions, max_tokens, samples, tokenizer, threads, as_json=json)
+    asked = RustAsked(
+        model,
+        attach,
+        data,
+        read_parts(parts),
+        items,
+        samples,
+        read_temperatures(temperatures),
+        seed,
+        max_tokens,
+        chat,
+        out,
+        unsafe,
+        threads,
+    )
+    measure(asked, as_json=json, lines=json_lines)
 
 
 @evaluate.command("humaneval")
@@ -204,18 +253,12 @@ def humaneval(
     seed: Annotated[int, typer.Option(min=0, help="Of the first sample; the next ones count up.")] = 1,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 512,
     seconds: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that a program may take.")] = 10.0,
-    chat: Annotated[
-        bool | None,
-        typer.Option("--chat/--raw", help="Ask a chat model, or continue the text; by the model if left out."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for samples and verdicts; one that is there is completed.")
-    ] = None,
-    unsafe: Annotated[
-        bool, typer.Option("--unsafe", help="Run the model's programs where no isolation works, without one.")
-    ] = False,
+    chat: ChatOption = None,
+    out: OutOption = None,
+    unsafe: UnsafeOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,
+    json_lines: LinesOption = False,
 ) -> None:
     """Let a model solve programming problems and run its programs in a sandbox: pass@k with its interval."""
     from nanochat_tui.cli.evaluate_problems import Asked, measure
@@ -236,19 +279,32 @@ def humaneval(
         unsafe,
         threads,
     )
-    measure(asked, as_json=json)
+    measure(asked, as_json=json, lines=json_lines)
 
 
 @evaluate.command("compare")
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an evaluation.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of another one, of the same problems.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="Folder or name of an evaluation.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Folder or name of another one, of the same problems.")],
     json: JsonOption = False,
 ) -> None:
     """Compare two models on the problems that both were given, with the interval of the difference. Markdown."""
     from nanochat_tui.cli.evaluate_problems import print_comparison
 
     print_comparison(first, second, as_json=json)
+
+
+@evaluate.command("list")
+def list_kept(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where to look; left out, among the user's data.", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the evaluations that are kept, the newest first."""
+    from nanochat_tui.cli.evaluate_list import print_list
+
+    print_list(folder, as_json=json)
 
 
 @evaluate.command("requests")
@@ -262,6 +318,7 @@ def requests(
     temperature: Annotated[float, typer.Option(min=0, help="0: the most probable token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling, with a temperature.")] = 0,
     samples: Annotated[Path | None, typer.Option(help="Write all answers to this file, JSON lines.")] = None,
+    unsafe: UnsafeOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -277,6 +334,7 @@ def requests(
         seed=seed,
         samples=samples,
         threads=threads,
+        unsafe=unsafe,
         as_json=json,
     )
 
@@ -317,9 +375,21 @@ def baselines(
 @evaluate.command("card")
 def card(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file.")],
-    data: DataArgument,
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DATA",
+            help="Folder made by nanochat-train prepare-data; left out, only what needs no corpus is measured.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Markdown file to write; printed by default.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Markdown file to write; of one that has the command's marks only what is between them.",
+        ),
     ] = None,
     tokens: Annotated[
         int, typer.Option("--tokens", min=0, help="Held-out tokens to measure, whole documents spread evenly; 0: all.")
@@ -329,34 +399,46 @@ def card(
     ] = None,
     compare: Annotated[
         list[str] | None,
-        typer.Option(help="Another model on the same documents, such as a twin in full precision; may be repeated."),
+        typer.Option(help="Another model on the same text and problems; may be repeated."),
     ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Run directory of the model, for what it says of the training.")
     ] = None,
-    functions: Annotated[int, typer.Option(min=1, help="Held-out functions to complete.")] = 100,
+    items: Annotated[int, typer.Option(min=1, help="Most items of each part of eval rust.")] = 60,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems of each HumanEval set.")] = None,
+    temperatures: Annotated[str, typer.Option(help="Of eval rust, with commas between.")] = "0,0.8",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
     training_tokens: Annotated[int, typer.Option(min=0, help="Training tokens that the baselines read before.")] = (
         5_000_000
     ),
+    out: OutOption = None,
+    unsafe: UnsafeOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make the card of a model: held-out crates, baselines, overlap, samples, licences. Takes minutes."""
-    from nanochat_tui.cli.evaluate_card import make_card, write_card
+    """Make the card of a model: held-out text, Rust, HumanEval, comparisons; with DATA the corpus too. Minutes."""
+    from nanochat_tui.cli.evaluate_card import CardAsked, make_card, write_card
+    from nanochat_tui.cli.evaluate_rust import read_temperatures
     from nanochat_tui.cli.evaluation import print_json
 
-    text, figures = make_card(
+    asked = CardAsked(
         model,
         data,
-        tokens=tokens or None,
-        by_file=by_file,
-        others=compare or [],
-        run=run,
-        functions=functions,
-        training_tokens=training_tokens,
-        threads=threads,
+        tokens or None,
+        by_file,
+        tuple(compare or ()),
+        run,
+        items,
+        limit,
+        read_temperatures(temperatures),
+        max_tokens,
+        training_tokens,
+        out,
+        unsafe,
+        threads,
     )
+    made = make_card(asked)
     if json:
-        print_json(figures)
+        print_json(made.figures)
     if output is not None or not json:
-        write_card(output, text)
+        write_card(output, made)

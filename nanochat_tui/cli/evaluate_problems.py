@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_tui.cli.evaluation import progress
+from nanochat_tui.cli.evaluation_run import (
+    absolute,
+    chat_or_raw,
+    following,
+    kept_folder,
+    model_argument,
+    open_backend,
+    print_found,
+    problem_rows,
+)
 from nanochat_tui.cli.json_output import json_text
-from nanochat_tui.cli.options import FileOptions, find_model
-from nanochat_tui.errors import UserError
-from nanochat_tui.evaluate.comparing import compare, open_pair
-from nanochat_tui.evaluate.problems import Language, ProblemSet, SetName, read_problems, shipped_problems
+from nanochat_tui.evaluate.comparing import compare, compare_parts, open_pair
+from nanochat_tui.evaluate.kept import find_kept
+from nanochat_tui.evaluate.problems import Language, Problem, ProblemSet, SetName, read_problems, shipped_problems
 from nanochat_tui.evaluate.sandbox.isolation import Isolation, isolation
 from nanochat_tui.evaluate.sandbox.limits import Limits
 from nanochat_tui.evaluate.solving import Evaluation, Report, Task, report, solve
 from nanochat_tui.evaluate.toolchains import python, rustc
+from nanochat_tui.paths import evaluations_directory
 from nanochat_tui.text import display_safe
 
 if TYPE_CHECKING:
@@ -45,46 +56,85 @@ class Asked:
     unsafe: bool
     threads: int | None
 
+    def arguments(self, folder: Path) -> list[str]:
+        """Return the arguments of `nanochat-tui` that go on with it."""
+        options = absolute(
+            {
+                "--attach": self.attach,
+                "--set": self.chosen,
+                "--problems": self.problems,
+                "--limit": self.limit,
+                "--samples": self.samples,
+                "--temperature": self.temperature,
+                "--seed": self.seed,
+                "--max-tokens": self.max_tokens,
+                "--timeout": self.seconds,
+                "--chat": self.chat is True,
+                "--raw": self.chat is False,
+                "--out": folder,
+                "--unsafe": self.unsafe,
+                "--threads": self.threads,
+            }
+        )
+        return ["eval", "humaneval", *model_argument(self.model, self.attach), *options]
 
-def measure(asked: Asked, *, as_json: bool) -> None:
+
+@dataclass(frozen=True)
+class Solved:
+    """What the evaluation of a model found."""
+
+    about: dict[str, Any]
+    folder: Path
+    title: str
+    task: Task
+    excluded: dict[str, str]
+    report: Report
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for scripts."""
+        return {**self.about, "folder": str(self.folder), "excluded": self.excluded, **asdict(self.report)}
+
+
+def measure(asked: Asked, *, as_json: bool, lines: bool = False) -> None:
     """Solve the problems, judge the solutions and print pass@k."""
+    found = evaluate_problems(asked, lines=lines)
+    words = partial(in_words, found.title, found.task, found.report, found.folder)
+    print_found(found.to_json(), words, as_json=as_json, lines=lines)
+
+
+def evaluate_problems(asked: Asked, *, lines: bool = False, backend: Backend | None = None) -> Solved:
+    """Do the evaluation with a model, which is opened and closed unless it is handed in. Raises UserError."""
     found_set = read_problems(asked.problems) if asked.problems is not None else shipped_problems(asked.chosen)
     problems = found_set.problems[: asked.limit]
     kind = isolation(asked.unsafe)
     # what is missing is said before an hour of writing
     tools = {problem.language: (rustc if problem.language == "rust" else python)().version for problem in problems}
-    backend = open_backend(asked.model, asked.attach, asked.threads)
-    chat = backend.is_chat if asked.chat is None else asked.chat
-    if chat and not backend.is_chat:
-        raise UserError("this model has no chat template; leave --chat out")
-    task = _task(asked, kind, chat=chat)
-    about = _about(asked, found_set, backend, task, tools, len(problems))
-    folder = asked.out or Path("evaluations") / _folder_name(backend.name, asked)
+    opened = backend or open_backend(asked.model, asked.attach, asked.threads)
+    task = _task(asked, kind, chat=chat_or_raw(opened, asked.chat))
+    about = _about(asked, found_set, opened, task, tools, len(problems))
+    folder = kept_folder(asked.out, _set_name(asked), opened.name)
     evaluation = Evaluation(folder, about)
-    with progress("solving", len(problems) * asked.samples) as tick:
-        solve(evaluation, backend, problems, task, tick)
-    backend.close()
-    found = report(evaluation.rows, problems, asked.samples, KS)
-    answer = {**about, "folder": str(folder), "excluded": found_set.excluded, **asdict(found)}
-    print(json_text(answer) if as_json else in_words(found_set.title, task, found, folder))
+    total = len(problems) * asked.samples
+    evaluation.folder.describe(_rows(problems), total)
+    with evaluation.folder.hold(asked.arguments(folder), len(evaluation.rows)):
+        with following(evaluation, total, found_set.title, lines=lines) as tick:
+            solve(evaluation, opened, problems, task, tick)
+        whole = report(evaluation.rows, problems, asked.samples, KS)
+        found = Solved(about, folder, found_set.title, task, found_set.excluded, whole)
+        evaluation.folder.finish(found.to_json())
+    if backend is None:
+        opened.close()
+    return found
 
 
-def open_backend(model: str | None, attach: str | None, threads: int | None, *, chat: bool = False) -> Backend:
-    """Return a loaded model: a file on the engine, or a server's. Raises UserError."""
-    from nanochat_tui.cli.narration import Narration
-
-    files = FileOptions(None, None, threads, None, None, None, None, None)
-    backend: Backend
-    if attach is not None:
-        from nanochat_tui.chat.remote import RemoteBackend
-
-        files.refuse_with_server()
-        backend = RemoteBackend(attach, model)
-    else:
-        backend = files.backend(find_model(model, chat=chat))
-    with Narration() as narrate:
-        backend.load(narrate)
-    return backend
+def _rows(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    return problem_rows(
+        [one.name for one in problems],
+        [one.prompt for one in problems],
+        reference=[one.solution or "" for one in problems],
+        test=[one.test for one in problems],
+        language=[one.language for one in problems],
+    )
 
 
 def _task(asked: Asked, kind: Isolation, *, chat: bool) -> Task:
@@ -124,10 +174,8 @@ def _about(
     }
 
 
-def _folder_name(model: str, asked: Asked) -> str:
-    which = asked.problems.name.partition(".")[0] if asked.problems is not None else f"humaneval-{asked.chosen}"
-    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in model)
-    return f"{which}-{kept}".strip(".") or which
+def _set_name(asked: Asked) -> str:
+    return asked.problems.name.partition(".")[0] if asked.problems is not None else f"humaneval-{asked.chosen}"
 
 
 def in_words(title: str, task: Task, found: Report, folder: Path) -> str:
@@ -145,9 +193,10 @@ def in_words(title: str, task: Task, found: Report, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
+def print_comparison(first: str, second: str, *, as_json: bool) -> None:
     """Print two evaluations next to each other, as a table in Markdown or as JSON."""
-    both, different = open_pair(first, second)
+    root = evaluations_directory()
+    both, different = open_pair(find_kept(first, root), find_kept(second, root))
     (a, rows_a), (b, rows_b) = both
     found = compare(rows_a, rows_b)
     if as_json:
@@ -165,6 +214,17 @@ def print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
         "",
         f"{found.problems} problems that both were given, 95 % interval over problems: {verdict}.",
     ]
+    parts = compare_parts(rows_a, rows_b, a.get("parts") or ())
+    if parts:
+        lines += [
+            "",
+            "| part | n | " + " | ".join(names) + " | difference | sign test |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+    for part, one in parts:
+        rates = f"{one.rates[0]:.1%} | {one.rates[1]:.1%}"
+        difference = f"{one.difference:+.1%} ({one.low:+.1%} to {one.high:+.1%})"
+        lines.append(f"| {display_safe(part)} | {one.problems} | {rates} | {difference} | p = {one.sign_test:.3g} |")
     if different:
         lines.append(f"The evaluations also differ in: {', '.join(map(display_safe, different))}.")
     print("\n".join(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from nanochat_tui.cli.evaluation import open_model, progress
 from nanochat_tui.cli.json_output import json_text
 from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate import requests as asked
-from nanochat_tui.evaluate.rustc import compile_alone, find_rustc, rustc_version
+from nanochat_tui.evaluate.rustc import compile_errors
+from nanochat_tui.evaluate.sandbox.isolation import Isolation, isolation
+from nanochat_tui.evaluate.toolchains import rustc
 from nanochat_tui.files import atomic_write_text
 
 WORDS = {
@@ -31,18 +34,20 @@ def measure(
     seed: int,
     samples: Path | None,
     threads: int | None,
+    unsafe: bool,
     as_json: bool,
 ) -> None:
     """Ask a model for the first `count` functions of a file and print what its answers are worth. Raises UserError."""
-    find_rustc()
+    compiler, kind = rustc().version, isolation(unsafe)
     requests = asked.read_requests(file)[:count]
     answers = answer_all(name, requests, max_tokens, temperature, seed, threads)
-    judged = asked.with_compiled(answers, compile_alone)
+    judged = asked.with_compiled(answers, partial(compile_errors, kind=kind))
     found = asked.summarise(judged) | {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "seed": seed,
-        "rustc": rustc_version(),
+        "rustc": compiler,
+        "isolation": kind.value,
     }
     if samples is not None:
         atomic_write_text(samples, "".join(json.dumps(answer.to_json()) + "\n" for answer in judged))
@@ -78,6 +83,8 @@ def in_words(found: dict[str, Any]) -> str:
     """Say what came of it, a line each."""
     how = "greedy" if found["temperature"] == 0 else f"temperature {found['temperature']:g}"
     lines = [f"{found['requests']} requests, {how}, at most {found['max_tokens']} tokens, {found['rustc']}"]
+    if found["isolation"] == Isolation.NONE.value:
+        lines.append("warning: the compiler ran without isolation")
     for key, words in WORDS.items():
         low, high = found["intervals_95"][key]
         goal = found["goals_met"].get(key)

@@ -20,7 +20,7 @@ from nanochat_tui.text import display_safe
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from nanochat_tui.evaluate.held_out import HeldOut
+    from nanochat_tui.evaluate.held_out import Document, HeldOut
     from nanochat_tui.evaluate.scoring import LogitsModel
 
 
@@ -109,6 +109,36 @@ def check_fits(held_out: HeldOut, measured: Measured) -> None:
             f"the data was tokenised with {held_out.vocab_size:,} ids, the model has {measured.vocab_size:,}; "
             "prepare it with the model's tokenizer"
         )
+
+
+def documents_to_measure(measured: Measured, data: Path | None) -> tuple[list[Document], HeldOut | None]:
+    """Return held-out documents: those of a folder that prepare-data wrote, with it, or Rust files, by default those
+    that come along.
+
+    Raises:
+        UserError: the data cannot be read, was made for another vocabulary, or is plain text for a checkpoint, which
+            does not say how text becomes its ids.
+    """
+    from nanochat_tui.evaluate.held_out import Document, open_held_out
+    from nanochat_tui.evaluate.rust_items import read_sources, shipped_sources
+
+    if data is not None and (not data.exists() or (data / "dataset.json").is_file()):
+        held_out = open_held_out(data)
+        check_fits(held_out, measured)
+        return list(held_out.documents), held_out
+    sources = shipped_sources() if data is None else read_sources(data)
+    from nanochat_tui.engine.generate.model import Model
+
+    model = measured.model
+    if not isinstance(model, Model):
+        raise UserError("a checkpoint is measured on a folder made by nanochat-train prepare-data; name one as DATA")
+    codec = model.codec
+    first = [codec.bos] if codec.bos is not None else sorted(codec.end_ids)[:1]
+    documents = []
+    for source in sources:
+        ids = np.array([*first, *codec.encode(source.text, bos=False)], np.int64)
+        documents.append(Document(ids, len(source.text.encode()), source.path, source.path))
+    return documents, None
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def grpo(
     json: JsonOption = False,
 ) -> None:
     """Practise questions, and write the rules that made attempts better: chat --experience FILE uses them."""
-    from nanochat_tui.cli.evaluate_problems import open_backend
+    from nanochat_tui.cli.evaluation_run import open_backend
     from nanochat_tui.cli.json_output import json_text
     from nanochat_tui.errors import UserError
     from nanochat_tui.evaluate.folder import EvaluationFolder

@@ -16,7 +16,8 @@ from nanochat_tui.evaluate.baselines import Baseline
 from nanochat_tui.evaluate.copies import COPY, SHORT, Overlap, WithoutCopies
 from nanochat_tui.evaluate.functions import judge
 from nanochat_tui.evaluate.held_out import HeldOut
-from nanochat_tui.evaluate.summary import Figure, Summary
+from nanochat_tui.evaluate.measured import Measured, figure_text, markdown_table, render_measured
+from nanochat_tui.evaluate.summary import Summary
 from nanochat_tui.formats.ngrams import ngram_cover
 from nanochat_tui.text import display_safe
 
@@ -66,7 +67,7 @@ class Card:
     others: Mapping[str, Summary]
     baselines: Sequence[Baseline]
     overlaps: Sequence[Overlap]
-    functions: str
+    measured: Measured
     samples: Sequence[Sample]
     sampling: str
     licences: Sequence[Licence]
@@ -113,18 +114,13 @@ def count_licences(folder: Path) -> list[Licence]:
     return sorted((Licence(n, len(crates[n]), files[n], tokens[n]) for n in files), key=lambda one: -one.crates)
 
 
-def _figure(value: Figure) -> str:
-    return f"{value.value:.4f} ± {value.error:.4f}" if value.error == value.error else f"{value.value:.4f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    marks = ["---", *["---:"] * (len(head) - 1)]
-    lines = [head, marks, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return [f"| {' | '.join(cells)} |" for cells in lines] + [""]
-
-
 def _facts(rows: Sequence[tuple[str, str]]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows), ""]
+
+
+def render_without_corpus(name: str, facts: Sequence[tuple[str, str]], measured: Measured) -> str:
+    """A card of what can be measured without a corpus, as Markdown."""
+    return "\n".join([f"# {name}", "", *_facts(facts), *render_measured(measured), ""])
 
 
 def render(card: Card) -> str:
@@ -132,13 +128,13 @@ def render(card: Card) -> str:
     lines = [f"# {card.name}", "", *_facts(card.facts)]
     if card.training:
         lines += ["## Training", "", *_facts(card.training)]
-    lines += [*_held_out(card), *_samples(card), "## Corpus", ""]
+    lines += [*_held_out(card), *render_measured(card.measured), "", *_samples(card), "## Corpus", ""]
     lines += [
         "Training text by licence; a crate with files under several counts for each. The text is not shipped.",
         "",
     ]
     rows = [(one.name, f"{one.crates:,}", f"{one.files:,}", f"{one.tokens:,}") for one in card.licences]
-    return "\n".join([*lines, *_table(("licence", "crates", "files", "tokens"), rows)])
+    return "\n".join([*lines, *markdown_table(("licence", "crates", "files", "tokens"), rows)])
 
 
 def _held_out(card: Card) -> list[str]:
@@ -155,33 +151,32 @@ def _held_out(card: Card) -> list[str]:
     ]
     lines += _facts(
         [
-            ("bits per byte", f"**{_figure(found.bits_per_byte)}**"),
+            ("bits per byte", f"**{figure_text(found.bits_per_byte)}**"),
             (
                 f"without copies (runs of {COPY} tokens that training holds: {card.without.copied:.1%} of tokens)",
-                _figure(card.without.bits_per_byte),
+                figure_text(card.without.bits_per_byte),
             ),
-            ("nats per token", _figure(found.nats)),
+            ("nats per token", figure_text(found.nats)),
             ("perplexity per token", f"{found.perplexity:.3f}"),
-            ("next token right", _figure(found.accuracy)),
-            ("without white space", _figure(found.accuracy_no_whitespace)),
+            ("next token right", figure_text(found.accuracy)),
+            ("without white space", figure_text(found.accuracy_no_whitespace)),
             (
                 "bits per byte of single crates",
                 f"{min(bits):.3f} to {max(bits):.3f}, quartiles {', '.join(f'{q:.3f}' for q in quartiles)}",
             ),
-            ("functions", card.functions),
         ]
     )
-    rows = [("this model", _figure(found.bits_per_byte), "")]
-    rows += [(name, _figure(other.bits_per_byte), "") for name, other in card.others.items()]
+    rows = [("this model", figure_text(found.bits_per_byte), "")]
+    rows += [(name, figure_text(other.bits_per_byte), "") for name, other in card.others.items()]
     rows += [(b.name, f"{b.bits_per_byte:.4f}", b.primed) for b in card.baselines]
     rows.sort(key=lambda row: float(row[1].split()[0]))
-    lines += ["The same files by other means:", "", *_table(("method", "bits per byte", "has read"), rows)]
+    lines += ["The same files by other means:", "", *markdown_table(("method", "bits per byte", "has read"), rows)]
     if card.by_file is not None:
         old = card.by_file
         lines += [
             f"Held out by file, as earlier cards had it (other files of the same crates were trained on; "
-            f"{old.tokens:,} tokens): {_figure(old.bits_per_byte)} bits per byte, next token right "
-            f"{_figure(old.accuracy)}.",
+            f"{old.tokens:,} tokens): {figure_text(old.bits_per_byte)} bits per byte, next token right "
+            f"{figure_text(old.accuracy)}.",
             "",
         ]
     covered = {row.crate: row for row in card.overlaps}
@@ -197,7 +192,7 @@ def _held_out(card: Card) -> list[str]:
         for row in found.crates
     ]
     head = ("crate", "tokens", "bits per byte", "accuracy", f"in {SHORT}-grams", f"in {COPY}-grams")
-    return [*lines, "By crate, with the share of its tokens in n-grams of training:", "", *_table(head, table)]
+    return [*lines, "By crate, with the share of its tokens in n-grams of training:", "", *markdown_table(head, table)]
 
 
 def _samples(card: Card) -> list[str]:
@@ -232,6 +227,7 @@ def _samples(card: Card) -> list[str]:
 def to_json(card: Card) -> dict[str, Any]:
     """The figures alone, for scripts."""
     return {
+        **card.measured.to_json(),
         "held_out": card.held_out.to_json(),
         "without_copies": {"copied": card.without.copied, "bits_per_byte": card.without.bits_per_byte.value},
         "by_file": None if card.by_file is None else card.by_file.to_json(),

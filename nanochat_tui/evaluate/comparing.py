@@ -24,8 +24,9 @@ RESAMPLES = 10_000
 class Comparison:
     """Rates of two models on the same problems, and their difference (the second less the first).
 
-    low, high: 95 % interval of the difference, by a bootstrap over problems. sign_test: the two-sided chance that as
-    uneven a split of the problems which only one of them solves more often comes from equal models.
+    low, high: 95 % interval of the difference, by a bootstrap over problems; where no problem differs, how large it may
+    be all the same. sign_test: the two-sided chance that as uneven a split of the problems which only one of them
+    solves more often comes from equal models.
     """
 
     problems: int
@@ -47,11 +48,11 @@ class Comparison:
         return self.low > 0 or self.high < 0
 
 
-def shares(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the share of samples that passed, by problem."""
-    verdicts: dict[str, list[bool]] = defaultdict(list)
+def shares(rows: Sequence[Row]) -> dict[tuple[str, float], float]:
+    """Return the share of samples that passed, by problem and temperature where there are several."""
+    verdicts: dict[tuple[str, float], list[bool]] = defaultdict(list)
     for row in rows:
-        verdicts[row.problem].append(row.verdict == "passed")
+        verdicts[row.problem, -1.0 if row.temperature is None else row.temperature].append(row.verdict == "passed")
     return {name: sum(passed) / len(passed) for name, passed in verdicts.items()}
 
 
@@ -62,15 +63,33 @@ def compare(first: Sequence[Row], second: Sequence[Row]) -> Comparison:
         UserError: they have no problem in common.
     """
     a, b = shares(first), shares(second)
-    names = sorted(a.keys() & b.keys())
-    if not names:
+    together: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for key in a.keys() & b.keys():  # a problem asked at several temperatures is still one problem
+        together[key[0]].append((a[key], b[key]))
+    if not together:
         raise UserError("the two evaluations have no problem in common; compare two of the same problems")
-    pairs = np.array([(a[name], b[name]) for name in names])
+    pairs = np.array([np.mean(together[name], axis=0) for name in sorted(together)])
     gains = pairs[:, 1] - pairs[:, 0]
     low, high = interval(gains)
+    if not gains.any():
+        # a bootstrap of nothing but zeros has no width; the share of problems that differ may be so large all the same
+        high = float(1 - 0.05 ** (1 / len(gains)))
+        low = -high
     better = int((gains < 0).sum()), int((gains > 0).sum())
     rates = float(pairs[:, 0].mean()), float(pairs[:, 1].mean())
-    return Comparison(len(names), rates, low, high, better, sign_test(*better))
+    return Comparison(len(pairs), rates, low, high, better, sign_test(*better))
+
+
+def compare_parts(first: Sequence[Row], second: Sequence[Row], parts: Sequence[str]) -> list[tuple[str, Comparison]]:
+    """Compare two evaluations part by part (a problem's name begins with its part); those that one lacks are left
+    out.
+    """
+    found = []
+    for part in parts:
+        a, b = ([row for row in rows if row.problem.startswith(f"{part}/")] for rows in (first, second))
+        if {row.problem for row in a} & {row.problem for row in b}:
+            found.append((part, compare(a, b)))
+    return found
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:

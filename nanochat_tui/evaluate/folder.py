@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
 
 from nanochat_tui.errors import UserError, WriteError, plain_reason
 from nanochat_tui.files import atomic_write_text
 from nanochat_tui.text import display_safe
 
 ABOUT = "evaluation.json"
+COMMAND = "command.json"
+"""How the evaluation was started: its arguments, where, and the process."""
+PROBLEMS = "problems.jsonl"
+"""What was asked: a row for each problem with its prompt, for people who read the samples."""
+REPORT = "report.json"
+"""What was found, once all was judged."""
+LOCK = ".lock"
 
 
 class EvaluationFolder:
@@ -26,6 +38,8 @@ class EvaluationFolder:
             WriteError: the folder cannot be written.
         """
         self.path = path
+        self.total = 0
+        """Completions in all, once `describe` was told."""
         shown = display_safe(str(path))
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -41,6 +55,49 @@ class EvaluationFolder:
                 f"{shown} holds another evaluation (its {', '.join(map(display_safe, different))} differ); "
                 "name another folder with --out, or give the same options to go on with it"
             )
+
+    @contextlib.contextmanager
+    def hold(self, arguments: Sequence[str], done: int = 0) -> Iterator[None]:
+        """Keep the folder for this process, and note by which arguments of `nanochat-tui` it is completed;
+        `done` completions are there.
+
+        Raises:
+            UserError: another process is at work on it.
+            WriteError: the folder cannot be written.
+        """
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            shown = display_safe(str(self.path))
+            raise UserError(
+                f"another process works on {shown}; wait for it, or name another folder with --out"
+            ) from None
+        try:
+            process = psutil.Process()
+            command = {
+                "arguments": list(arguments),
+                "folder": str(Path.cwd()),
+                "total": self.total,
+                "done": done,
+                "began": time.time(),
+                "pid": process.pid,
+                "started": process.create_time(),
+            }
+            atomic_write_text(self.path / COMMAND, json.dumps(command, indent=1) + "\n")
+            yield
+        finally:
+            lock.release()
+
+    def describe(self, rows: Sequence[Mapping[str, Any]], total: int) -> None:
+        """Keep what is asked, and of how many completions the evaluation consists. Raises WriteError."""
+        self.total = total
+        if not (self.path / PROBLEMS).exists():
+            atomic_write_text(self.path / PROBLEMS, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Keep what was found. Raises WriteError."""
+        atomic_write_text(self.path / REPORT, json.dumps(report, indent=1) + "\n")
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add a row to a file, synced. Raises WriteError."""

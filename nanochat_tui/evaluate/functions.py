@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from nanochat_tui.errors import UserError
+from nanochat_tui.evaluate.rust_functions import rust_parser
 
 if TYPE_CHECKING:
-    from tree_sitter import Node, Parser
+    from tree_sitter import Node
 
 LEAST_STATEMENTS = 3
 
@@ -39,16 +37,6 @@ class Verdict:
     """The completion up to the end of the body, or all of it."""
 
 
-@lru_cache(maxsize=1)
-def _parser() -> Parser:
-    try:
-        import tree_sitter_rust
-        from tree_sitter import Language, Parser
-    except ImportError:
-        raise UserError("parsing Rust needs tree-sitter; install it with: pip install 'nanochat-tui[eval]'") from None
-    return Parser(Language(tree_sitter_rust.language()))
-
-
 def _functions(node: Node) -> Iterator[Node]:
     for child in node.children:
         if child.type == "function_item":
@@ -65,7 +53,7 @@ def find_functions(text: str, crate: str, path: str) -> list[Function]:
     """Return the functions of a file with at least three statements that parse without error."""
     data = text.encode()
     found = []
-    for node in _functions(_parser().parse(data).root_node):
+    for node in _functions(rust_parser().parse(data).root_node):
         body = node.child_by_field_name("body")
         if body is None or node.has_error or _statements(body) < LEAST_STATEMENTS:
             continue
@@ -82,16 +70,6 @@ def find_functions(text: str, crate: str, path: str) -> list[Function]:
     return found
 
 
-def choose(functions: Sequence[Function], count: int) -> list[Function]:
-    """Choose `count` functions by a hash of their place: the same ones whatever else the list holds."""
-
-    def rank(function: Function) -> bytes:
-        key = f"{function.crate}/{function.path}/{len(function.before)}"
-        return hashlib.sha256(key.encode()).digest()
-
-    return sorted(functions, key=rank)[:count]
-
-
 def judge(header: str, completion: str) -> Verdict:
     """Say whether a completion of `header` (a function up to its brace) ends the body, and whether that parses.
 
@@ -101,7 +79,7 @@ def judge(header: str, completion: str) -> Verdict:
     at = completion.find("}")
     while at >= 0:
         text = completion[: at + 1]
-        root = _parser().parse((header + text).encode()).root_node
+        root = rust_parser().parse((header + text).encode()).root_node
         items = [child for child in root.named_children if child.type not in ("line_comment", "block_comment")]
         if len(items) == 1 and items[0].type == "function_item" and not root.has_error:
             body = items[0].child_by_field_name("body")
@@ -115,7 +93,7 @@ def judge(header: str, completion: str) -> Verdict:
     return Verdict(False, False, 0, completion)
 
 
-def passes(verdict: Verdict, tokens: int, reference_tokens: int) -> bool:
-    """Say whether a verdict counts: closed, valid, and three statements or half the reference's tokens."""
-    enough = verdict.statements >= LEAST_STATEMENTS or 2 * tokens >= reference_tokens
+def passes(verdict: Verdict, reference: str) -> bool:
+    """Say whether a verdict counts: closed, valid, and three statements or half the length of the reference body."""
+    enough = verdict.statements >= LEAST_STATEMENTS or 2 * len(verdict.text.strip()) >= len(reference.strip())
     return verdict.closed and verdict.valid and enough

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import secrets
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanochat_tui.evaluate.problems import Problem
@@ -43,6 +44,7 @@ class Judged:
     verdict: str
     detail: str
     seconds: float
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -69,6 +71,17 @@ def answer_code(problem: Problem, reply: str) -> str:
     """
     found = _FENCE.search(reply)
     return found[1] if found else reply
+
+
+def source_of(problem: Problem, completion: str) -> str:
+    """Return a completed function without its tests: the completion behind the prompt, or in its place."""
+    return f"{_before_function(problem) if _defines(problem, completion) else problem.prompt}{completion}\n"
+
+
+def body_of(problem: Problem, completion: str) -> str:
+    """Return the body that a completion gives a Rust function, also where it holds the whole function."""
+    found = re.search(rf"fn\s+{re.escape(problem.entry_point)}\b[^{{]*\{{", completion)
+    return completion[found.end() :] if found and _defines(problem, completion) else completion
 
 
 def program(problem: Problem, completion: str, word: str) -> str:

@@ -22,7 +22,7 @@ SETS: dict[SetName, tuple[str, str]] = {
     "rust-small": ("SmallRust.jsonl", "60 small Rust functions (nanochat-tui's own)"),
 }
 """The sets that come along: file and title."""
-_STOPS: dict[Form, tuple[str, ...]] = {
+STOPS: dict[Form, tuple[str, ...]] = {
     "humaneval": ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```"),
     "humaneval-rust": ("\n}",),
     "multipl-e": ("\n}",),
@@ -125,7 +125,7 @@ def _problem(row: object, place: str) -> Problem:
         test,
         _text(row, "entry_point", place),
         solution if isinstance(solution, str) else None,
-        _STOPS[form],
+        STOPS[form],
         _text(row, "edition", place, "2021"),
     )
 
@@ -134,7 +134,7 @@ def _multipl_e(row: dict[str, Any], place: str) -> Problem:
     language = _text(row, "language", place, "rs")
     if language not in ("rs", "rust"):
         raise UserError(f"{place}: problems in {display_safe(language)} cannot be run, only Python's and Rust's")
-    stops = row.get("stop_tokens", _STOPS["multipl-e"])
+    stops = row.get("stop_tokens", STOPS["multipl-e"])
     if not isinstance(stops, Sequence) or isinstance(stops, str) or not all(isinstance(s, str) and s for s in stops):
         raise UserError(f"{place}: stop_tokens must be a list of texts")
     name = _text(row, "name", place)

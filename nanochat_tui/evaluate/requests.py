@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,13 @@ class Answer:
     """Whether it parses and its first function has the name and the parameters."""
     constant: bool
     """Whether its first function only names a value."""
-    compiles: bool = False
+    errors: str | None = None
+    """What the compiler says against it, "" for nothing; None where it was not asked."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether it compiles alone."""
+        return self.errors == ""
 
     def to_json(self) -> dict[str, Any]:
         """A row for a file of answers."""
@@ -56,6 +62,7 @@ class Answer:
             "parses": self.parses,
             "asked_for": self.asked_for,
             "compiles": self.compiles,
+            "errors": self.errors,
             "constant": self.constant,
             "source": self.request.source,
         }
@@ -109,14 +116,10 @@ def judge(request: Request, answer: str) -> Answer:
     )
 
 
-def with_compiled(answers: Sequence[Answer], compile_alone: Callable[[Sequence[str]], Sequence[bool]]) -> list[Answer]:
-    """Return the answers with what the compiler says of those that parse."""
-    asked = [answer.text for answer in answers if answer.parses]
-    fits = iter(compile_alone(asked))
-    return [
-        Answer(a.request, a.text, a.parses, a.asked_for, a.constant, compiles=next(fits) if a.parses else False)
-        for a in answers
-    ]
+def with_compiled(answers: Sequence[Answer], errors_of: Callable[[Sequence[str]], Sequence[str]]) -> list[Answer]:
+    """Return the answers with what the compiler says of those that parse; `errors_of` gives "" for what compiles."""
+    errors = iter(errors_of([answer.text for answer in answers if answer.parses]))
+    return [replace(a, errors=next(errors)) if a.parses else a for a in answers]
 
 
 def summarise(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Event as CancelEvent
 from typing import Any
 
-from nanochat_tui.chat.backend import Backend, Message, Request
+from nanochat_tui.chat.backend import Backend, Message, Request, TooLongError
 from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate.folder import EvaluationFolder, read_about, read_rows
 from nanochat_tui.evaluate.judging import Judged, answer_code, cut, judge
@@ -29,6 +29,8 @@ from nanochat_tui.text import display_safe
 ROWS = "samples.jsonl"
 JUDGES = 2
 """Programs that run at the same time as the model writes."""
+TOO_LONG = "prompt too long"
+"""Verdict where the question does not fit into the model's context."""
 _ASK = {
     "python": "Complete this Python function. Answer with the whole function in one code block.\n\n```python\n{}\n```",
     "rust": "Complete this Rust function. Answer with the whole function in one code block.\n\n```rust\n{}\n```",
@@ -57,6 +59,26 @@ class Row:
     completion: str
     verdict: str
     detail: str
+    temperature: float | None = None
+    """Where an evaluation has several."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Figures of this completion, such as its similarity to the author's text."""
+
+    @property
+    def key(self) -> tuple[str, float | None, int]:
+        """What a row is about: a second one of the same replaces the first."""
+        return self.problem, self.temperature, self.sample
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A completion to write and to judge; the first is done one after the other, the second at the same time."""
+
+    problem: str
+    sample: int
+    temperature: float | None
+    write: Callable[[], str]
+    judge: Callable[[str], Judged]
 
 
 class Evaluation:
@@ -85,7 +107,7 @@ def _rows(found: Sequence[dict[str, Any]], folder: Path) -> list[Row]:
         rows = [Row(**row) for row in found]
     except TypeError:
         raise UserError(f"{display_safe(str(folder / ROWS))} is damaged; name another folder with --out") from None
-    return list({(row.problem, row.sample): row for row in rows}.values())
+    return list({row.key: row for row in rows}.values())
 
 
 def solve(
@@ -96,30 +118,46 @@ def solve(
     Raises:
         UserError: the model's backend or a compiler fails; what is judged by then is kept.
     """
-    done = {(row.problem, row.sample) for row in evaluation.rows}
-    wanted = [
-        (problem, sample)
-        for sample in range(task.samples)
-        for problem in problems
-        if (problem.name, sample) not in done
-    ]
+
+    def one(problem: Problem, sample: int) -> Wanted:
+        return Wanted(
+            problem.name,
+            sample,
+            None,
+            lambda: write(backend, problem, sample, task),
+            lambda completion: judge(problem, completion, task.isolation, task.limits),
+        )
+
+    work(evaluation, [one(problem, sample) for sample in range(task.samples) for problem in problems], progress)
+
+
+def work(evaluation: Evaluation, wanted: Sequence[Wanted], progress: Progress) -> None:
+    """Write and judge those of `wanted` that an evaluation has no row of. Raises UserError as `solve` does."""
+    done = {row.key for row in evaluation.rows}
     progress(len(done))
-    waiting: deque[tuple[Problem, int, str, Future[Judged]]] = deque()
+    waiting: deque[tuple[Wanted, str, Future[Judged]]] = deque()
 
     def settle(most: int) -> None:
         while len(waiting) > most:
-            problem, sample, completion, verdict = waiting.popleft()
-            judged = verdict.result()
-            evaluation.append(Row(problem.name, sample, completion, judged.verdict, judged.detail))
+            one, completion, verdict = waiting.popleft()
+            found = verdict.result()
+            evaluation.append(
+                Row(one.problem, one.sample, completion, found.verdict, found.detail, one.temperature, found.scores)
+            )
             progress(len(evaluation.rows))
 
     with ThreadPoolExecutor(JUDGES, thread_name_prefix="judge") as pool:
         try:
-            for problem, sample in wanted:
-                completion = write(backend, problem, sample, task)
-                verdict = pool.submit(judge, problem, completion, task.isolation, task.limits)
-                waiting.append((problem, sample, completion, verdict))
-                settle(2 * JUDGES)
+            for one in wanted:
+                if (one.problem, one.temperature, one.sample) not in done:
+                    try:
+                        completion = one.write()
+                        judged = pool.submit(one.judge, completion)
+                    except TooLongError as error:  # of this problem alone: a model with a short context fails it
+                        completion, judged = "", Future()
+                        judged.set_result(Judged(TOO_LONG, str(error), 0.0))
+                    waiting.append((one, completion, judged))
+                    settle(2 * JUDGES)
         finally:
             settle(0)
 
@@ -131,10 +169,10 @@ def write(backend: Backend, problem: Problem, sample: int, task: Task) -> str:
     if task.chat:
         messages = (Message("user", _ASK[problem.language].format(problem.prompt.rstrip())),)
         request = replace(task.request, sampling=sampling, messages=messages, prompt=None)
-        return answer_code(problem, "".join(_texts(backend, request)))
+        return answer_code(problem, "".join(texts(backend, request)))
     request = replace(task.request, sampling=sampling, messages=(), prompt=problem.prompt)
     text = ""
-    with contextlib.closing(_texts(backend, request)) as pieces:
+    with contextlib.closing(texts(backend, request)) as pieces:
         for piece in pieces:
             text += piece
             if cut(problem, text) != text:
@@ -142,7 +180,7 @@ def write(backend: Backend, problem: Problem, sample: int, task: Task) -> str:
     return cut(problem, text)
 
 
-def _texts(backend: Backend, request: Request) -> Generator[str]:
+def texts(backend: Backend, request: Request) -> Generator[str]:
     """Yield the pieces of a reply; a listener that leaves ends it."""
     cancel = CancelEvent()
     try:

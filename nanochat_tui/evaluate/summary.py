@@ -67,14 +67,15 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a NaN error (one crate only) is null."""
-        return _plain(asdict(self))  # type: ignore[no-any-return]
+        return plain(asdict(self))  # type: ignore[no-any-return]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value whose tuples are lists and whose NaN are None, as JSON has it."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

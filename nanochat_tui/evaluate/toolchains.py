@@ -47,7 +47,9 @@ def rustc() -> Toolchain:
     """
     found = shutil.which("rustc")
     if found is None:
-        raise UserError("Rust programs need rustc 1.85 or later: install it from your system or with rustup")
+        raise UserError(
+            "rustc is missing; install Rust 1.85 or later (https://rustup.rs, or the package rustc of your system)"
+        )
     try:
         words = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=120, check=True).stdout
         done = subprocess.run([found, "--print", "sysroot"], capture_output=True, text=True, timeout=120, check=True)

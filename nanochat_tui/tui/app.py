@@ -61,6 +61,7 @@ class NanochatApp(KeysInOrder):
         Binding("f2", "show_mode('chat')", "Chat", priority=True, id="app.chat"),
         Binding("f3", "show_mode('inspect')", "Inspect", priority=True, id="app.inspect"),
         Binding("f4", "show_mode('train')", "Train", priority=True, id="app.train"),
+        Binding("f6", "show_mode('evaluate')", "Evaluate", priority=True, id="app.evaluate"),
         Binding("f8", "show_log", "Log", show=False, id="app.log"),
         Binding("f9", "preferences", "Preferences", show=False, id="app.preferences"),
         Binding("ctrl+p", "command_palette", "Menu", priority=True, id="app.palette"),
@@ -86,6 +87,7 @@ class NanochatApp(KeysInOrder):
         self.add_mode("chat", self._chat_screen)
         self.add_mode("inspect", self._inspect_screen)
         self.add_mode("train", self._train_screen)
+        self.add_mode("evaluate", self._evaluate_screen)
         self._preferences_path = preferences_path
         self._reports = reports
         self.crash_report: Path | None = None
@@ -117,6 +119,14 @@ class NanochatApp(KeysInOrder):
         from nanochat_tui.tui.train.screen import TrainScreen
 
         return TrainScreen(self._runs_root)
+
+    def _evaluate_screen(self) -> Screen[None]:
+        from nanochat_tui.paths import evaluations_directory
+        from nanochat_tui.tui.evaluate.screen import EvaluateScreen
+
+        backend = self.chat.model.backend
+        remote = backend.path is None and self.chat.model.ready
+        return EvaluateScreen(evaluations_directory(), str(backend.path or ""), backend.kernel if remote else "")
 
     def session_messages(self) -> list[dict[str, str]]:
         """What was said in the chat, as a chat template takes it; empty with a base model, which has no messages."""
@@ -350,7 +360,12 @@ class NanochatApp(KeysInOrder):
         """Offer every action of the screen in the palette, with the modes and Textual's own commands."""
         yield from super().get_system_commands(screen)
         keys = self.key_names
-        modes = {"chat": "{app.chat|F2}", "inspect": "{app.inspect|F3}", "train": "{app.train|F4}"}
+        modes = {
+            "chat": "{app.chat|F2}",
+            "inspect": "{app.inspect|F3}",
+            "train": "{app.train|F4}",
+            "evaluate": "{app.evaluate|F6}",
+        }
         for mode, key in modes.items():
             if self.current_mode != mode:
                 yield SystemCommand(f"Go to {mode.capitalize()}", keys(f"The {mode} mode ({key})"), self._goer(mode))

@@ -10,6 +10,9 @@ from nanochat_tui.tui.chat.screen import ChatScreen
 from nanochat_tui.tui.chat.session_list import Sessions
 from nanochat_tui.tui.chat.side_panel import LiveScroll
 from nanochat_tui.tui.chat.transcript import Transcript
+from nanochat_tui.tui.evaluate.kept_list import KeptList
+from nanochat_tui.tui.evaluate.samples import SamplesView, SampleText
+from nanochat_tui.tui.evaluate.screen import EvaluateScreen
 from nanochat_tui.tui.inspect.layer_grid import LayerGrid
 from nanochat_tui.tui.inspect.screen import PANES, InspectScreen
 from nanochat_tui.tui.inspect.trit_view import TritView
@@ -28,4 +31,5 @@ def key_owners() -> list[type[DOMNode]]:
     panes: list[type[DOMNode]] = [pane for _, pane in PANES]
     train: list[type[DOMNode]] = [TrainScreen, RunList, Dashboard, Chart, CheckpointsView, CompareView]
     form: list[type[DOMNode]] = [Fields, Report]
-    return [*chat, InspectScreen, *panes, LayerGrid, TritView, *train, *form]
+    evaluate: list[type[DOMNode]] = [EvaluateScreen, KeptList, SamplesView, SampleText]
+    return [*chat, InspectScreen, *panes, LayerGrid, TritView, *train, *form, *evaluate]

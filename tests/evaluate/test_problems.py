@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_tui.chat.backend import CancelEvent, Event, Finished, Request, Started
+from nanochat_tui.chat.backend import CancelEvent, Event, Finished, Request, Started, TooLongError
 from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate.comparing import compare, sign_test
 from nanochat_tui.evaluate.judging import answer_code, cut, judge
@@ -263,6 +263,22 @@ def test_chat_models_answer_with_a_code_block(kind: Isolation, tmp_path: Path) -
     assert [row.verdict for row in evaluation.rows] == ["passed", "failed"]
 
 
+def test_a_question_that_does_not_fit_fails_alone(kind: Isolation, tmp_path: Path) -> None:
+    found = shipped_problems("python")
+
+    class Short(Solver):
+        def chat(self, request: Request, cancel: CancelEvent) -> Iterator[Event]:
+            if len(self.seeds) == 1:
+                self.seeds.append(None)
+                raise TooLongError("The message needs 528 tokens")
+            yield from super().chat(request, cancel)
+
+    evaluation = Evaluation(tmp_path / "run", {})
+    solve(evaluation, Short(found, 3), found.problems[:3], task(kind, 1), lambda done: None)
+    assert [row.verdict for row in evaluation.rows] == ["passed", "prompt too long", "passed"]
+    assert "528 tokens" in evaluation.rows[1].detail
+
+
 def test_every_sample_has_a_seed_of_its_own(kind: Isolation, tmp_path: Path) -> None:
     found = shipped_problems("python")
     backend = Solver(found, 0)
@@ -287,6 +303,7 @@ def test_models_are_compared_on_the_same_problems() -> None:
     assert found.is_significant and 0.3 < found.low < 0.4 and 0.6 < found.high < 0.7
     same = compare(strong, strong)
     assert same.difference == 0 and not same.is_significant and same.sign_test == 1.0
+    assert (same.low, same.high) == (-same.high, 1 - 0.05 ** (1 / 40)), "40 problems without a difference prove little"
     with pytest.raises(UserError, match="no problem in common"):
         compare(weak, [])
 

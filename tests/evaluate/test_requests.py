@@ -11,7 +11,9 @@ import pytest
 from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate.requests import judge, read_requests, rust_of, summarise, with_compiled
 from nanochat_tui.evaluate.rust_functions import first_function, free_functions
-from nanochat_tui.evaluate.rustc import compile_alone, find_rustc
+from nanochat_tui.evaluate.rustc import UNNAMED, compile_errors
+from nanochat_tui.evaluate.sandbox.isolation import Isolation, isolation
+from nanochat_tui.evaluate.toolchains import rustc
 
 FILE = """use std::collections::{HashMap, hash_map};
 
@@ -117,7 +119,9 @@ def test_an_answer_must_parse_and_declare_what_was_asked_for(
 def test_the_summary_counts_and_says_which_goals_are_met(tmp_path: Path) -> None:
     (request,) = read_requests(_requests(tmp_path))
     texts = ["fn add(a: i32, b: &str) -> i32 { 0 }", "fn add(a: i32, b: &str) -> i32 { a + b }", "fn add("]
-    answers = with_compiled([judge(request, text) for text in texts], lambda sources: ["{ 0 }" in s for s in sources])
+    answers = with_compiled(
+        [judge(request, text) for text in texts], lambda sources: ["" if "{ 0 }" in s else "error" for s in sources]
+    )
     assert [answer.compiles for answer in answers] == [True, False, False]
     found = summarise(answers)
     assert (found["parses"], found["asked_for"], found["compiles"], found["constant"]) == (2, 2, 1, 1)
@@ -137,8 +141,16 @@ def test_a_file_of_something_else_is_refused_by_line(tmp_path: Path) -> None:
     assert rust_of("```\nfn a() {}\n") == "fn a() {}\n"
 
 
+@pytest.fixture(scope="module")
+def kind() -> Isolation:
+    try:
+        return isolation()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
 @NEEDS_RUSTC
-def test_the_compiler_says_which_functions_compile_alone() -> None:
+def test_the_compiler_says_which_functions_compile_alone(kind: Isolation) -> None:
     sources = [
         "fn good(a: u32) -> u32 { a + 1 }",
         "fn unknown(a: Thing) -> u32 { 1 }",
@@ -148,11 +160,35 @@ def test_the_compiler_says_which_functions_compile_alone() -> None:
         "fn open(a: u32) { (",
         'fn formatted(a: u32) { println!("{} {}", a); }',
     ]
-    assert compile_alone(sources) == [True, False, False, False, True, False, False]
-    assert compile_alone([]) == []
+    found = compile_errors(sources, kind)
+    assert [not errors for errors in found] == [True, False, False, False, True, False, False]
+    assert "cannot find type `Thing`" in found[1] and "main.rs:1:" in found[1]
+    assert "mismatched types" in found[2] and UNNAMED not in found
+    assert compile_errors([], kind) == []
+
+
+@NEEDS_RUSTC
+def test_a_text_cannot_include_files_of_the_user(kind: Isolation, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("not rust at all")
+    sources = [f'const S: &str = include_str!("{secret}");', f'include!("{secret}");', "fn fine() {}"]
+    found = compile_errors(sources, kind)
+    assert "couldn't read" in found[0] and "couldn't read" in found[1] and not found[2]
+    assert "not rust at all" not in "".join(found)
+
+
+@NEEDS_RUSTC
+def test_many_errors_of_one_text_hide_no_other(kind: Isolation) -> None:
+    many = "\n".join(f"fn f{n}() -> u32 {{ missing_{n} }}" for n in range(2000))
+    assert [bool(errors) for errors in compile_errors(["fn fine() {}", many, "fn other() {}"], kind)] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    rustc.cache_clear()
     with pytest.raises(UserError, match="rustc is missing"):
-        find_rustc()
+        compile_errors(["fn a() {}"], Isolation.NONE)

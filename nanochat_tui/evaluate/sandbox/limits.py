@@ -14,7 +14,8 @@ class Limits:
     """Upper bounds for all processes of a sandbox together.
 
     seconds: wall clock. memory: bytes resident, summed over the processes; files count too, for they lie in memory.
-    address_space: bytes that one process may map, None for no bound (compilers map far more than they use).
+    address_space: bytes that one process may map, None for no bound (compilers map far more than they use). kept: bytes
+    of each stream that an outcome holds.
     """
 
     seconds: float = 10.0
@@ -23,6 +24,7 @@ class Limits:
     processes: int = 32
     output: int = 1 << 20
     files: int = 64 << 20
+    kept: int = 64 << 10
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from nanochat_tui.evaluate.sandbox.limits import Ended, Limits, Outcome
 
 LOOK_SECONDS = 0.01
 """Time between two looks at memory and processes."""
-KEPT = 64 << 10
-"""Bytes of each stream that an outcome holds."""
 
 
 def run(kind: Isolation, command: Command, limits: Limits, given: bytes = b"") -> Outcome:
@@ -50,7 +48,7 @@ def run(kind: Isolation, command: Command, limits: Limits, given: bytes = b"") -
 def _watched(process: subprocess.Popen[bytes], limits: Limits, given: bytes) -> Outcome:
     """Feed a program, watch it to its end or to that of its allowance, and kill what is left of it."""
     began = time.monotonic()
-    streams = _Streams(process)
+    streams = _Streams(process, limits.kept)
     ended: Ended | None = None
     try:
         with contextlib.suppress(BrokenPipeError):
@@ -106,7 +104,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 class _Streams:
     """The output of a program, read as it comes."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], most: int) -> None:
+        self._most = most
         self.kept = (bytearray(), bytearray())
         self.total = 0
         self._selector = selectors.DefaultSelector()
@@ -128,7 +127,7 @@ class _Streams:
             came = came or bool(data)
             self.total += len(data)
             kept = self.kept[key.data]
-            kept += data[: KEPT - len(kept)]
+            kept += data[: self._most - len(kept)]
         return came
 
     def close(self) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate.rust_functions import RustFunction, free_functions, rust_parser
-from nanochat_tui.evaluate.rustc import compile_alone, find_rustc, rustc_version
+from nanochat_tui.evaluate.rustc import compile_errors
+from nanochat_tui.evaluate.sandbox.isolation import isolation
+from nanochat_tui.evaluate.toolchains import rustc
 from nanochat_tui.files import atomic_folder
 from nanochat_tui.train.data_preparation import filters
 from nanochat_tui.train.data_preparation.crates import find_crate, plain_name
@@ -71,16 +73,21 @@ def prepare_pairs(options: PrepareOptions, progress: ProgressCallback | None = N
     is held out, by a hash of their names. Raises UserError without rustc, tree-sitter or any function.
     """
     show = progress or (lambda _: None)
-    find_rustc()
+    compiler = rustc().version
     rust_parser()
     options.check()
     check_output(options.output, options.overwrite, DESCRIPTION)
     sources = find_sources(options)
-    report = PairsReport(options.output, rustc=rustc_version())
+    report = PairsReport(options.output, rustc=compiler)
     found = _limited(_distinct(_collect(options, sources, report, show)))
     report.asked = len(found)
-    good = compile_alone([one.answer for one in found], lambda done, total: show(Progress("compiling", done, total)))
-    kept = [one for one, fits in zip(found, good, strict=True) if fits]
+    # the text of other people's crates: in the sandbox where one works; it is only looked at, never run
+    errors = compile_errors(
+        [one.answer for one in found],
+        isolation(unsafe=True),
+        lambda done, total: show(Progress("compiling", done, total)),
+    )
+    kept = [one for one, error in zip(found, errors, strict=True) if not error]
     report.compiled = len(kept)
     held = [one for one in kept if one.held_out]
     known = {_call(one.function) for one in held}

@@ -52,6 +52,13 @@ COMMANDS = (
     Command("thoughts", "Unfold or fold thoughts", "Of the chosen or last turn"),
     Command("sort", "Sort sessions", "By last use, age, name or length, one after the other"),
     Command("system", "System prompt", "What the model is told before everything else", "TEXT"),
+    Command(
+        "experience",
+        "Rules from experience",
+        "What the model reads before each message; edit them; off",
+        "FILE",
+        optional=True,
+    ),
     Command("set", "Set a sampling value", "As in: /set temperature 0.5", "NAME VALUE"),
     Command("settings", "Session settings", "System prompt and sampling", key="{chat.settings|Ctrl+S}"),
     Command("complete", "Completion or conversation", "Let a chat model continue raw text, or answer"),

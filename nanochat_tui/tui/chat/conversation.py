@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from nanochat_tui.chat.backend import FinishReason, Message, Request, Stats, Token
+from nanochat_tui.chat.experience import behind
 from nanochat_tui.chat.store.records import SessionSettings, StoredTurn
 
 TOKENS_KEPT = 16
@@ -107,6 +108,8 @@ class Conversation:
 
     def __init__(self, *, is_chat: bool, turns: Iterable[StoredTurn] = ()) -> None:
         self.is_chat = is_chat
+        self.rules = ""
+        """Rules from experience that stand before each message; not kept with it."""
         self.turns = [Turn.from_stored(old) for old in turns]
         self.deleted: list[tuple[int, Turn]] = []
         """Turns that were deleted, in that order, each with the number it had."""
@@ -159,6 +162,7 @@ class Conversation:
     def up_to(self, index: int) -> Conversation:
         """Return a conversation that ends with the prompt of turn `index`, whose reply is empty; this one stays."""
         made = Conversation(is_chat=self.is_chat)
+        made.rules = self.rules
         made.turns = [*self.turns[:index], Turn(self.turns[index].prompt)]
         return made
 
@@ -223,7 +227,7 @@ class Conversation:
         for turn in self.turns[:-1]:
             if turn.reply:  # a turn without one was stopped at once or failed; templates want roles to alternate
                 messages += [Message("user", turn.prompt), Message("assistant", turn.reply)]
-        messages.append(Message("user", last.prompt))
+        messages.append(Message("user", behind(self.rules, last.prompt)))
         return replace(request, prompt=None, messages=tuple(messages))
 
     @staticmethod

@@ -26,6 +26,7 @@ from nanochat_tui.tui.chat.act import Act, plain
 from nanochat_tui.tui.chat.actions import ChatParts
 from nanochat_tui.tui.chat.command_runner import OF_THE_APPLICATION, CommandRunner
 from nanochat_tui.tui.chat.completing import completed, is_command_line
+from nanochat_tui.tui.chat.experience_actions import ExperienceActions
 from nanochat_tui.tui.chat.lens_pane import LensPane
 from nanochat_tui.tui.chat.lens_view import TokenRibbon
 from nanochat_tui.tui.chat.model_actions import ModelActions
@@ -101,7 +102,8 @@ used; when the context is full, the oldest text no longer reaches the model, and
         parts = ChatParts(session, model, replies, flow, view, self)
         self.turns, self.models = TurnActions(parts, self.lens.close), ModelActions(parts)
         self.changes, settings = SessionActions(parts), SettingsActions(parts)
-        offering = (flow, self.turns, self.models, self.changes, settings, self)
+        rules = ExperienceActions(parts)
+        offering = (flow, self.turns, self.models, self.changes, settings, rules, self)
         self.commands = CommandRunner({name: act for part in offering for name, act in part.acts().items()}, view, self)
         self.status = Status(backend.name)
         self._offered: tuple[bool, ...] = ()
@@ -180,7 +182,8 @@ used; when the context is full, the oldest text no longer reaches the model, and
     def set_status(self, status: Status) -> None:
         """Change the status line, and with the state the keys that make sense."""
         store, session = self.session.store, self.session
-        self.status = replace(status, unsaved=not store.saves and store.path is not None)
+        rules = session.experience_name
+        self.status = replace(status, unsaved=not store.saves and store.path is not None, experience=rules)
         self.query_one("#status", StatusLine).status = self.status
         # the footer is made again for it, which takes as long as a hundred tokens: only when other keys make sense
         offered = (

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 
 from nanochat_tui.chat.backend import Token
+from nanochat_tui.chat.experience import ExperienceFile
 from nanochat_tui.chat.store import Store
 from nanochat_tui.chat.store.records import SessionInfo, StoredSession, new_session, title_of
 from nanochat_tui.request import SamplingParams
@@ -33,6 +34,8 @@ class ChatSession:
         self.info: SessionInfo | None = None
         """The session as it is kept; None before anything was said."""
         self.draft = Draft()
+        self.experience: ExperienceFile | None = None
+        """The rules that the model is told before each message."""
         self._replaced: Step | None = None
         """The turn that is written again, until something comes in its place."""
         self._undo: list[Step | None] = []
@@ -42,6 +45,19 @@ class ChatSession:
     def id(self) -> str | None:
         """The session's id in the store, once it has one."""
         return None if self.info is None else self.info.id
+
+    # Rules
+
+    def use_experience(self, file: ExperienceFile | None) -> None:
+        """Tell the model the rules of a file, as they are now, from the next message on; None: tell it none."""
+        self.experience = file
+        self.conversation.rules = "" if file is None else file.text
+
+    @property
+    def experience_name(self) -> str:
+        """What the status says of the rules: their file and how many are told; "" without any."""
+        file = self.experience
+        return "" if file is None or not self.conversation.is_chat else f"{file.path.stem} ({file.enabled})"
 
     # Settings
 
@@ -125,6 +141,7 @@ class ChatSession:
 
     def _put(self, conversation: Conversation) -> None:
         self.conversation = conversation
+        self.use_experience(self.experience)
         self._replaced = None
         self._undo.clear()
 

@@ -96,7 +96,7 @@ class KeyLine(Widget):
                 general.append((self.FIRST.index(name) if name in self.FIRST else len(self.FIRST), item))
             else:
                 own.append(item)
-        return own, [item for _, item in sorted(general, key=lambda pair: pair[0])]
+        return own, [item for _, item in sorted(general, key=lambda pair: (pair[0], pair[1].key))]
 
     def render(self) -> Content:
         """Draw the row."""

@@ -31,6 +31,8 @@ class Status:
     speeds: tuple[float, ...] = ()
     """Tokens per second of the last moments, oldest first."""
     unsaved: bool = False
+    experience: str = ""
+    """Rules that the model reads before each message."""
 
 
 def gauge(used: int, size: int, cells: int = GAUGE_CELLS) -> str:
@@ -73,6 +75,7 @@ def status_content(status: Status, width: int) -> Content:
     if status.unsaved:
         state += Content.styled(" unsaved ", "bold $text-warning")
     name = Content.styled(f" {printable(status.model)}", "bold $text")
+    rules = Content.styled(f"  rules {printable(status.experience)}" if status.experience else "", "$text-accent")
     kernel = Content.styled(f"  {status.kernel}" if status.kernel else "", "$text 60%")
     threads = Content.styled(f" · {status.threads} threads" if status.threads > 1 else "", "$text 60%")
     context = Content.assemble(("ctx ", "$text 60%"), (f"{used:>{digits}}/{size}" if size else "–", "$text"))
@@ -83,13 +86,13 @@ def status_content(status: Status, width: int) -> Content:
     spark = Content.styled(sparkline(status.speeds, SPARK_CELLS) + " ", "$text-accent")
 
     gap = Content("  ")
-    wanted = {"spark", "threads", "bar", "reading", "kernel", "name"}
-    for given_up in ("", "spark", "threads", "bar", "reading", "kernel", "name"):
+    wanted = {"spark", "threads", "bar", "reading", "kernel", "rules", "name"}
+    for given_up in ("", "spark", "threads", "bar", "reading", "kernel", "rules", "name"):
         wanted.discard(given_up)
         left, right = state, writing + gap + context
         if "spark" in wanted and status.speeds:
             right = spark + right
-        for part, content in (("name", name), ("kernel", kernel), ("threads", threads)):
+        for part, content in (("name", name), ("rules", rules), ("kernel", kernel), ("threads", threads)):
             if part in wanted:
                 left += content
         if "reading" in wanted:

@@ -11,6 +11,7 @@ import pytest
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate.rust_functions import RustFunction, first_function, free_functions
+from nanochat_tui.evaluate.toolchains import rustc
 from nanochat_tui.train.data_preparation import PrepareOptions
 from nanochat_tui.train.data_preparation.pairs import prepare_pairs, request_texts, summary_of
 from nanochat_tui.train.data_preparation.standalone import cannot_stand_alone
@@ -75,6 +76,7 @@ def test_pairs_are_functions_that_compile_and_held_out_crates_stay_apart(tmp_pat
 
 def test_without_a_compiler_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    rustc.cache_clear()
     with pytest.raises(UserError, match="rustc is missing"):
         prepare_pairs(PrepareOptions((tmp_path,), Path("unused"), tmp_path / "pairs"))
     assert not (tmp_path / "pairs").exists()
