@@ -23,10 +23,15 @@ from nanochat_tui.chat.backend import (
     Started,
     Stats,
     Token,
+    ToolCall,
+    without_calls,
 )
 from nanochat_tui.chat.context import Fitted, fit_messages, fit_text, reply_room
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.chat.thinking import ThinkingSplitter
+from nanochat_tui.model.chat.tools.calls import CallSplitter, template_messages
+from nanochat_tui.model.chat.tools.formats import NoToolsError, ToolFormat
+from nanochat_tui.model.chat.tools.grammar import call_grammar
 from nanochat_tui.text import display_safe
 
 if TYPE_CHECKING:
@@ -174,9 +179,15 @@ class LocalBackend:
         self.load()
         model, session = self._ready()
         with self._lock:
+            form, request, reason = _with_form(model, request)
             fitted = self._fit(model, request)
-            yield Started(len(fitted.ids), fitted.dropped_messages, fitted.dropped_tokens)
-            yield from self._generate(session, fitted.ids, request, cancel)
+            yield Started(len(fitted.ids), fitted.dropped_messages, fitted.dropped_tokens, reason)
+            events = self._generate(session, fitted.ids, request, cancel, form)
+            yield from events if form is None else _with_calls(events, form, request)
+
+    def count(self, text: str) -> int:
+        """Return how many tokens a text has. Raises `BackendError` before `load`."""
+        return len(self.model.codec.encode(text, bos=False, special=False))
 
     def reading(self) -> Stats | None:
         """See `Backend.reading`."""
@@ -199,6 +210,7 @@ class LocalBackend:
         self.load()
         model, _ = self._ready()
         with self._lock:
+            _, request, _ = _with_form(model, request)
             bare = replace(request, prefix="", prefix_ids=())
             # what is the reply is seen in the whole texts: two that were fitted have lost different beginnings
             prompt, whole = (self._fit(model, r, size=_ENDLESS).ids for r in (bare, request))
@@ -218,9 +230,10 @@ class LocalBackend:
             return Fitted(infill, dropped_tokens=dropped)
         options: dict[str, Any] = {"prefix": request.prefix, "prefix_ids": request.prefix_ids}
         prompts = model.prompts
+        tools = [tool.plain for tool in request.tools] or None
 
         def encode(messages: Sequence[Message]) -> list[int]:
-            return prompts.messages_ids([{"role": m.role, "content": m.content} for m in messages], **options)
+            return prompts.messages_ids(template_messages([m.plain for m in messages]), tools=tools, **options)
 
         if request.messages and prompts.template is not None:
             return fit_messages(request.messages, encode, size, room)
@@ -231,7 +244,9 @@ class LocalBackend:
         keep_first = codec.bos is not None and ids[0] == codec.bos
         return fit_text(ids, size, room, keep_first=keep_first, ends_line=lambda i: codec.decode([i]).endswith("\n"))
 
-    def _generate(self, session: Session, ids: list[int], request: Request, cancel: CancelEvent) -> Iterator[Event]:
+    def _generate(
+        self, session: Session, ids: list[int], request: Request, cancel: CancelEvent, form: ToolFormat | None
+    ) -> Iterator[Event]:
         started = time.perf_counter()
         first: float | None = None
         shown = started
@@ -252,6 +267,8 @@ class LocalBackend:
 
         most = max(1, min(self.context_size - len(ids), request.max_tokens or self.context_size))
         grammar = request.grammar
+        if form is not None and request.tool_choice == "required":
+            grammar = call_grammar(form, _schemas(request), choice="required", parallel=True)
         if request.messages and not request.prefix:
             grammar = self.model.prompts.constrained(grammar, ids)
         stream = session.generate(ids, replace(request, max_tokens=most, grammar=grammar), cancel=cancel)
@@ -277,3 +294,42 @@ class LocalBackend:
             return ThinkingSplitter(None)
         prompts = self.model.prompts
         return prompts.continued(inside=request.prefix_thinking) if request.prefix else prompts.splitter(ids)
+
+
+def _with_form(model: Model, request: Request) -> tuple[ToolFormat | None, Request, str]:
+    """Return how calls of the request's tools are written, None without tools; the request as the model can take it;
+    and why the tools were left out, '' if they were not.
+    """
+    talks = any(message.role == "tool" for message in request.messages)
+    if not request.tools and not talks:
+        return None, request, ""
+    try:
+        form = model.prompts.tool_format()
+    except NoToolsError as error:
+        reason = str(error) if request.tools else ""
+        return None, replace(request, tools=(), messages=without_calls(request.messages)), reason
+    return form if request.tools else None, request, ""
+
+
+def _schemas(request: Request) -> dict[str, Any]:
+    return {tool.name: tool.parameters for tool in request.tools}
+
+
+def _with_calls(events: Iterator[Event], form: ToolFormat, request: Request) -> Iterator[Event]:
+    """Find the calls of tools in the answer; a token whose text is a part of one keeps its place, without text."""
+    split = CallSplitter(form, _schemas(request))
+
+    def parted(found: Iterator[str | ToolCall], token: Token) -> Iterator[Event]:
+        pieces = list(found)
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        if text or token.id is not None:
+            yield replace(token, text=text)
+        yield from (piece for piece in pieces if isinstance(piece, ToolCall))
+
+    for event in events:
+        if isinstance(event, Token) and not event.thinking:
+            yield from parted(split.feed(event.text), event)
+            continue
+        if isinstance(event, Finished):
+            yield from parted(split.rest(), Token(""))
+        yield event
