@@ -37,6 +37,12 @@ def echo(text: str) -> str:
 
 
 @server.tool()
+def flip(on: bool) -> str:
+    """Turn a switch, which even a random model can ask for."""
+    return "on" if on else "off"
+
+
+@server.tool()
 async def slow(seconds: float) -> str:
     """Wait."""
     mark("slow")

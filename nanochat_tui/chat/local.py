@@ -180,7 +180,14 @@ class LocalBackend:
         model, session = self._ready()
         with self._lock:
             form, request, reason = _with_form(model, request)
-            fitted = self._fit(model, request)
+            try:
+                fitted = self._fit(model, request)
+            except BackendError:
+                if form is None or any(message.role == "tool" for message in request.messages):
+                    raise
+                form, request = None, replace(request, tools=())
+                fitted = self._fit(model, request)
+                reason = f"their definitions do not fit into the context of {self.context_size} tokens"
             yield Started(len(fitted.ids), fitted.dropped_messages, fitted.dropped_tokens, reason)
             events = self._generate(session, fitted.ids, request, cancel, form)
             yield from events if form is None else _with_calls(events, form, request)
@@ -271,7 +278,7 @@ class LocalBackend:
             grammar = call_grammar(form, _schemas(request), choice="required", parallel=True)
         if request.messages and not request.prefix:
             grammar = self.model.prompts.constrained(grammar, ids)
-        stream = session.generate(ids, replace(request, max_tokens=most, grammar=grammar), cancel=cancel)
+        stream = session.generate(ids, replace(request, max_tokens=most, grammar=grammar, tools=()), cancel=cancel)
         split = self._splitter(request, ids)
         self.trail = trail = list(ids)
         for token in stream:
