@@ -33,6 +33,7 @@ __all__ = [
     "ToolCall",
     "ToolSpec",
     "estimated_tokens",
+    "with_single_calls",
     "without_calls",
 ]
 
@@ -90,6 +91,27 @@ def without_calls(messages: Sequence[Message]) -> tuple[Message, ...]:
         else:
             made.append(Message(message.role, message.content))
     return tuple(made)
+
+
+def with_single_calls(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return a conversation in which calls that were made together follow each other, each with its answer.
+
+    For chat templates that take one call in a message, such as Llama 3's.
+    """
+    answers = {message.call_id: message for message in messages if message.role == "tool"}
+    made: list[Message] = []
+    for message in messages:
+        if len(message.calls) > 1:
+            for place, call in enumerate(message.calls):
+                made.append(Message("assistant", "" if place else message.content, (call,)))
+                made += [answers[call.id]] if call.id in answers else []
+        elif message.role != "tool" or not _together(messages, message.call_id):
+            made.append(message)
+    return tuple(made)
+
+
+def _together(messages: Sequence[Message], call_id: str) -> bool:
+    return any(len(m.calls) > 1 and any(call.id == call_id for call in m.calls) for m in messages)
 
 
 @dataclass(frozen=True, slots=True)

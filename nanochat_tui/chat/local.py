@@ -24,6 +24,7 @@ from nanochat_tui.chat.backend import (
     Stats,
     Token,
     ToolCall,
+    with_single_calls,
     without_calls,
 )
 from nanochat_tui.chat.context import Fitted, fit_messages, fit_text, reply_room
@@ -236,11 +237,19 @@ class LocalBackend:
             infill, dropped = model.codec.encode_infill(before, request.suffix, room=max(1, size - room))
             return Fitted(infill, dropped_tokens=dropped)
         options: dict[str, Any] = {"prefix": request.prefix, "prefix_ids": request.prefix_ids}
+        from nanochat_tui.model.chat.template import ChatTemplateError  # a base model needs no Jinja
+
         prompts = model.prompts
         tools = [tool.plain for tool in request.tools] or None
 
         def encode(messages: Sequence[Message]) -> list[int]:
-            return prompts.messages_ids(template_messages([m.plain for m in messages]), tools=tools, **options)
+            try:
+                return prompts.messages_ids(template_messages([m.plain for m in messages]), tools=tools, **options)
+            except ChatTemplateError:
+                single = with_single_calls(messages)
+                if len(single) == len(messages):
+                    raise
+                return prompts.messages_ids(template_messages([m.plain for m in single]), tools=tools, **options)
 
         if request.messages and prompts.template is not None:
             return fit_messages(request.messages, encode, size, room)

@@ -25,6 +25,7 @@ from nanochat_tui.chat.backend import (
     Token,
     ToolCall,
     ToolSpec,
+    with_single_calls,
     without_calls,
 )
 from nanochat_tui.chat.local import LocalBackend
@@ -166,6 +167,15 @@ def test_a_reply_with_calls_becomes_messages_again() -> None:
     assert [m.role for m in going_on] == ["assistant", "tool", "assistant", "tool"]
     assert "broken off" in going_on[-1].content
     assert messages_of(segments([""], [first]), whole=True) == []
+    many = Message("assistant", "Both.", (ToolCall("f", "{}", "1"), ToolCall("g", "{}", "2")))
+    answers = (Message("tool", "A", call_id="1"), Message("tool", "B", call_id="2"))
+    single = with_single_calls((*ASK, many, *answers))
+    assert [(m.role, m.content, len(m.calls)) for m in single[1:]] == [
+        ("assistant", "Both.", 1),
+        ("tool", "A", 0),
+        ("assistant", "", 1),
+        ("tool", "B", 0),
+    ]
     flat = without_calls([*ASK, *messages_of(segments(["Look. Done"], [first]), whole=True)])
     assert flat == (*ASK, Message("assistant", "Look.\n\n Done"))
 

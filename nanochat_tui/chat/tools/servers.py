@@ -266,10 +266,10 @@ def _waited(future: Future[Any], seconds: float, cancel: CancelEvent) -> Literal
 
 def _client(entry: ServerEntry, tail: Tail | None) -> Client:
     """Return the connection to a server, not yet open. Raises UserError for a variable that is not set."""
+    import httpx2
     from mcp import Client, StdioServerParameters, stdio_client
     from mcp.client.sse import sse_client
     from mcp.client.streamable_http import streamable_http_client
-    from mcp.shared._httpx_utils import create_mcp_http_client
     from mcp.types import Implementation
 
     from nanochat_tui.version import __version__
@@ -278,7 +278,11 @@ def _client(entry: ServerEntry, tail: Tail | None) -> Client:
     transport: Any
     headers = {name: say(value) for name, value in entry.headers.items()}
     if entry.transport == "http":
-        transport = streamable_http_client(say(entry.url), http_client=create_mcp_http_client(headers=headers))
+        # the times that the package has without headers: a server may hold a stream open
+        timeout = httpx2.Timeout(30.0, read=300.0)
+        transport = streamable_http_client(
+            say(entry.url), http_client=httpx2.AsyncClient(headers=headers, timeout=timeout)
+        )
     elif entry.transport == "sse":
         transport = sse_client(say(entry.url), headers=headers)
     elif tail is not None:
