@@ -87,7 +87,7 @@ def open_tui(
         backend = MissingBackend(KeyNames(preferences.keys)(text))
     else:
         backend = files.backend(path)
-    tools, wrong = _tools(mcp, tool_rounds, tool_timeout)
+    tools, wrong = chat_tools(mcp, tool_rounds, tool_timeout)
     app = NanochatApp(
         backend,
         store=Store(data_directory() / SESSIONS),
@@ -111,7 +111,7 @@ def open_tui(
     return code
 
 
-def _tools(mcp: Path | None, rounds: int, seconds: float) -> tuple[ToolSlot, str]:
+def chat_tools(mcp: Path | None, rounds: int, seconds: float) -> tuple[ToolSlot, str]:
     """Return the tools of the chat, and what is wrong with the user's own file, '' if nothing is."""
     from nanochat_tui.browser import commands_allowed
     from nanochat_tui.chat.tools.config import read_servers

@@ -16,11 +16,13 @@ from test_app import say, shown, state, until
 from textual.pilot import Pilot
 from textual.widgets import OptionList
 
+from nanochat_tui.browser import COMMANDS_VARIABLE
 from nanochat_tui.chat.remote import RemoteBackend
 from nanochat_tui.chat.store import Store
 from nanochat_tui.chat.tools.approvals import Approvals
 from nanochat_tui.chat.tools.config import read_servers
 from nanochat_tui.chat.tools.toolbox import Limits, Toolbox
+from nanochat_tui.cli.tui import chat_tools
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.chat.call_row import CallRow
 from nanochat_tui.tui.chat.tool_slot import ToolSlot
@@ -254,6 +256,31 @@ async def test_tools_are_listed_turned_off_and_forgotten(tmp_path: Path) -> None
             await until(pilot, lambda: options.option_count == 11)
             await pilot.press("escape")
             await until(pilot, lambda: app.screen is app.chat)
+
+
+@pytest.mark.parametrize("allowed", ["off", "on", None])
+def test_tools_are_off_in_a_page_unless_commands_are_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str | None
+) -> None:
+    config = write_config(tmp_path / "mcp.json", t=entry())
+    monkeypatch.setenv("NANOCHAT_CONFIG_DIR", str(tmp_path))
+    if allowed is not None:
+        monkeypatch.setenv(COMMANDS_VARIABLE, allowed)
+    for given in (None, config):
+        found, wrong = chat_tools(given, 8, 60.0)
+        assert wrong == ""
+        assert (found.toolbox is None) == (allowed == "off")
+        assert ("--allow-commands" in found.reason) == (allowed == "off")
+
+
+def test_a_file_of_ones_own_that_is_wrong_is_said_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "mcp.json").write_text("{")
+    found, wrong = chat_tools(None, 8, 60.0)
+    assert found.toolbox is None
+    assert "is not JSON" in wrong
 
 
 async def test_without_servers_the_command_says_where_to_write_them() -> None:

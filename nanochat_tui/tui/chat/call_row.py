@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from textwrap import indent
 
 from textual.content import Content
 from textual.events import Click
@@ -59,7 +60,8 @@ class CallRow(SelectingStatic):
         lines = record.result.split("\n")
         more = f"\n… {counted(len(lines) - LINES, 'more line')}" if len(lines) > LINES else ""
         shown = printable("\n".join(lines[:LINES])) + more
-        self.update(Content.assemble(head, (f"\n{_indented(record.arguments)}", "$text 60%"), f"\n{shown}"))
+        arguments, result = indent(_indented(record.arguments), "  "), indent(shown, "  ")
+        self.update(Content.assemble(head, (f"\n{arguments}", "$text 60%"), f"\n{result}"))
 
 
 def _in_line(arguments: str) -> str:

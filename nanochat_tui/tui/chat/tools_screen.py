@@ -44,7 +44,9 @@ class ToolsScreen(ModalScreen[None]):
         width: 110; max-width: 96%; height: 80%;
         border: round $primary; border-title-color: $text-primary; background: $surface; padding: 0 1;
     }
-    ToolsScreen OptionList { height: 1fr; border: none; background: $surface; padding: 0; }
+    ToolsScreen OptionList {
+        height: 1fr; border: none; background: $surface; padding: 0; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     ToolsScreen VerticalScroll { height: 40%; border-top: solid $surface-lighten-2; }
     ToolsScreen #about { height: auto; }
     """
