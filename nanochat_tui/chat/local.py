@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from nanochat_tui.formats.i2_s_layouts import Layout
 
 _ENDLESS = 1 << 62
+EMPTIED = "(left out: the context is full)"
 STATS_INTERVAL = 0.25
 """Seconds between two `Stats` while a reply is being written; no user reads faster."""
 
@@ -181,15 +182,19 @@ class LocalBackend:
         model, session = self._ready()
         with self._lock:
             form, request, reason = _with_form(model, request)
+            emptied = 0
             try:
                 fitted = self._fit(model, request)
             except BackendError:
-                if form is None or any(message.role == "tool" for message in request.messages):
+                if any(message.role == "tool" for message in request.messages):
+                    request, emptied = _without_results(request)
+                elif form is not None:
+                    form, request = None, replace(request, tools=())
+                    reason = f"their definitions do not fit into the context of {self.context_size} tokens"
+                else:
                     raise
-                form, request = None, replace(request, tools=())
                 fitted = self._fit(model, request)
-                reason = f"their definitions do not fit into the context of {self.context_size} tokens"
-            yield Started(len(fitted.ids), fitted.dropped_messages, fitted.dropped_tokens, reason)
+            yield Started(len(fitted.ids), fitted.dropped_messages + emptied, fitted.dropped_tokens, reason)
             events = self._generate(session, fitted.ids, request, cancel, form)
             yield from events if form is None else _with_calls(events, form, request)
 
@@ -325,6 +330,15 @@ def _with_form(model: Model, request: Request) -> tuple[ToolFormat | None, Reque
         reason = str(error) if request.tools else ""
         return None, replace(request, tools=(), messages=without_calls(request.messages)), reason
     return form if request.tools else None, request, ""
+
+
+def _without_results(request: Request) -> tuple[Request, int]:
+    """Return the request without what tools answered but for the last of them, and how many results were emptied."""
+    old = [place for place, message in enumerate(request.messages) if message.role == "tool"][:-1]
+    messages = list(request.messages)
+    for place in old:
+        messages[place] = replace(messages[place], content=EMPTIED)
+    return replace(request, messages=tuple(messages)), len(old)
 
 
 def _schemas(request: Request) -> dict[str, Any]:

@@ -91,6 +91,30 @@ def test_a_server_of_models_is_told_of_tools_and_of_their_results(box: Toolbox) 
     assert [one["tool_call_id"], two["tool_call_id"]] == [call["id"] for call in asked["tool_calls"]]
 
 
+def test_what_is_said_behind_calls_begins_a_paragraph(box: Toolbox) -> None:
+    class Says:
+        context_size = 0
+        rounds = iter([["Let me", " look."], ["Done", "."]])
+
+        def count(self, text: str) -> int:
+            return len(text)
+
+        def chat(self, request: Request, cancel: threading.Event) -> Iterator[Event]:
+            yield Started(1)
+            yield from (Token(word) for word in next(self.rounds))
+            if len(request.messages) == 1:
+                yield ToolCall("t__flip", '{"on": true}')
+            else:
+                assert request.messages[1].content == "Let me look."
+            yield Finished("stop")
+
+    request = Request(messages=ASK, tools=box.specs())
+    events = answer(Says(), request, box, lambda record, tool: "once", threading.Event())  # type: ignore[arg-type]
+    assert said(list(events)) == "Let me look.\n\nDone."
+    call = CallRecord("1", "f", state="done", at=12)
+    assert [s.text for s in segments(["Let me look.\n\nDone."], [call])] == ["Let me look.", "Done."]
+
+
 def test_rounds_have_a_bound(box: Toolbox) -> None:
     with serving(script=[[("t__echo", {"text": str(number)})] for number in range(9)]) as server:
         events = replies(RemoteBackend(server.url), box)
@@ -147,6 +171,18 @@ def test_definitions_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
     events = list(backend.chat(Request(messages=ASK, tools=tools, max_tokens=4), threading.Event()))
     assert isinstance(events[0], Started)
     assert "do not fit" in events[0].no_tools
+    assert isinstance(events[-1], Finished)
+
+
+def test_results_that_do_not_fit_together_leave_the_last(tmp_path: Path) -> None:
+    file = write_model(tmp_path / "model.gguf", TINY.with_(context_length=1400), chat_template=tool_templates.QWEN3)
+    backend = LocalBackend(file)
+    calls = [ToolCall("f", "{}", str(number)) for number in range(3)]
+    talk = [m for c in calls for m in (Message("assistant", "", (c,)), Message("tool", "result " * 40, call_id=c.id))]
+    request = Request(messages=(*ASK, *talk), tools=(ToolSpec("f"),), max_tokens=4)
+    events = list(backend.chat(request, threading.Event()))
+    assert isinstance(events[0], Started)
+    assert events[0].dropped_messages == 2
     assert isinstance(events[-1], Finished)
 
 

@@ -336,6 +336,8 @@ class RemoteBackend:
         if request.messages:
             said = without_calls(request.messages) if self._no_tools else request.messages
             messages = [{**m.plain, "content": without_halves(m.content)} for m in said]
+            if self._plain:  # OpenAI's own messages of tools have no name
+                messages = [{key: value for key, value in m.items() if key != "name"} for m in messages]
             if request.prefix:
                 messages.append({"role": "assistant", "content": without_halves(request.prefix)})
                 body |= {"continue_final_message": True, "add_generation_prompt": False}

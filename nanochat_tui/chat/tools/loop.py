@@ -25,6 +25,8 @@ def answer(
     size = backend.context_size
     most = min(limits.max_tokens, size // 4) if size else limits.max_tokens
     before = 0
+    text = request.prefix
+    """All that was said so far: what is said behind calls begins a paragraph of its own."""
     waited: float | None = None
     for number in range(first, first + limits.rounds + 1):
         calls: list[ToolCall] = []
@@ -36,8 +38,12 @@ def answer(
                 case ToolCall():
                     calls.append(event)
                     continue
-                case Token(thinking=False):
+                case Token(thinking=False) if event.text:
+                    gap = _gap(text) if number > first and not said else ""
                     said.append(event.text)
+                    text += gap + event.text
+                    yield replace(event, text=gap + event.text)
+                    continue
                 case Stats():
                     last = event
                     waited = event.seconds_to_first_token if waited is None else waited
@@ -69,6 +75,11 @@ def answer(
             yield Finished("cancelled" if cancel.is_set() else "stop")
             return
         request = _next(request, "".join(said), records)
+
+
+def _gap(text: str) -> str:
+    """Return the line ends that part a text from a paragraph behind it."""
+    return "\n" * (2 - len(text[-2:]) + len(text[-2:].rstrip("\n"))) if text.strip() else ""
 
 
 def _next(request: Request, said: str, records: list[CallRecord]) -> Request:

@@ -108,13 +108,13 @@ def segments(parts: Sequence[str], calls: Iterable[CallRecord]) -> list[Segment]
     starts = [0, *accumulate(map(len, parts))]
     text = "".join(parts)
     made: list[Segment] = []
-    begun = 0
+    begun = 0  # the line ends before a paragraph belong to neither
     for _, together in groupby(calls, key=lambda call: (call.part, call.round)):
         group = tuple(together)
         end = max(begun, min(starts[min(group[0].part, len(parts))] + group[0].at, len(text)))
-        made.append(Segment(text[begun:end], group))
+        made.append(Segment(text[begun:end].lstrip("\n") if made else text[begun:end], group))
         begun = end
-    return [*made, Segment(text[begun:])]
+    return [*made, Segment(text[begun:].lstrip("\n") if made else text[begun:])]
 
 
 def messages_of(reply: Sequence[Segment], *, whole: bool) -> list[Message]:

@@ -163,7 +163,7 @@ class Servers:
         try:
             async with AsyncExitStack() as stack:
                 async with asyncio.timeout(START_SECONDS):
-                    client = await stack.enter_async_context(_client(server.entry, tail))
+                    client = await stack.enter_async_context(await _client(server.entry, tail, stack))
                     if tail is not None:
                         tail.handed_over()
                     tools = await _listed(client, server.entry)
@@ -264,7 +264,7 @@ def _waited(future: Future[Any], seconds: float, cancel: CancelEvent) -> Literal
             return "late" if late else "cancelled"
 
 
-def _client(entry: ServerEntry, tail: Tail | None) -> Client:
+async def _client(entry: ServerEntry, tail: Tail | None, stack: AsyncExitStack) -> Client:
     """Return the connection to a server, not yet open. Raises UserError for a variable that is not set."""
     import httpx2
     from mcp import Client, StdioServerParameters, stdio_client
@@ -280,9 +280,8 @@ def _client(entry: ServerEntry, tail: Tail | None) -> Client:
     if entry.transport == "http":
         # the times that the package has without headers: a server may hold a stream open
         timeout = httpx2.Timeout(30.0, read=300.0)
-        transport = streamable_http_client(
-            say(entry.url), http_client=httpx2.AsyncClient(headers=headers, timeout=timeout)
-        )
+        http = await stack.enter_async_context(httpx2.AsyncClient(headers=headers, timeout=timeout))
+        transport = streamable_http_client(say(entry.url), http_client=http)
     elif entry.transport == "sse":
         transport = sse_client(say(entry.url), headers=headers)
     elif tail is not None:

@@ -24,6 +24,8 @@ Asker = Callable[[CallRecord, Tool], Answer]
 """Asks about one call, waiting for the answer; called in the thread of the reply."""
 MAX_ARGUMENTS = 1 << 16
 """Characters of the arguments of one call."""
+MAX_OFFERED = 128
+"""Tools that a model is told of: as many as servers of models take."""
 DENIED = "The user did not allow this call."
 STOPPED = "The user stopped the reply."
 
@@ -90,7 +92,7 @@ class Toolbox:
 
     def specs(self) -> tuple[ToolSpec, ...]:
         """Return the tools as a model is told of them."""
-        return tuple(tool.spec for tool in self.tools())
+        return tuple(tool.spec for tool in self.tools()[:MAX_OFFERED])
 
     def problems(self) -> list[str]:
         """Return why servers failed, each sentence once."""
