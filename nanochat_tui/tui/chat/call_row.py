@@ -54,8 +54,10 @@ class CallRow(SelectingStatic):
             (f" · {record.outcome}", _COLOURS.get(record.state, "$text 60%")),
         )
         if not self.unfolded:
-            size = f" · {counted(len(record.result), 'character')}" if record.state == "done" else ""
-            self.update(Content.assemble(head, (size, "$text 60%")))
+            more = f" · {counted(len(record.result), 'character')}" if record.state == "done" else ""
+            if record.state == "failed":
+                more = f": {display_safe(record.result.strip().partition(chr(10))[0], 80)}"
+            self.update(Content.assemble(head, (more, "$text 60%")))
             return
         lines = record.result.split("\n")
         more = f"\n… {counted(len(lines) - LINES, 'more line')}" if len(lines) > LINES else ""
