@@ -13,8 +13,9 @@ import pytest
 from mcp_support import entry, write_config
 from openai_server import Server, serving
 from test_app import say, shown, state, until
+from textual.containers import VerticalScroll
 from textual.pilot import Pilot
-from textual.widgets import OptionList
+from textual.widgets import Button, OptionList
 
 from nanochat_tui.browser import COMMANDS_VARIABLE
 from nanochat_tui.chat.remote import RemoteBackend
@@ -209,6 +210,23 @@ async def test_typing_does_not_answer_the_question(
             await pilot.press("escape")
             await until(pilot, ready(app))
             assert not marks.exists()
+
+
+async def test_long_arguments_can_be_read_to_their_end_on_a_small_terminal(tmp_path: Path) -> None:
+    with serving() as server, slot(tmp_path) as tools:
+        app = NanochatApp(RemoteBackend(server.url), tools=tools)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await until(pilot, lambda: state(app) == "ready")
+            script(server, [("t__echo", {"text": "word " * 1000})], "So.")
+            await asked(pilot, app)
+            details = app.screen.query_one(VerticalScroll)
+            await until(pilot, lambda: details.max_scroll_y > 0)
+            assert all(button.region.bottom < 24 for button in app.screen.query(Button)), "the answers are in view"
+            before = details.scroll_y
+            await pilot.press("pagedown")
+            await until(pilot, lambda: details.scroll_y > before)
+            await pilot.press("escape")
+            await until(pilot, ready(app))
 
 
 async def test_a_server_that_fails_is_a_note_and_the_chat_goes_on(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def question(record: CallRecord, tool: Tool, place: str) -> Decide:
     return Decide(
         f"The model wants to call {display_safe(tool.title, 100)}.",
         ANSWERS,
-        explanation=f"Server: {display_safe(place, 300)}\n{description}",
-        details=f"Arguments:\n{printable(record.arguments)}",
+        explanation=f"Server: {display_safe(place, 200)}",
+        details=f"Arguments:\n{printable(record.arguments)}\n\nWhat the server says of the tool:\n{description}",
     )
 
 

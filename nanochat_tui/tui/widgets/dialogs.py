@@ -143,13 +143,18 @@ class Decide(ModalScreen[str | None]):
     DEFAULT_CSS = (
         _CSS.format(name="Decide", width=96)
         + """
-    Decide VerticalScroll { height: auto; max-height: 24; margin: 1 0 0 0; }
+    Decide .explanation { max-height: 3; }
+    Decide VerticalScroll { height: auto; max-height: 45vh; margin: 1 0 0 0; }
     Decide .details { height: auto; }
     """
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left", "app.focus_previous", "Other answer", show=False),
         Binding("right", "app.focus_next", "Other answer", show=False),
+        Binding("up", "scroll(-1)", "Up", show=False),
+        Binding("down", "scroll(1)", "Down", show=False),
+        Binding("pageup", "scroll(-10)", "Page up", show=False),
+        Binding("pagedown", "scroll(10)", "Page down", show=False),
     ]
 
     def __init__(
@@ -180,6 +185,10 @@ class Decide(ModalScreen[str | None]):
                 yield Button(self._leave, id="leave", variant="primary")
                 for _, value, label in self._answers:
                     yield Button(label, name=value)
+
+    def action_scroll(self, rows: int) -> None:
+        """Scroll the details."""
+        self.query_one(VerticalScroll).scroll_relative(y=rows, animate=False)
 
     def _quiet(self) -> bool:
         """Whether no key came for a moment; now one did."""
