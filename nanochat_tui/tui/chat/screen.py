@@ -73,6 +73,9 @@ ones). A model with a chat template answers messages instead.
 shows how likely each token was, **{chat.live|Ctrl+L}** what the model does. **/** begins a command;
 **{app.palette|Ctrl+P}** finds every command. The line at the bottom shows the speed and how much of the context is
 used; when the context is full, the oldest text no longer reaches the model, and a note says so.
+
+A chat model may call tools of MCP servers, which your own `mcp.json` names; each call is asked about. **/tools** lists
+them.
 """
 
     BINDINGS: ClassVar[list[BindingType]] = [
