@@ -20,9 +20,14 @@ def in_browser() -> bool:
     return COMMANDS_VARIABLE in os.environ
 
 
+def commands_allowed() -> bool:
+    """Whether what a person wrote may start programs: always in a terminal, in a page where the server allows it."""
+    return not in_browser() or os.environ[COMMANDS_VARIABLE] == "on"
+
+
 def check_command(words: Sequence[str]) -> None:
     """Raise UserError if `words`, a command or a part of one that a person wrote, may not be run from a page."""
-    if words and in_browser() and os.environ[COMMANDS_VARIABLE] != "on":
+    if words and not commands_allowed():
         raise UserError(
             f"a command prefix ({words[0]}) runs a program, which is off in the browser; leave it empty, or start "
             "the server with: nanochat-tui web --allow-commands"

@@ -33,6 +33,7 @@ class Server:
     completions: bool = True
     logprobs: bool = True
     refuses_logprobs: bool = False
+    refuses_tools: bool = False
     strict: bool = False
     """Refuses fields that OpenAI does not have."""
     die_after: int | None = None
@@ -52,6 +53,8 @@ class Server:
     """Where GET /v1/models is sent on to."""
     base: str = ""
     """Path under which the routes lie."""
+    script: list[str | list[tuple[str, dict[str, Any]]]] = field(default_factory=list)
+    """What it says to one request of a conversation after the other: a text, or calls of functions with arguments."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
@@ -132,14 +135,37 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if server.refuses_logprobs and body.get("logprobs"):
                 self.refuse(403, "you are not allowed to request logprobs from this model")
                 return
+            if server.refuses_tools and body.get("tools"):
+                self.refuse(500, "tools param requires --jinja flag")
+                return
             unknown = set(body) & {"top_k", "min_p", "repeat_penalty"}
             if server.strict and unknown:
                 self.refuse(400, f"unknown fields {sorted(unknown)}")
                 return
-            if server.raw is not None:
+            if server.script:
+                self.play(server.script.pop(0))
+            elif server.raw is not None:
                 self.send_raw(server.raw)
             else:
                 self.stream(chat, body)
+
+        def play(self, said: str | list[tuple[str, dict[str, Any]]]) -> None:
+            """Stream a text by words, or calls with their arguments in pieces, as OpenAI's server does."""
+            deltas: list[dict[str, Any]] = []
+            if isinstance(said, str):
+                deltas += [{"content": word} for word in said.splitlines(keepends=True)]
+            else:
+                for index, (name, arguments) in enumerate(said):
+                    text, number = json.dumps(arguments), f"call_{len(server.requests)}_{index}"
+                    function = {"name": name, "arguments": ""}
+                    calls = [{"index": index, "id": number, "type": "function", "function": function}]
+                    calls += [{"index": index, "function": {"arguments": part}} for part in (text[:4], text[4:])]
+                    deltas += [{"tool_calls": [call]} for call in calls]
+            reason = "stop" if isinstance(said, str) else "tool_calls"
+            chunks = [{"choices": [{"delta": delta}]} for delta in deltas]
+            chunks.append({"choices": [{"delta": {}, "finish_reason": reason}]})
+            pieces = [f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks]
+            self.send_raw([*pieces, b"data: [DONE]\n\n"])
 
         def send_raw(self, pieces: list[bytes]) -> None:
             self.send_response(200)

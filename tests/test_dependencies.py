@@ -22,8 +22,10 @@ PACKAGE = ROOT / "nanochat_tui"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ABSENT = {
     "aiohttp": "aiohttp",
+    "httpx2": "httpx2",
     "keyring": "keyring",
     "llama_cpp": "llama-cpp-python",
+    "mcp": "mcp",
     "pynvml": "nvidia-ml-py",
     "pyppmd": "pyppmd",
     "textual_serve": "textual-serve",

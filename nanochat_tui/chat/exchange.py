@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from nanochat_tui.chat.store.records import (
     title_of,
     turn_from_dict,
 )
+from nanochat_tui.chat.tools.records import CallRecord, call_from_dict
 from nanochat_tui.errors import UserError
 from nanochat_tui.files import atomic_write
 from nanochat_tui.text import display_safe
@@ -26,7 +28,13 @@ VERSION = 1
 MAX_BYTES = 64 << 20
 """Largest file that is read: no conversation comes near it, and a wrong file might."""
 _HEADING = re.compile(
-    r"^## (User|Assistant|Prompt|Continuation|System)(?:, version (\d{1,6}) of \d{1,6})?[ \t]*$", re.MULTILINE
+    r"^## (User|Assistant|Prompt|Continuation|System|Tool)(?:, version (\d{1,6}) of \d{1,6})?[ \t]*$", re.MULTILINE
+)
+
+_CALL = re.compile(
+    r"`(?P<name>[^`]+)` (?P<state>done|failed|denied|cancelled)(?: (?:in|after) (?P<seconds>[0-9.]+) s)?\n\n"
+    r"(?P<fence>`{3,})\n(?P<given>.*?)\n(?P=fence)\n\n(?P<other>`{3,})\n(?P<result>.*)\n(?P=other)",
+    re.DOTALL,
 )
 
 
@@ -59,8 +67,10 @@ def to_markdown(session: StoredSession) -> str:
         lines += ["## System", "", _guarded(info.settings.system, info.is_chat), ""]
 
     def put(turn: StoredTurn, version: str = "") -> None:
-        for heading, text in zip(ours, (turn.prompt, turn.reply), strict=True):
-            lines.extend([f"## {heading}{version}", "", _guarded(text, info.is_chat), ""])
+        lines.extend([f"## {ours[0]}{version}", "", _guarded(turn.prompt, info.is_chat), ""])
+        for call in turn.calls:
+            lines.extend([f"## Tool{version}", "", _told(call), ""])
+        lines.extend([f"## {ours[1]}{version}", "", _guarded(turn.reply, info.is_chat), ""])
 
     for turn in session.turns:
         put(turn)
@@ -68,6 +78,34 @@ def to_markdown(session: StoredSession) -> str:
         for place, version in zip(places, turn.versions, strict=True):
             put(version, f", version {place + 1} of {len(turn.versions) + 1}")
     return "\n".join(lines)
+
+
+def _told(call: CallRecord) -> str:
+    """Return a call: its name and outcome, its arguments and its result."""
+    name = call.title.replace("`", "'")
+    return f"`{name}` {call.outcome}\n\n{_guarded(call.arguments, False)}\n\n{_guarded(call.result, False)}"
+
+
+def _call_in(text: str) -> CallRecord | None:
+    """Return the call that `_told` wrote, as far as it says; None if it is something else."""
+    found = _CALL.fullmatch(text.strip("\n"))
+    if found is None:
+        return None
+    server, _, tool = found["name"].rpartition(".")
+    function = f"{server}__{tool}" if server else tool
+    arguments, result = (re.sub(r"^\\(?=## )", "", found[part], flags=re.MULTILINE) for part in ("given", "result"))
+    return call_from_dict(
+        {
+            "id": f"call_{uuid.uuid4().hex[:24]}",
+            "function": function,
+            "server": server,
+            "tool": tool if server else "",
+            "arguments": arguments,
+            "result": result,
+            "state": found["state"],
+            "seconds": float(found["seconds"]) if found["seconds"] else None,
+        }
+    )
 
 
 def _guarded(text: str, is_chat: bool) -> str:
@@ -127,6 +165,13 @@ def from_markdown(text: str) -> StoredSession:
             else:
                 turns.append(StoredTurn(body))
                 versions.append([])
+        elif heading == "Tool":
+            call = _call_in(body)
+            if call is not None and number is not None and versions and versions[-1]:
+                at, version = versions[-1].pop()
+                versions[-1].append((at, _with_call(version, call)))
+            elif call is not None and number is None and turns:
+                turns[-1] = _with_call(turns[-1], call)
         elif heading in ("Assistant", "Continuation"):
             if number is not None and versions and versions[-1]:
                 place, version = versions[-1].pop()
@@ -143,6 +188,11 @@ def from_markdown(text: str) -> StoredSession:
     name = title[1].strip()[:200] if title else ""
     info = replace(info, title=name or _first_title(tuple(turns)), titled=bool(name), turns=len(turns))
     return StoredSession(info, tuple(turns))
+
+
+def _with_call(turn: StoredTurn, call: CallRecord) -> StoredTurn:
+    """Return `turn` with one more call; where in the reply it stood, and what was called together, is not told."""
+    return replace(turn, calls=(*turn.calls, replace(call, round=len(turn.calls))))
 
 
 def _with_versions(turn: StoredTurn, found: list[tuple[int, StoredTurn]]) -> StoredTurn:

@@ -23,10 +23,16 @@ from nanochat_tui.chat.backend import (
     Started,
     Stats,
     Token,
+    ToolCall,
+    with_single_calls,
+    without_calls,
 )
 from nanochat_tui.chat.context import Fitted, fit_messages, fit_text, reply_room
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.chat.thinking import ThinkingSplitter
+from nanochat_tui.model.chat.tools.calls import CallSplitter, template_messages
+from nanochat_tui.model.chat.tools.formats import NoToolsError, ToolFormat
+from nanochat_tui.model.chat.tools.grammar import call_grammar
 from nanochat_tui.text import display_safe
 
 if TYPE_CHECKING:
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
     from nanochat_tui.formats.i2_s_layouts import Layout
 
 _ENDLESS = 1 << 62
+EMPTIED = "(left out: the context is full)"
 STATS_INTERVAL = 0.25
 """Seconds between two `Stats` while a reply is being written; no user reads faster."""
 
@@ -178,9 +185,26 @@ class LocalBackend:
         self.load()
         model, session = self._ready()
         with self._lock:
-            fitted = self._fit(model, request)
-            yield Started(len(fitted.ids), fitted.dropped_messages, fitted.dropped_tokens)
-            yield from self._generate(session, fitted.ids, request, cancel)
+            form, request, reason = _with_form(model, request)
+            emptied = 0
+            try:
+                fitted = self._fit(model, request)
+            except BackendError:
+                if any(message.role == "tool" for message in request.messages):
+                    request, emptied = _without_results(request)
+                elif form is not None:
+                    form, request = None, replace(request, tools=())
+                    reason = f"their definitions do not fit into the context of {self.context_size} tokens"
+                else:
+                    raise
+                fitted = self._fit(model, request)
+            yield Started(len(fitted.ids), fitted.dropped_messages + emptied, fitted.dropped_tokens, reason)
+            events = self._generate(session, fitted.ids, request, cancel, form)
+            yield from events if form is None else _with_calls(events, form, request)
+
+    def count(self, text: str) -> int:
+        """Return how many tokens a text has. Raises `BackendError` before `load`."""
+        return len(self.model.codec.encode(text, bos=False, special=False))
 
     def reading(self) -> Stats | None:
         """See `Backend.reading`."""
@@ -203,6 +227,7 @@ class LocalBackend:
         self.load()
         model, _ = self._ready()
         with self._lock:
+            _, request, _ = _with_form(model, request)
             bare = replace(request, prefix="", prefix_ids=())
             # what is the reply is seen in the whole texts: two that were fitted have lost different beginnings
             prompt, whole = (self._fit(model, r, size=_ENDLESS).ids for r in (bare, request))
@@ -221,10 +246,19 @@ class LocalBackend:
             infill, dropped = model.codec.encode_infill(before, request.suffix, room=max(1, size - room))
             return Fitted(infill, dropped_tokens=dropped)
         options: dict[str, Any] = {"prefix": request.prefix, "prefix_ids": request.prefix_ids}
+        from nanochat_tui.model.chat.template import ChatTemplateError  # a base model needs no Jinja
+
         prompts = model.prompts
+        tools = [tool.plain for tool in request.tools] or None
 
         def encode(messages: Sequence[Message]) -> list[int]:
-            return prompts.messages_ids([{"role": m.role, "content": m.content} for m in messages], **options)
+            try:
+                return prompts.messages_ids(template_messages([m.plain for m in messages]), tools=tools, **options)
+            except ChatTemplateError:
+                single = with_single_calls(messages)
+                if len(single) == len(messages):
+                    raise
+                return prompts.messages_ids(template_messages([m.plain for m in single]), tools=tools, **options)
 
         if request.messages and prompts.template is not None:
             return fit_messages(request.messages, encode, size, room)
@@ -235,7 +269,9 @@ class LocalBackend:
         keep_first = codec.bos is not None and ids[0] == codec.bos
         return fit_text(ids, size, room, keep_first=keep_first, ends_line=lambda i: codec.decode([i]).endswith("\n"))
 
-    def _generate(self, session: Session, ids: list[int], request: Request, cancel: CancelEvent) -> Iterator[Event]:
+    def _generate(
+        self, session: Session, ids: list[int], request: Request, cancel: CancelEvent, form: ToolFormat | None
+    ) -> Iterator[Event]:
         started = time.perf_counter()
         first: float | None = None
         shown = started
@@ -256,9 +292,11 @@ class LocalBackend:
 
         most = max(1, min(self.context_size - len(ids), request.max_tokens or self.context_size))
         grammar = request.grammar
+        if form is not None and request.tool_choice == "required":
+            grammar = call_grammar(form, _schemas(request), choice="required", parallel=True)
         if request.messages and not request.prefix:
             grammar = self.model.prompts.constrained(grammar, ids)
-        stream = session.generate(ids, replace(request, max_tokens=most, grammar=grammar), cancel=cancel)
+        stream = session.generate(ids, replace(request, max_tokens=most, grammar=grammar, tools=()), cancel=cancel)
         split = self._splitter(request, ids)
         self.trail = trail = list(ids)
         for token in stream:
@@ -281,3 +319,51 @@ class LocalBackend:
             return ThinkingSplitter(None)
         prompts = self.model.prompts
         return prompts.continued(inside=request.prefix_thinking) if request.prefix else prompts.splitter(ids)
+
+
+def _with_form(model: Model, request: Request) -> tuple[ToolFormat | None, Request, str]:
+    """Return how calls of the request's tools are written, None without tools; the request as the model can take it;
+    and why the tools were left out, '' if they were not.
+    """
+    talks = any(message.role == "tool" for message in request.messages)
+    if not request.tools and not talks:
+        return None, request, ""
+    try:
+        form = model.prompts.tool_format()
+    except NoToolsError as error:
+        reason = str(error) if request.tools else ""
+        return None, replace(request, tools=(), messages=without_calls(request.messages)), reason
+    return form if request.tools else None, request, ""
+
+
+def _without_results(request: Request) -> tuple[Request, int]:
+    """Return the request without what tools answered but for the last of them, and how many results were emptied."""
+    old = [place for place, message in enumerate(request.messages) if message.role == "tool"][:-1]
+    messages = list(request.messages)
+    for place in old:
+        messages[place] = replace(messages[place], content=EMPTIED)
+    return replace(request, messages=tuple(messages)), len(old)
+
+
+def _schemas(request: Request) -> dict[str, Any]:
+    return {tool.name: tool.parameters for tool in request.tools}
+
+
+def _with_calls(events: Iterator[Event], form: ToolFormat, request: Request) -> Iterator[Event]:
+    """Find the calls of tools in the answer; a token whose text is a part of one keeps its place, without text."""
+    split = CallSplitter(form, _schemas(request))
+
+    def parted(found: Iterator[str | ToolCall], token: Token) -> Iterator[Event]:
+        pieces = list(found)
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        if text or token.id is not None:
+            yield replace(token, text=text)
+        yield from (piece for piece in pieces if isinstance(piece, ToolCall))
+
+    for event in events:
+        if isinstance(event, Token) and not event.thinking:
+            yield from parted(split.feed(event.text), event)
+            continue
+        if isinstance(event, Finished):
+            yield from parted(split.rest(), Token(""))
+        yield event

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from threading import Event as CancelEvent
 
-from nanochat_tui.chat.backend import BackendError, Event, Progress, Request, Stats
+from nanochat_tui.chat.backend import BackendError, Event, Progress, Request, Stats, estimated_tokens
 
 
 class MissingBackend:
@@ -29,6 +29,10 @@ class MissingBackend:
     def reading(self) -> Stats | None:
         """Nothing is read."""
         return None
+
+    def count(self, text: str) -> int:
+        """Return an estimate."""
+        return estimated_tokens(text)
 
     def close(self) -> None:
         """Nothing is connected."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": ("evaluate", "evaluate"),
     "grpo": ("grpo", "grpo"),
     "cache": ("cache", "cache"),
+    "tools": ("tools", "tools"),
     "doctor": ("doctor", "doctor"),
     "web": ("web", "web"),
 }

@@ -27,6 +27,14 @@ from nanochat_tui.cli.options import (
     find_model,
     with_setting_options,
 )
+from nanochat_tui.cli.tool_options import (
+    NONE_ALLOWED,
+    AllowToolOption,
+    McpOption,
+    ToolRoundsOption,
+    ToolTimeoutOption,
+    allowed_tools,
+)
 from nanochat_tui.errors import UserError
 from nanochat_tui.request import Grammar, with_settings
 from nanochat_tui.text import display_safe
@@ -65,6 +73,14 @@ def chat(
         Literal["stderr", "stdout", "hide"],
         typer.Option(help="Where the thinking of a model goes that thinks before it answers; stdout gets the answer."),
     ] = "stderr",
+    mcp: McpOption = None,
+    allow_tool: AllowToolOption = None,
+    tool_choice: Annotated[
+        Literal["auto", "required"],
+        typer.Option(help="Whether the reply may begin with text (auto), or is a call of a tool first (required)."),
+    ] = "auto",
+    tool_rounds: ToolRoundsOption = 8,
+    tool_timeout: ToolTimeoutOption = 60.0,
     attach: AttachOption = None,
     mhc: MhcOption = None,
     tokenizer: TokenizerOption = None,
@@ -91,6 +107,12 @@ def chat(
     rules = read_experiences(experience) if experience is not None else {}
     files = FileOptions(mhc, tokenizer, threads, context, kv, i2s_layout, speculation, activations, lora)
     backend: Backend
+    if allow_tool and shape is not None:
+        raise UserError("--allow-tool and what the reply must look like exclude each other; leave one of them out.")
+    if mcp is not None:
+        from nanochat_tui.chat.tools.config import read_servers
+
+        read_servers(mcp)
     if attach is not None:
         from nanochat_tui.chat.remote import RemoteBackend
 
@@ -116,7 +138,19 @@ def chat(
         raise UserError(f"{given} has no place here, because {reason}; leave one of them out.")
     request = replace(request, messages=messages, prompt=None if messages else text, suffix=suffix)
     writer = JsonWriter() if json else TextWriter(echo="" if messages else text, suffix=suffix or "", thinking=thinking)
-    return play(backend, request, writer)
+    if not allow_tool:
+        if mcp is not None:
+            print(NONE_ALLOWED, file=sys.stderr)
+        return play(backend, request, writer)
+    if not messages:
+        raise UserError("--allow-tool is for models that answer messages; leave it out, or choose one with a template.")
+    with Narration() as narrate:
+        toolbox = allowed_tools(mcp, allow_tool, tool_rounds, tool_timeout, narrate)
+    try:
+        request = replace(request, tools=toolbox.specs(), tool_choice=tool_choice)
+        return play(backend, request, writer, toolbox)
+    finally:
+        toolbox.close()
 
 
 def _read_stdin() -> str:

@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import FrameType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from nanochat_tui.chat.backend import Backend, BackendError, Event, Finished, Request, Started, Stats, Token
+from nanochat_tui.chat.tools.records import OPEN, CallRecord
 from nanochat_tui.cli.json_output import json_text
-from nanochat_tui.text import printable
+from nanochat_tui.text import display_safe, printable
+
+if TYPE_CHECKING:
+    from nanochat_tui.chat.tools.toolbox import Toolbox
 
 Thinking = Literal["stderr", "stdout", "hide"]
 """Where the thinking of a model goes that thinks before it answers."""
@@ -23,7 +27,7 @@ DIM, RESET = "\x1b[2m", "\x1b[0m"
 class Writer(Protocol):
     """Receives every event of a reply in order."""
 
-    def write(self, event: Event) -> None:
+    def write(self, event: Event | CallRecord) -> None:
         """Show one event."""
 
     def broken(self) -> None:
@@ -50,7 +54,7 @@ class TextWriter:
         self._thought = self._answered = False
         self._stats: Stats | None = None
 
-    def write(self, event: Event) -> None:
+    def write(self, event: Event | CallRecord) -> None:
         """Show one event."""
         match event:
             case Started(note=note):
@@ -70,6 +74,9 @@ class TextWriter:
                 self._ends_line = text.endswith("\n")
             case Stats():
                 self._stats = event
+            case CallRecord():
+                self._end_thought()
+                self._tell_call(event)
             case Finished(reason=reason):
                 self._end_thought()
                 if self._suffix:
@@ -87,6 +94,22 @@ class TextWriter:
                 sys.stderr.flush()
             case _:
                 pass
+
+    def _tell_call(self, record: CallRecord) -> None:
+        """Name a call on stderr as it begins, and say how it ended."""
+        name = display_safe(record.title, 80)
+        if record.state == "waiting":
+            return
+        if self._terminal and not self._ends_line:
+            sys.stdout.write("\n")
+            self._ends_line = True
+        sys.stdout.flush()
+        line = f"tool {name} {display_safe(record.arguments, 160)}"
+        if record.state not in OPEN:
+            why = "" if record.state == "done" else f": {display_safe(record.result, 160)}"
+            line = f"tool {name} {record.outcome}{why}"
+        sys.stderr.write(f"{DIM}{line}{RESET}\n" if self._narrate else f"{line}\n")
+        sys.stderr.flush()
 
     def broken(self) -> None:
         """Let the sentence begin a line of its own, where the reply stands on the same terminal."""
@@ -133,9 +156,9 @@ class JsonWriter:
         self._prompt_tokens: int | None = None
         self._stats: Stats | None = None
 
-    def write(self, event: Event) -> None:
+    def write(self, event: Event | CallRecord) -> None:
         """Show one event."""
-        name = type(event).__name__.lower()
+        name = "tool" if isinstance(event, CallRecord) else type(event).__name__.lower()
         row: dict[str, object] = {"event": name, **asdict(event)}
         match event:
             case Started():
@@ -182,12 +205,15 @@ def summary(stats: Stats, reason: str) -> str:
     return " · ".join(parts)
 
 
-def play(backend: Backend, request: Request, writer: Writer) -> int:
-    """Send every event of the reply to `writer`; returns 0, or 130 if Ctrl+C ended it."""
+def play(backend: Backend, request: Request, writer: Writer, toolbox: Toolbox | None = None) -> int:
+    """Send every event of the reply to `writer`, with a toolbox also calls of its tools, which are made unasked.
+
+    Returns 0, or 130 if Ctrl+C ended it.
+    """
     with _cancel_on_interrupt() as cancel:
         reason = "stop"
         try:
-            for event in backend.chat(request, cancel):
+            for event in _events(backend, request, toolbox, cancel):
                 writer.write(event)
                 if isinstance(event, Finished):
                     reason = event.reason
@@ -195,6 +221,16 @@ def play(backend: Backend, request: Request, writer: Writer) -> int:
             writer.broken()
             raise
         return 130 if reason == "cancelled" else 0
+
+
+def _events(
+    backend: Backend, request: Request, toolbox: Toolbox | None, cancel: threading.Event
+) -> Iterator[Event | CallRecord]:
+    if toolbox is None:
+        return backend.chat(request, cancel)
+    from nanochat_tui.chat.tools.loop import answer
+
+    return answer(backend, request, toolbox, lambda record, tool: "once", cancel)
 
 
 @contextmanager

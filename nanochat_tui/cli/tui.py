@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat_tui.cli.options import (
@@ -22,10 +23,12 @@ from nanochat_tui.cli.options import (
     TokenizerOption,
     find_model,
 )
+from nanochat_tui.cli.tool_options import McpOption, ToolRoundsOption, ToolTimeoutOption
 from nanochat_tui.errors import UserError
 
 if TYPE_CHECKING:
     from nanochat_tui.chat.backend import Backend
+    from nanochat_tui.tui.chat.tool_slot import ToolSlot
     from nanochat_tui.tui.preferences import Preferences
 
 SESSIONS = "sessions.db"
@@ -44,6 +47,9 @@ def open_tui(
     speculation: SpeculationOption = None,
     activations: ActivationsOption = None,
     lora: LoraOption = None,
+    mcp: McpOption = None,
+    tool_rounds: ToolRoundsOption = 8,
+    tool_timeout: ToolTimeoutOption = 60.0,
 ) -> int:
     """Open the terminal application on a model or a server; this is what happens without a command."""
     if attach is not None and hf is not None:
@@ -56,6 +62,10 @@ def open_tui(
         files.check()
     else:
         files.refuse_with_server()
+    if mcp is not None:
+        from nanochat_tui.chat.tools.config import read_servers
+
+        read_servers(mcp)
     # Textual draws on stderr; a browser has a driver of its own.
     terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
     if "TEXTUAL_DRIVER" not in os.environ and not terminal:
@@ -79,16 +89,18 @@ def open_tui(
         backend = MissingBackend(KeyNames(preferences.keys)(text))
     else:
         backend = files.backend(path)
+    tools, wrong = chat_tools(mcp, tool_rounds, tool_timeout)
     app = NanochatApp(
         backend,
         store=Store(data_directory() / SESSIONS),
         preferences=preferences,
         preferences_path=None if problem else preferences_path,
         reports=state_directory(),
+        tools=tools,
     )
-    if problem:
-        logger.warning("%s", problem)
-        app.greeting = problem
+    if said := " ".join(text for text in (problem, wrong) if text):
+        logger.warning("%s", said)
+        app.greeting = said
     app.run()
     code = app.return_code or 0
     if app.crash_report is not None:
@@ -99,6 +111,22 @@ def open_tui(
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def chat_tools(mcp: Path | None, rounds: int, seconds: float) -> tuple[ToolSlot, str]:
+    """Return the tools of the chat, and what is wrong with the user's own file, '' if nothing is."""
+    from nanochat_tui.browser import commands_allowed
+    from nanochat_tui.chat.tools.config import read_servers
+    from nanochat_tui.chat.tools.toolbox import Limits
+    from nanochat_tui.tui.chat.tool_slot import ToolSlot, tool_slot
+
+    if not commands_allowed():
+        return ToolSlot(None, "Tools are off in the browser, because they run programs; the user who starts the "
+                              "server can allow them: nanochat-tui web --allow-commands"), ""  # fmt: skip
+    try:
+        return tool_slot(read_servers(mcp), Limits(rounds=rounds, seconds=seconds)), ""
+    except UserError as error:
+        return ToolSlot(None, str(error)), str(error)
 
 
 def _has_shipped() -> bool:

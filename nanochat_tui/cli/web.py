@@ -28,7 +28,10 @@ def web(
     ] = None,
     allow_commands: Annotated[
         bool,
-        typer.Option("--allow-commands", help="Let visitors run commands: prefixes of a training, such as ssh HOST."),
+        typer.Option(
+            "--allow-commands",
+            help="Let visitors run programs: tools of the chat, prefixes of a training such as ssh HOST.",
+        ),
     ] = False,
     max_visitors: Annotated[
         int, typer.Option(help="Pages open together; each has a process and a model of its own.", min=1, max=1000)

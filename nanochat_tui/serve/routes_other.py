@@ -99,11 +99,7 @@ def other_router(models: Models, page: Page) -> APIRouter:
 
 def _props(service: Service) -> Props:
     model = service.model
-    tokenizer = model.codec.tokenizer
-
-    def mark(token: int | None) -> str:
-        return "" if token is None else tokenizer.id_to_token(token) or ""
-
+    mark = model.codec.mark
     return Props(
         default_generation_settings={
             "n_ctx": service.context,

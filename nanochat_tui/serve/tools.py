@@ -11,7 +11,7 @@ from pydantic import Field
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.chat.tools.calls import CallSplitter
-from nanochat_tui.model.chat.tools.formats import NoToolsError, ToolFormat, tool_format
+from nanochat_tui.model.chat.tools.formats import NoToolsError, ToolFormat
 from nanochat_tui.model.chat.tools.grammar import call_grammar
 from nanochat_tui.request import Grammar
 from nanochat_tui.serve.body_types import Body, said_as
@@ -126,20 +126,10 @@ def tools_of(model: Model, body: ChatBody) -> Tools | None:
 
 
 def _form(model: Model, param: str) -> ToolFormat:
-    if model.chat_template is None:
-        raise ApiError(400, "this model has no chat template, so it cannot use tools; leave them out", param=param)
-    codec = model.codec
-
-    def mark(token: int | None) -> str:
-        return "" if token is None else codec.tokenizer.id_to_token(token) or ""
-
     try:
-        form = tool_format(model.chat_template, mark(codec.bos), mark(codec.eos))
+        return model.prompts.tool_format()
     except NoToolsError as error:
         raise ApiError(400, f"{error}; leave tools out", param=param) from error
-    if any(each in form.begin or each in form.end for each in codec.marks):
-        raise ApiError(400, "this model's calls of tools are written with tokens that are no text", param=param)
-    return form
 
 
 def _grammar(form: ToolFormat, schemas: Mapping[str, Mapping[str, Any]], body: ChatBody) -> Grammar | None:

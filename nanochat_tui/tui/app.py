@@ -25,6 +25,7 @@ from nanochat_tui.chat.store import Store
 from nanochat_tui.errors import UserError
 from nanochat_tui.tui import messages
 from nanochat_tui.tui.chat.screen import ChatScreen
+from nanochat_tui.tui.chat.tool_slot import ToolSlot
 from nanochat_tui.tui.key_order import KeysInOrder
 from nanochat_tui.tui.keys import KeyNames
 from nanochat_tui.tui.lent import is_lent, sweep_aside
@@ -77,11 +78,12 @@ class NanochatApp(KeysInOrder):
         preferences_path: Path | None = None,
         reports: Path | None = None,
         runs: Path | None = None,
+        tools: ToolSlot | None = None,
     ) -> None:
         super().__init__()
         release_removed_widgets()
         self.preferences = preferences or Preferences()
-        self.chat = ChatScreen(backend, store, self.preferences)
+        self.chat = ChatScreen(backend, store, self.preferences, tools)
         self._runs_root = runs
         self._inspected: Path | None = None
         self.add_mode("chat", self._chat_screen)

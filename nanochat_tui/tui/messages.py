@@ -6,12 +6,16 @@ for the words of the next one.
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 from textual.message import Message
 
 from nanochat_tui.chat.backend import WARNING, Backend, FinishReason, Stats, Token
+from nanochat_tui.chat.tools.definitions import Tool
+from nanochat_tui.chat.tools.records import CallRecord
+from nanochat_tui.chat.tools.toolbox import Answer
 from nanochat_tui.request import SamplingParams
 
 
@@ -74,6 +78,29 @@ class ReplyStats(ReplyMessage):
     """Speeds and context of the reply being written."""
 
     stats: Stats
+
+
+@dataclass
+class ReplyCall(ReplyMessage):
+    """A call of a tool was made by the model, or its state changed."""
+
+    record: CallRecord
+
+
+@dataclass
+class ReplyAsks(ReplyMessage):
+    """May this call be made? The reply waits for `answer`."""
+
+    record: CallRecord
+    tool: Tool
+    answer: Future[Answer]
+
+
+@dataclass
+class ReplyNote(ReplyMessage):
+    """Something about tools that does not stop the reply, as a sentence."""
+
+    text: str
 
 
 @dataclass

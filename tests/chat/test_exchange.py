@@ -10,6 +10,7 @@ import pytest
 from nanochat_tui.chat.backend import Stats
 from nanochat_tui.chat.exchange import export_session, from_json, import_session, to_json, to_markdown
 from nanochat_tui.chat.store.records import SessionSettings, StoredSession, StoredTurn, new_session
+from nanochat_tui.chat.tools.records import CallRecord
 from nanochat_tui.errors import UserError
 from nanochat_tui.request import SamplingParams
 
@@ -50,6 +51,24 @@ def test_markdown_keeps_the_words(tmp_path: Path, is_chat: bool) -> None:
     assert [(t.prompt, t.reply) for t in after.turns] == [(t.prompt, t.reply) for t in before.turns]
     assert (after.info.title, after.info.model, after.info.is_chat) == ("A title", "some model", is_chat)
     assert after.info.settings.system == "be kind"
+
+
+def test_calls_of_tools_are_in_both_forms(tmp_path: Path) -> None:
+    calls = (
+        CallRecord("1", "t__echo", "t", "echo", '{"a": "```"}', "done", "## User\nof a tool ```", 0.3, 0, 0, 4),
+        CallRecord("2", "t__no", "t", "no", "{}", "denied", "The user did not allow this call.", None, 1, 0, 4),
+    )
+    version = StoredTurn("q", ("b",), calls=calls[:1])
+    before = session(StoredTurn("q", ("so: a",), versions=(version,), place=1, calls=calls), StoredTurn("r", ("c",)))
+    after = import_session(export_session(before, tmp_path / "s.json"))
+    assert after.turns == before.turns
+    path = export_session(before, tmp_path / "s.md")
+    assert "`t.echo` done in 0.3 s" in path.read_text()
+    told = import_session(path)
+    assert [(t.prompt, t.reply) for t in told.turns] == [("q", "so: a"), ("r", "c")]
+    kept = [(c.title, c.arguments, c.state, c.result, c.seconds) for c in told.turns[0].calls]
+    assert kept == [(c.title, c.arguments, c.state, c.result, c.seconds) for c in calls]
+    assert [len(v.calls) for v in told.turns[0].versions] == [1]
 
 
 def test_markdown_of_people() -> None:

@@ -21,6 +21,7 @@ from nanochat_tui.chat.store import schema as store_schema
 from nanochat_tui.chat.store.records import SessionInfo, SessionSettings, StoredTurn, named, new_session, title_of
 from nanochat_tui.chat.store.schema import MIGRATIONS, StoreError
 from nanochat_tui.chat.store.writer import DELAY
+from nanochat_tui.chat.tools.records import CallRecord
 from nanochat_tui.request import SamplingParams
 
 SETTINGS = SessionSettings("be brief", SamplingParams(temperature=0.25, seed=7), None)
@@ -129,6 +130,21 @@ def test_search_finds_parts_of_words_in_prompts_replies_and_titles(store: Store)
     assert all(hit.position is None for hit in store.search("HashMap").result(120)), (
         "the index forgets what was deleted"
     )
+
+
+def test_search_finds_what_tools_were_asked_and_answered(store: Store) -> None:
+    call = CallRecord("1", "t__look", "t", "look", '{"word": "Straße"}', "done", "a zebra\nin the garden", 0.5)
+    info = new_session("m", is_chat=True, settings=SessionSettings())
+    store.save_session(info)
+    store.save_turn(info.id, 0, StoredTurn("where?", ("there",), calls=(call,)))
+    store.save_turn(info.id, 0, StoredTurn("where?", ("there it is",), calls=(call,)))
+    for words in ("zebra", "t.look", "Straße", "garden where", "in"):
+        assert [hit.position for hit in store.search(words).result(120)] == [0], words
+    assert store.load(info.id).result(120).turns[0].calls == (call,)
+    store.save_turn(info.id, 0, StoredTurn("where?", ("here",), versions=(StoredTurn("x", ("y",), calls=(call,)),)))
+    assert [hit.earlier for hit in store.search("zebra").result(120)] == [True]
+    fork = store.fork(info.id).result(120)
+    assert fork.turns[0].versions[0].calls == (call,)
 
 
 def test_history_of_prompts(store: Store) -> None:

@@ -26,6 +26,8 @@ from nanochat_tui.chat.backend import (
     Started,
     Stats,
     Token,
+    estimated_tokens,
+    without_calls,
 )
 from nanochat_tui.chat.remote.events import ServerEvent
 from nanochat_tui.chat.remote.http import (
@@ -52,6 +54,7 @@ STATS_INTERVAL = 0.25
 PREFILLING = ("nanochat", "llamacpp", "vllm")
 """Servers that go on from the last message when it is the assistant's, by what they call themselves."""
 _MISSING = (404, 405, 501)
+_REFUSED = (400, 422)
 _FORBIDDEN = (403, 501)
 """How some servers refuse probabilities of certain models."""
 _LOOK_SECONDS = 10.0
@@ -97,6 +100,8 @@ class RemoteBackend:
         """Whether the server refused fields that are not OpenAI's own."""
         self._no_logprobs = False
         """Whether it refused to tell probabilities."""
+        self._no_tools = ""
+        """Why it refused tools, '' if it did not."""
         self._lock = threading.Lock()
 
     @property
@@ -177,6 +182,10 @@ class RemoteBackend:
         """Return the models the server offers. Raises `BackendError`."""
         return self._models(None)
 
+    def count(self, text: str) -> int:
+        """Return an estimate: not every server tells."""
+        return estimated_tokens(text)
+
     def reading(self) -> Stats | None:
         """Servers do not tell how far they have read."""
         return None
@@ -231,7 +240,7 @@ class RemoteBackend:
         self.load()
         if request.messages and request.prefix and not self.can_continue(chat=True):
             raise UserError("This server cannot go on from the middle of a reply; write it again instead.")
-        before, refusal = (self._plain, self._no_logprobs), None
+        before, refusal = (self._plain, self._no_logprobs, self._no_tools), None
         while True:
             try:
                 yield from self._ask(request, cancel)
@@ -239,7 +248,7 @@ class RemoteBackend:
             except RefusedError as exc:
                 refusal = refusal or exc
                 if not self._ask_for_less(request, exc):
-                    self._plain, self._no_logprobs = before
+                    self._plain, self._no_logprobs, self._no_tools = before
                     raise refusal from None
 
     def _ask_for_less(self, request: Request, exc: RefusedError) -> bool:
@@ -248,9 +257,12 @@ class RemoteBackend:
         """
         tells = bool(request.top_logprobs) and not self._no_logprobs
         minds = "logprob" in str(exc).lower() or exc.status in _FORBIDDEN or self._plain
-        if exc.status in (400, 422, *_FORBIDDEN) and tells and minds:
+        calls = any(message.role == "tool" for message in request.messages) or bool(request.tools)
+        if exc.status in (*_REFUSED, *_FORBIDDEN) and tells and minds:
             self._no_logprobs = True
-        elif exc.status in (400, 422) and not self._plain:
+        elif exc.status in (*_REFUSED, *_MISSING, 500) and calls and not self._no_tools and "tool" in str(exc).lower():
+            self._no_tools = f"the server refuses them ({display_safe(str(exc), 160).rstrip('.')})"
+        elif exc.status in _REFUSED and not self._plain:
             self._plain = True
         else:
             return False
@@ -258,7 +270,7 @@ class RemoteBackend:
 
     def _ask(self, request: Request, cancel: CancelEvent) -> Iterator[Event]:
         stream = Stream(self._client(), *self._body(request), cancel)
-        reply = Reply(alternatives=request.top_logprobs)
+        reply = Reply(alternatives=request.top_logprobs, offered=bool(request.tools) and not self._no_tools)
         meter = _Meter(reply, self.context_size)
         split = ThinkingSplitter(THINKING[0] if request.messages else None, begun=bool(request.prefix))
         split.inside = split.inside or (request.prefix_thinking and bool(request.messages))
@@ -275,7 +287,7 @@ class RemoteBackend:
         for event in stream.events():
             if not started:
                 started = True
-                yield Started(None)
+                yield Started(None, no_tools=self._no_tools if request.tools else "")
             yield from shown(self._tokens(reply, event))
             if reply.done:
                 break
@@ -295,6 +307,7 @@ class RemoteBackend:
             )
         if reply.complaint:
             raise BackendError(self._hidden(reply.complaint))
+        yield from reply.made_calls()
         yield meter.stats()
         yield Finished(reply.reason or "stop")
 
@@ -321,11 +334,18 @@ class RemoteBackend:
         if request.grammar is not None:
             body |= _constraint(request.grammar)
         if request.messages:
-            messages = [{"role": m.role, "content": without_halves(m.content)} for m in request.messages]
+            said = without_calls(request.messages) if self._no_tools else request.messages
+            messages = [{**m.plain, "content": without_halves(m.content)} for m in said]
+            if self._plain:  # OpenAI's own messages of tools have no name
+                messages = [{key: value for key, value in m.items() if key != "name"} for m in messages]
             if request.prefix:
                 messages.append({"role": "assistant", "content": without_halves(request.prefix)})
                 body |= {"continue_final_message": True, "add_generation_prompt": False}
             body["messages"] = messages
+            if request.tools and not self._no_tools:
+                body["tools"] = [tool.plain for tool in request.tools]
+                if request.tool_choice != "auto":
+                    body["tool_choice"] = request.tool_choice
             if alternatives:
                 body |= {"logprobs": True, "top_logprobs": alternatives}
             return "/v1/chat/completions", body

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanochat_tui.chat.backend import BackendError, FinishReason, Token
+from nanochat_tui.chat.backend import BackendError, FinishReason, Token, ToolCall
 from nanochat_tui.chat.remote.events import ServerEvent
 from nanochat_tui.text import display_safe
 
 REASONS: dict[str, FinishReason] = {"length": "length", "max_tokens": "length", "model_length": "length"}
 """How servers call the end at a limit; any other reason is an end by the model."""
+MAX_CALLS = 128
+MAX_ASKED = 1 << 20
+"""Most calls of tools in a reply, and most characters of all of them."""
 FAILURES = {
     "content_filter": "The server's content filter ended the reply",
     "error": "The server ended the reply with an error",
@@ -29,6 +32,8 @@ class Reply:
     """What a stream has told so far. `alternatives` is how many were asked for with every token."""
 
     alternatives: int = 0
+    offered: bool = False
+    """Whether the model was offered tools."""
     reason: FinishReason | None = None
     done: bool = False
     prompt_tokens: int | None = None
@@ -37,8 +42,8 @@ class Reply:
     decode_tps: float | None = None
     drafted: int = 0
     accepted: int = 0
-    tools: list[str] = field(default_factory=list)
-    """Names of tools that the model called, which this program cannot run."""
+    asked: dict[int, list[str]] = field(default_factory=dict)
+    """Calls of tools by their number in the reply: id, name and arguments, as far as they came."""
     failure: str = ""
     """Why the server itself ended the reply, in words; '' if it did not."""
     said: bool = False
@@ -82,10 +87,24 @@ class Reply:
         """What cannot be used of a reply that is over, as a sentence; '' if all could."""
         if self.failure:
             return f"{self.failure}" + ("; what had come is kept." if self.said else ".")
-        if self.tools and not self.said:
-            names = ", ".join(display_safe(name, 60) for name in dict.fromkeys(self.tools))
-            return f"The model only called tools ({names}), and this program runs none; ask in another way."
+        if self.asked and not self.offered and not self.said:
+            names = ", ".join(display_safe(name, 60) for name in dict.fromkeys(name for _, name, _ in self.calls))
+            return f"The model only called tools ({names}), and it was offered none; ask in another way."
         return ""
+
+    @property
+    def calls(self) -> list[tuple[str, str, str]]:
+        """Id, name and arguments of the tools that the model called."""
+        return [(number, name, text) for number, name, text in self.asked.values() if name]
+
+    def made_calls(self) -> list[ToolCall]:
+        """Return the calls of the reply, which is over; none if no tools were offered."""
+        if not self.offered:
+            return []
+        return [
+            ToolCall(name, text.strip() or "{}", *([number] if number else []))
+            for number, name, text in map(_without_halves, self.calls)
+        ]
 
     def _chunk(self, data: dict[str, Any]) -> Iterator[Token]:
         self._count(data)
@@ -112,11 +131,26 @@ class Reply:
             yield from self._spread(_text(choice.get("text")), entries, thinking=False)
 
     def _called(self, delta: dict[str, Any]) -> None:
+        """Put the pieces of calls together. Raises BackendError for more, or longer ones, than a model would write."""
         calls = delta.get("tool_calls")
-        for call in [*(calls if isinstance(calls, list) else []), {"function": delta.get("function_call")}]:
-            function = call.get("function") if isinstance(call, dict) else None
-            if isinstance(function, dict) and (name := _text(function.get("name"))):
-                self.tools.append(name)
+        for place, call in enumerate(calls if isinstance(calls, list) else []):
+            if isinstance(call, dict):
+                self._piece(_whole(call.get("index"), place) or 0, _text(call.get("id")), call.get("function"))
+        self._piece(0, "", delta.get("function_call"))
+
+    def _piece(self, index: int, number: str, function: object) -> None:
+        if not isinstance(function, dict):
+            return
+        known = self.asked.setdefault(index, ["", "", ""])
+        if number and known[0] and number != known[0]:  # servers that number every call 0
+            index = max(self.asked) + 1
+            known = self.asked.setdefault(index, ["", "", ""])
+        arguments = function.get("arguments")
+        known[0] = known[0] or number
+        known[1] = known[1] or _text(function.get("name"))
+        known[2] += json.dumps(arguments) if isinstance(arguments, dict) else _text(arguments)
+        if len(self.asked) > MAX_CALLS or sum(len(text) for call in self.asked.values() for text in call) > MAX_ASKED:
+            raise BackendError("The server sent calls of tools without end; ask in another way.")
 
     def _spread(self, text: str, entries: list[Token], *, thinking: bool) -> Iterator[Token]:
         """Give a chunk's text to its tokens; where they do not spell it, the first one has it all."""
@@ -188,6 +222,11 @@ def without_halves(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _without_halves(call: tuple[str, str, str]) -> tuple[str, str, str]:
+    number, name, text = map(without_halves, call)
+    return number, name, text
 
 
 def message_in(data: object) -> str:

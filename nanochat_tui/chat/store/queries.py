@@ -25,6 +25,7 @@ from nanochat_tui.chat.store.records import (
     with_versions,
 )
 from nanochat_tui.chat.store.schema import StoreError
+from nanochat_tui.chat.tools.records import calls_from
 
 _ORDERS: dict[Order, str] = {
     "updated": "updated DESC",
@@ -35,7 +36,8 @@ _ORDERS: dict[Order, str] = {
 _INFO = """SELECT id, title, titled, model, is_chat, system, settings, draft, created, updated, parent,
   (SELECT count(*) FROM turn WHERE turn.session = session.id) AS turns FROM session"""
 _HOLDS = "turns > 0 OR draft <> '' OR EXISTS (SELECT 1 FROM deleted_turn WHERE deleted_turn.session = session.id)"
-_SAID = "prompt, reply, cuts, thinking, reason, stats"
+_SAID = "prompt, reply, cuts, thinking, reason, stats, calls, called"
+_PLACES = ", ".join("?" * len(_SAID.split(",")))
 _OF_TURN = "WHERE session = ? AND position = ?"
 _TRIGRAM = 3
 
@@ -70,19 +72,19 @@ def save_session(db: sqlite3.Connection, info: SessionInfo) -> None:
 def save_turn(db: sqlite3.Connection, session: str, position: int, turn: StoredTurn) -> None:
     """Insert or replace one turn; nothing happens if the session was deleted meanwhile."""
     db.execute(
-        """INSERT INTO turn(session, position, place, prompt, reply, cuts, thinking, reason, stats)
-        SELECT ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE EXISTS (SELECT 1 FROM session WHERE id = ?)
+        f"""INSERT INTO turn(session, position, place, {_SAID})
+        SELECT ?, ?, ?, {_PLACES} WHERE EXISTS (SELECT 1 FROM session WHERE id = ?)
         ON CONFLICT(session, position) DO UPDATE SET place = excluded.place, prompt = excluded.prompt,
           reply = excluded.reply, cuts = excluded.cuts, thinking = excluded.thinking, reason = excluded.reason,
-          stats = excluded.stats""",
+          stats = excluded.stats, calls = excluded.calls, called = excluded.called""",  # noqa: S608 - constants
         (session, position, turn.place, *_said(turn), session),
     )
     _save_versions(db, session, position, turn.versions)
     db.execute("UPDATE session SET updated = ? WHERE id = ?", (time.time(), session))
 
 
-def _said(turn: StoredTurn) -> tuple[str, str, str, str, str | None, str | None]:
-    """Return the columns of `_SAID`."""
+def _said(turn: StoredTurn) -> tuple[str | None, ...]:
+    """Return the columns of `_SAID`; `called` is what a search looks for in `calls`."""
     return (
         _text(turn.prompt),
         _text(turn.reply),
@@ -90,6 +92,8 @@ def _said(turn: StoredTurn) -> tuple[str, str, str, str, str | None, str | None]
         _text(turn.thinking),
         turn.reason,
         json.dumps(asdict(turn.stats)) if turn.stats else None,
+        _text(json.dumps([asdict(call) for call in turn.calls], ensure_ascii=False)) if turn.calls else "",
+        _text("\n".join(call.said for call in turn.calls)),
     )
 
 
@@ -100,7 +104,7 @@ def _save_versions(db: sqlite3.Connection, session: str, position: int, versions
     if wanted != db.execute(f"SELECT {_SAID} FROM version {_OF_TURN} ORDER BY ordinal", place).fetchall():  # noqa: S608
         db.execute(f"DELETE FROM version {_OF_TURN}", place)  # noqa: S608 - constants
         db.executemany(
-            f"INSERT INTO version(session, position, ordinal, {_SAID}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ? "  # noqa: S608
+            f"INSERT INTO version(session, position, ordinal, {_SAID}) SELECT ?, ?, ?, {_PLACES} "  # noqa: S608
             "WHERE EXISTS (SELECT 1 FROM session WHERE id = ?)",
             [(*place, ordinal, *said, session) for ordinal, said in enumerate(wanted)],
         )
@@ -246,9 +250,9 @@ def _in_turns(db: sqlite3.Connection, words: Sequence[str], limit: int, table: s
         )
         return [SearchHit(*row) for row in rows]
     # an index of trigrams knows no shorter words
-    condition, values = _like(("prompt", "reply"), words)
+    condition, values = _like(("prompt", "reply", "called"), words)
     rows = db.execute(
-        f"""SELECT session.id, title, position, prompt || ' ' || reply, updated
+        f"""SELECT session.id, title, position, prompt || ' ' || reply || ' ' || called, updated
         FROM {table} JOIN session ON session.id = {table}.session WHERE deleted IS NULL AND {condition}
         ORDER BY updated DESC, position LIMIT ?""",  # noqa: S608 - the condition holds column names only
         (*values, limit),
@@ -317,13 +321,14 @@ def _number(value: object) -> float:
 
 
 def _turn(row: Sequence[object]) -> StoredTurn:
-    prompt, reply, cuts, thinking, reason, stats = row
+    prompt, reply, cuts, thinking, reason, stats, calls, _ = row
     return StoredTurn(
         str(prompt),
         _parts(str(reply), _decoded(cuts)),
         str(thinking),
         reason_from(reason),
         stats_from_dict(_dictionary(stats) if stats else None),
+        calls=calls_from(_decoded(calls)) if calls else (),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from nanochat_tui.chat.backend import FinishReason, Stats
+from nanochat_tui.chat.tools.records import CallRecord, calls_from
 from nanochat_tui.errors import UserError
 from nanochat_tui.request import SAMPLING, GenerationRequest, SamplingParams
 
@@ -33,6 +34,8 @@ class StoredTurn:
     stats: Stats | None = None
     versions: tuple[StoredTurn, ...] = ()
     place: int = 0
+    calls: tuple[CallRecord, ...] = ()
+    """Calls of tools, each of which says where in the reply it stands."""
 
     @property
     def reply(self) -> str:
@@ -171,6 +174,7 @@ def _version_from_dict(data: Mapping[str, Any]) -> StoredTurn:
         thinking=str(data.get("thinking") or ""),
         reason=reason_from(data.get("reason")),
         stats=stats_from_dict(stats if isinstance(stats, dict) else None),
+        calls=calls_from(data.get("calls")),
     )
 
 

@@ -87,7 +87,47 @@ CREATE TABLE deleted_turn(
 """
 """What was deleted can be brought back."""
 
-MIGRATIONS = (_SESSIONS, _SEARCH, _THINKING_AND_DRAFT, _OWNERS, _VERSIONS, _DELETED)
+_CALLS = """
+ALTER TABLE turn ADD COLUMN calls TEXT NOT NULL DEFAULT '';
+ALTER TABLE turn ADD COLUMN called TEXT NOT NULL DEFAULT '';
+ALTER TABLE version ADD COLUMN calls TEXT NOT NULL DEFAULT '';
+ALTER TABLE version ADD COLUMN called TEXT NOT NULL DEFAULT '';
+DROP TRIGGER turn_added;
+DROP TRIGGER turn_removed;
+DROP TRIGGER turn_changed;
+DROP TRIGGER version_added;
+DROP TRIGGER version_removed;
+DROP TABLE turn_text;
+DROP TABLE version_text;
+CREATE VIRTUAL TABLE turn_text
+  USING fts5(prompt, reply, called, content='turn', content_rowid='number', tokenize='trigram');
+CREATE TRIGGER turn_added AFTER INSERT ON turn BEGIN
+  INSERT INTO turn_text(rowid, prompt, reply, called) VALUES (new.number, new.prompt, new.reply, new.called);
+END;
+CREATE TRIGGER turn_removed AFTER DELETE ON turn BEGIN
+  INSERT INTO turn_text(turn_text, rowid, prompt, reply, called)
+    VALUES ('delete', old.number, old.prompt, old.reply, old.called);
+END;
+CREATE TRIGGER turn_changed AFTER UPDATE OF prompt, reply, called ON turn BEGIN
+  INSERT INTO turn_text(turn_text, rowid, prompt, reply, called)
+    VALUES ('delete', old.number, old.prompt, old.reply, old.called);
+  INSERT INTO turn_text(rowid, prompt, reply, called) VALUES (new.number, new.prompt, new.reply, new.called);
+END;
+CREATE VIRTUAL TABLE version_text
+  USING fts5(prompt, reply, called, content='version', content_rowid='number', tokenize='trigram');
+CREATE TRIGGER version_added AFTER INSERT ON version BEGIN
+  INSERT INTO version_text(rowid, prompt, reply, called) VALUES (new.number, new.prompt, new.reply, new.called);
+END;
+CREATE TRIGGER version_removed AFTER DELETE ON version BEGIN
+  INSERT INTO version_text(version_text, rowid, prompt, reply, called)
+    VALUES ('delete', old.number, old.prompt, old.reply, old.called);
+END;
+INSERT INTO turn_text(turn_text) VALUES ('rebuild');
+INSERT INTO version_text(version_text) VALUES ('rebuild');
+"""
+"""Calls of tools: as JSON in `calls`, and in `called` what a search looks for."""
+
+MIGRATIONS = (_SESSIONS, _SEARCH, _THINKING_AND_DRAFT, _OWNERS, _VERSIONS, _DELETED, _CALLS)
 
 
 def open_database(path: Path | None) -> tuple[sqlite3.Connection, str | None]:

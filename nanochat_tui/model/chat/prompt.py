@@ -13,6 +13,7 @@ from typing import Any, Final
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.chat.families import thinking_tags
 from nanochat_tui.model.chat.thinking import ThinkingSplitter
+from nanochat_tui.model.chat.tools.formats import NoToolsError, ToolFormat, tool_format
 from nanochat_tui.model.tokenizer.codec import TextCodec
 from nanochat_tui.request import Grammar
 
@@ -98,6 +99,16 @@ class PromptBuilder:
         """Return the same for a reply that goes on in the middle; `inside`: of its thinking."""
         return ThinkingSplitter(self._tags(), inside=inside, begun=True)
 
+    def tool_format(self) -> ToolFormat:
+        """Return how the model writes calls of tools. Raises NoToolsError if it cannot be told of any, saying why."""
+        if self.template is None:
+            raise NoToolsError("this model has no chat template, so it cannot use tools")
+        codec = self.codec
+        form = tool_format(self.template, codec.mark(codec.bos), codec.mark(codec.eos))
+        if any(each in form.begin or each in form.end for each in codec.marks):
+            raise NoToolsError("this model's calls of tools are written with tokens that are no text")
+        return form
+
     def _tags(self) -> tuple[str, str] | None:
         return None if self.template is None else self.thinking or thinking_tags(self.template)
 
@@ -123,10 +134,7 @@ def encode_chat(
 
     from nanochat_tui.model.chat.template import ChatTemplateError, render  # a base model needs no Jinja
 
-    def mark(token: int | None) -> str:
-        return "" if token is None else codec.tokenizer.id_to_token(token) or ""
-
-    bos = mark(codec.bos)
+    bos = codec.mark(codec.bos)
     guarded: Sequence[Message] = messages
     guard = ""
     texts = "".join(_texts(messages)) + "".join(_texts(tools or [])) + prefix
@@ -141,7 +149,7 @@ def encode_chat(
         template,
         guarded,
         bos_token=bos,
-        eos_token=mark(codec.eos),
+        eos_token=codec.mark(codec.eos),
         add_generation_prompt=add_generation_prompt,
         continue_last=continue_last,
         tools=tools,

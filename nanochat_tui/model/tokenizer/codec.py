@@ -142,6 +142,10 @@ class TextCodec:
             named -= 1
         return named or rows
 
+    def mark(self, token: int | None) -> str:
+        """Return the name of a token as chat templates write it; '' for None and for an id that stands for nothing."""
+        return "" if token is None else self.tokenizer.id_to_token(token) or ""
+
     @cached_property
     def marks(self) -> tuple[str, ...]:
         """Spellings of the special tokens, the longest first."""

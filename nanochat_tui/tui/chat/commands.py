@@ -78,6 +78,7 @@ COMMANDS = (
     Command("models", "Models of the server", "Choose one of those it offers"),
     Command("inspect", "Inspect this model", "What is in the file"),
     Command("preferences", "Preferences", "Theme, keys, defaults of new sessions", key="{app.preferences|F9}"),
+    Command("tools", "Tools", "Servers, their tools, and what was decided about them"),
     Command("log", "Log", "What the application noted", key="{app.log|F8}"),
     Command("help", "Help", "Explain what has the focus, and all keys", key="{app.help|F1}"),
     Command("quit", "Quit", "Leave; the session is kept", key="{app.quit|Ctrl+Q}"),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from nanochat_tui.chat.backend import FinishReason, Message, Request, Stats, Token
 from nanochat_tui.chat.experience import behind
 from nanochat_tui.chat.store.records import SessionSettings, StoredTurn
+from nanochat_tui.chat.tools.records import CallRecord, Segment, messages_of, segments
 
 TOKENS_KEPT = 16
 """Newest turns whose single tokens stay in memory: half a kilobyte each, a hundred times their text."""
@@ -37,6 +39,22 @@ class Turn:
     """What stood here before and was written again or edited, oldest first; these have no versions themselves."""
     place: int = 0
     """Where this one stands among all of them."""
+    calls: list[CallRecord] = field(default_factory=list)
+    """Calls of tools, in the order in which they were made."""
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The reply as text and calls in turns."""
+        return segments(self.parts, self.calls)
+
+    def take_call(self, record: CallRecord) -> CallRecord:
+        """Remember a call that begins here, or its new state; returns it with its place in the reply."""
+        for index, known in enumerate(self.calls):
+            if (known.id, known.round) == (record.id, record.round):
+                self.calls[index] = replace(record, part=known.part, at=known.at)
+                return self.calls[index]
+        self.calls.append(replace(record, part=len(self.parts) - 1, at=len(self.parts[-1])))
+        return self.calls[-1]
 
     @property
     def reply(self) -> str:
@@ -61,7 +79,14 @@ class Turn:
 
     def all_versions(self) -> list[Turn]:
         """Return every version, oldest first: the others, and a copy of this one in its place."""
-        own = replace(self, parts=[*self.parts], tokens=[[*part] for part in self.tokens], versions=[], place=0)
+        own = replace(
+            self,
+            parts=[*self.parts],
+            tokens=[[*part] for part in self.tokens],
+            versions=[],
+            place=0,
+            calls=[*self.calls],
+        )
         return [*self.versions[: self.place], own, *self.versions[self.place :]]
 
     def begin_version(self) -> None:
@@ -84,7 +109,7 @@ class Turn:
 
     def _become(self, versions: list[Turn], place: int) -> None:
         shown = versions[place]
-        for name in ("prompt", "parts", "reason", "stats", "thinking", "tokens", "error"):
+        for name in ("prompt", "parts", "reason", "stats", "thinking", "tokens", "error", "calls"):
             setattr(self, name, getattr(shown, name))
         self.versions = [*versions[:place], *versions[place + 1 :]]
         self.place = place
@@ -92,15 +117,15 @@ class Turn:
     def stored(self) -> StoredTurn:
         """Return what is kept of it."""
         others = tuple(version.stored() for version in self.versions)
-        return StoredTurn(self.prompt, tuple(self.parts), self.thinking, self.reason, self.stats, others, self.place)
+        parts, calls = tuple(self.parts), tuple(self.calls)
+        return StoredTurn(self.prompt, parts, self.thinking, self.reason, self.stats, others, self.place, calls)
 
     @classmethod
     def from_stored(cls, old: StoredTurn) -> Turn:
         """Return a turn as it was kept; its tokens were not."""
         versions = [cls.from_stored(version) for version in old.versions]
-        return cls(
-            old.prompt, list(old.parts) or [""], old.reason, old.stats, old.thinking, [], None, versions, old.place
-        )
+        parts, calls = list(old.parts) or [""], list(old.calls)
+        return cls(old.prompt, parts, old.reason, old.stats, old.thinking, [], None, versions, old.place, calls)
 
 
 class Conversation:
@@ -154,6 +179,7 @@ class Conversation:
         self.last.begin_version()
         self.last.parts[-1] = ""
         self.last.tokens[len(self.last.parts) - 1 :] = [[]]
+        self.last.calls = [call for call in self.last.calls if call.part < len(self.last.parts) - 1]
         if len(self.last.parts) == 1:
             self.last.thinking = ""
         self._reopen(self.last)
@@ -189,7 +215,11 @@ class Conversation:
         turn = self.turns[index]
         kept = [*turn.all_tokens[:at], replace(chosen, thinking=turn.all_tokens[at].thinking)]
         self.cut(index + 1)
-        turn.parts = ["".join(token.text for token in kept if not token.thinking)]
+        before = "".join(token.text for token in kept if not token.thinking)
+        starts = [0, *accumulate(map(len, turn.parts))]
+        placed = [replace(call, part=0, at=starts[min(call.part, len(turn.parts))] + call.at) for call in turn.calls]
+        turn.calls = [call for call in placed if call.at < len(before)]
+        turn.parts = [before]
         turn.thinking = "".join(token.text for token in kept if token.thinking)
         turn.tokens = [kept]
         return turn
@@ -207,27 +237,31 @@ class Conversation:
     def request(self, settings: SessionSettings, *, top_logprobs: int = 0) -> Request:
         """Return what to ask the backend, so that it continues the last turn's last part."""
         last = self.turns[-1]
-        so_far = "".join(last.parts[:-1])
+        reply = segments(last.parts[:-1], last.calls)
+        so_far = reply[-1].text
         known = last.tokens[:-1] if len(last.tokens) == len(last.parts) else []
         tokens = [token for part in known for token in part]
         ids = [token.id for token in tokens if token.id is not None]
-        exact = len(ids) == len(tokens) and "".join(t.text for t in tokens if not t.thinking) == so_far
+        exact = (
+            not last.calls and len(ids) == len(tokens) and "".join(t.text for t in tokens if not t.thinking) == so_far
+        )
         request = Request(
             prompt="",
             sampling=settings.sampling,
             max_tokens=settings.max_tokens,
             top_logprobs=top_logprobs,
             prefix=so_far,
-            prefix_ids=tuple(ids) if exact else (),
-            prefix_thinking=bool(tokens and tokens[-1].thinking),
+            prefix_ids=tuple(ids) if exact and not last.calls else (),
+            prefix_thinking=bool(tokens and tokens[-1].thinking and not last.calls),
         )
         if not self.is_chat:
             return replace(request, prompt=self.document[: len(self.document) - len(last.reply)])
         messages = [Message("system", settings.system)] if settings.system.strip() else []
         for turn in self.turns[:-1]:
-            if turn.reply:  # a turn without one was stopped at once or failed; templates want roles to alternate
-                messages += [Message("user", turn.prompt), Message("assistant", turn.reply)]
-        messages.append(Message("user", behind(self.rules, last.prompt)))
+            if answered := messages_of(turn.segments, whole=True):
+                messages += [Message("user", turn.prompt), *answered]
+            # else it was stopped at once or failed; templates want roles to alternate
+        messages += [Message("user", behind(self.rules, last.prompt)), *messages_of(reply, whole=False)]
         return replace(request, prompt=None, messages=tuple(messages))
 
     @staticmethod

@@ -8,18 +8,27 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, replace
 
 from textual.message import Message
 
-from nanochat_tui.chat.backend import Backend, Event, Finished, Request, Started, Stats, Token
+from nanochat_tui.chat.backend import Backend, Event, Finished, Request, Started, Stats, Token, ToolCall
+from nanochat_tui.chat.tools.definitions import Tool
+from nanochat_tui.chat.tools.loop import answer
+from nanochat_tui.chat.tools.records import CallRecord
+from nanochat_tui.chat.tools.toolbox import Answer, Toolbox
 from nanochat_tui.tui.background import explain, start_thread
 from nanochat_tui.tui.collecting import keep_what_is_loaded
 from nanochat_tui.tui.messages import (
     BackendFailed,
     BackendProgress,
     BackendReady,
+    ReplyAsks,
+    ReplyCall,
     ReplyEnded,
+    ReplyNote,
     ReplyStarted,
     ReplyStats,
     ReplyText,
@@ -27,6 +36,10 @@ from nanochat_tui.tui.messages import (
 
 BATCH_SECONDS = 0.04
 """Least time between two pieces of text: 25 a second, which reads as continuous and leaves the event loop its time."""
+
+TOOLS_SECONDS = 10.0
+"""How long a reply waits for servers of tools that are starting; those that come later are there for the next one."""
+POLL = 0.05
 
 Post = Callable[[Message], object]
 
@@ -45,8 +58,8 @@ class Batch:
 
 
 def batched(
-    events: Iterable[Event], interval: float = BATCH_SECONDS, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Batch | Started | Stats | Finished]:
+    events: Iterable[Event | CallRecord], interval: float = BATCH_SECONDS, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Batch | Started | Stats | CallRecord | Finished]:
     """Join tokens that arrive within `interval` seconds; every other event keeps its place.
 
     The first token goes out at once, because it is waited for; and so does everything pending at the end.
@@ -69,9 +82,10 @@ def batched(
                 yield joined()
                 sent = now
             continue
-        if pending and isinstance(event, Finished):
+        if pending and isinstance(event, Finished | CallRecord):
             yield joined()
-        yield event
+        if not isinstance(event, ToolCall):  # it comes again, as a record
+            yield event
     if pending:
         yield joined()
 
@@ -119,13 +133,25 @@ class Loader:
 
 
 class Generation:
-    """Writes one reply in the background."""
+    """Writes one reply in the background, with the tools of a toolbox if one is given.
 
-    def __init__(self, run: int, backend: Backend, request: Request, post: Post) -> None:
+    first_round: the number of the first round of calls, for a reply that goes on.
+    """
+
+    def __init__(
+        self,
+        run: int,
+        backend: Backend,
+        request: Request,
+        post: Post,
+        toolbox: Toolbox | None = None,
+        first_round: int = 0,
+    ) -> None:
         self.run = run
         self._backend = backend
         self._request = request
         self._post = post
+        self._toolbox, self._first_round = toolbox, first_round
         self._cancel = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -147,7 +173,7 @@ class Generation:
     def _run(self) -> None:
         run, post = self.run, self._post
         try:
-            for event in batched(self._backend.chat(self._request, self._cancel)):
+            for event in batched(self._events()):
                 match event:
                     case Started():
                         post(ReplyStarted(run, event.prompt_tokens or 0, event.note))
@@ -155,7 +181,33 @@ class Generation:
                         post(ReplyText(run, event.text, event.tokens, event.thinking))
                     case Stats():
                         post(ReplyStats(run, event))
+                    case CallRecord():
+                        post(ReplyCall(run, event))
                     case Finished():
                         post(ReplyEnded(run, event.reason))
         except Exception as exc:
             post(ReplyEnded(run, None, explain(exc)))
+
+    def _events(self) -> Iterator[Event | CallRecord]:
+        toolbox = self._toolbox
+        if toolbox is None:
+            yield from self._backend.chat(self._request, self._cancel)
+            return
+        toolbox.ready(TOOLS_SECONDS, self._cancel)
+        for problem in toolbox.problems():
+            self._post(ReplyNote(self.run, problem))
+        request = replace(self._request, tools=toolbox.specs())
+        yield from answer(self._backend, request, toolbox, self._ask, self._cancel, first=self._first_round)
+        for problem in toolbox.problems():
+            self._post(ReplyNote(self.run, problem))
+
+    def _ask(self, record: CallRecord, tool: Tool) -> Answer:
+        """Ask the user, waiting as long as it takes; a reply that is stopped makes no call."""
+        asked: Future[Answer] = Future()
+        self._post(ReplyAsks(self.run, record, tool, asked))
+        while not self._cancel.is_set():
+            try:
+                return asked.result(POLL)
+            except FutureTimeout:
+                continue
+        return "no"

@@ -68,7 +68,7 @@ class LensPane(Alternatives):
         scorer = model.backend.scorer if model.ready else None
         complete = bool(tokens) and all(token.top for token in tokens if token.id is not None or token.top)
         writing = self._writes(turn)
-        if not complete and not writing and turn.reply and scorer is not None:
+        if not complete and not writing and turn.reply and not turn.calls and scorer is not None:
             self.note = "computing …"
             self._score(turn, scorer)
         elif not any(token.logprob is not None for token in tokens) and not writing:

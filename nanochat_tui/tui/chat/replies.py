@@ -14,6 +14,7 @@ from nanochat_tui.tui.chat.conversation import Turn
 from nanochat_tui.tui.chat.generation import Generation
 from nanochat_tui.tui.chat.model_slot import ModelSlot
 from nanochat_tui.tui.chat.session import ChatSession
+from nanochat_tui.tui.chat.tool_slot import ToolSlot, answer_from, question
 from nanochat_tui.tui.chat.view import ChatView, Desk
 from nanochat_tui.tui.log import logger
 
@@ -36,8 +37,10 @@ class ReplyRunner:
         view: ChatView,
         desk: Desk,
         wants_alternatives: Callable[[], bool],
+        tools: ToolSlot,
     ) -> None:
         self._session, self._model, self._view, self._desk = session, model, view, desk
+        self._tools = tools
         self._wants_alternatives = wants_alternatives
         self.generation: Generation | None = None
         self.send_when_ready = False
@@ -103,7 +106,7 @@ class ReplyRunner:
         last = conversation.last
         if last is None or not self._model.can_continue(chat=conversation.is_chat):
             return False
-        return not conversation.is_chat or bool(last.reply or last.thinking)
+        return not conversation.is_chat or bool(last.reply or last.thinking or last.calls)
 
     async def go_on(self) -> None:
         """Let the last reply continue."""
@@ -120,8 +123,17 @@ class ReplyRunner:
         self.runs += 1
         self._moment = (0.0, 0)
         wanted = self._session.preferences.chat.alternatives if self._wants_alternatives() else 0
-        request = self._session.conversation.request(self._session.settings, top_logprobs=wanted)
-        self.generation = Generation(self.runs, self._model.backend, request, self._desk.post_message)
+        conversation = self._session.conversation
+        request = conversation.request(self._session.settings, top_logprobs=wanted)
+        calls = conversation.last.calls if conversation.last is not None else []
+        self.generation = Generation(
+            self.runs,
+            self._model.backend,
+            request,
+            self._desk.post_message,
+            self._tools.toolbox if conversation.is_chat else None,
+            calls[-1].round + 1 if calls else 0,
+        )
         self._desk.set_status(replace(self._desk.status, state="reading", speeds=()))
         self.generation.start()
         if self.reading is None:
@@ -162,6 +174,14 @@ class ReplyRunner:
                 await self._wrote(event)
             case messages.ReplyStats():
                 self._measured(event)
+            case messages.ReplyCall():
+                if (placed := self._session.take_call(event.record)) is not None:
+                    await self._view.transcript.show_call(placed)
+            case messages.ReplyAsks():
+                self._ask(event)
+            case messages.ReplyNote():
+                self._desk.notify(event.text, severity="warning", timeout=12)
+                logger.warning("%s", event.text)
             case messages.ReplyEnded():
                 await self._ended(event)
         return True
@@ -176,6 +196,18 @@ class ReplyRunner:
         found = self._model.backend.reading()
         if found is not None:
             self._desk.set_status(replace(self._desk.status, stats=found))
+
+    def _ask(self, event: messages.ReplyAsks) -> None:
+        """Ask whether a call may be made; the reply waits in its thread."""
+
+        def answered(value: str | None) -> None:
+            event.answer.set_result(answer_from(value))
+
+        toolbox = self._tools.toolbox
+        servers = toolbox.servers.all if toolbox is not None else []
+        place = next((server.entry.place for server in servers if server.name == event.tool.server), "")
+        self._desk.bell()
+        self._desk.ask(question(event.record, event.tool, place), answered)
 
     async def _started(self, event: messages.ReplyStarted) -> None:
         if event.note is not None:

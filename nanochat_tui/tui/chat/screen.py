@@ -38,6 +38,8 @@ from nanochat_tui.tui.chat.session_actions import SessionActions
 from nanochat_tui.tui.chat.session_flow import SessionFlow
 from nanochat_tui.tui.chat.session_list import SessionList
 from nanochat_tui.tui.chat.settings_actions import SettingsActions
+from nanochat_tui.tui.chat.tool_actions import ToolActions
+from nanochat_tui.tui.chat.tool_slot import ToolSlot
 from nanochat_tui.tui.chat.transcript import Transcript
 from nanochat_tui.tui.chat.turn_actions import TurnActions
 from nanochat_tui.tui.chat.view import Answered, ChatView
@@ -72,6 +74,9 @@ ones). A model with a chat template answers messages instead.
 shows how likely each token was, **{chat.live|Ctrl+L}** what the model does. **/** begins a command;
 **{app.palette|Ctrl+P}** finds every command. The line at the bottom shows the speed and how much of the context is
 used; when the context is full, the oldest text no longer reaches the model, and a note says so.
+
+A chat model may call tools of MCP servers, which your own `mcp.json` names; each call is asked about. **/tools** lists
+them.
 """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -89,21 +94,30 @@ used; when the context is full, the oldest text no longer reaches the model, and
         Binding("alt+right", "command('later')", "Later version", show=False, id="chat.later_version"),
     ]
 
-    def __init__(self, backend: Backend, store: Store | None = None, preferences: Preferences | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        store: Store | None = None,
+        preferences: Preferences | None = None,
+        tools: ToolSlot | None = None,
+    ) -> None:
         super().__init__()
+        self.tools = tools or ToolSlot()
         self.session = session = ChatSession(store or Store(None), preferences or Preferences(), backend.name)
         self.model = model = ModelSlot(backend, self.post_message)
         self.view = view = ChatView(session, model, self)
         self.lens: LensPane
         self.sessions = SessionList(session.store, session.preferences.chat.order, id="sessions")
-        self.replies = replies = ReplyRunner(session, model, view, self, lambda: self.lens.wants_alternatives)
+        self.replies = replies = ReplyRunner(
+            session, model, view, self, lambda: self.lens.wants_alternatives, self.tools
+        )
         self.lens = LensPane(session, model, view.transcript, replies.writes)
         self.flow = flow = SessionFlow(session, model, replies, view, self.sessions, self)
         parts = ChatParts(session, model, replies, flow, view, self)
         self.turns, self.models = TurnActions(parts, self.lens.close), ModelActions(parts)
         self.changes, settings = SessionActions(parts), SettingsActions(parts)
         rules = ExperienceActions(parts)
-        offering = (flow, self.turns, self.models, self.changes, settings, rules, self)
+        offering = (flow, self.turns, self.models, self.changes, settings, rules, ToolActions(parts, self.tools), self)
         self.commands = CommandRunner({name: act for part in offering for name, act in part.acts().items()}, view, self)
         self.status = Status(backend.name)
         self._offered: tuple[bool, ...] = ()
@@ -166,6 +180,7 @@ used; when the context is full, the oldest text no longer reaches the model, and
         self.replies.abandon(1.0)
         self.leave_session()
         self.session.store.close()
+        self.tools.close()
 
     @property
     def is_working(self) -> bool:

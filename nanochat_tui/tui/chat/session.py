@@ -13,6 +13,7 @@ from nanochat_tui.chat.backend import Token
 from nanochat_tui.chat.experience import ExperienceFile
 from nanochat_tui.chat.store import Store
 from nanochat_tui.chat.store.records import SessionInfo, StoredSession, new_session, title_of
+from nanochat_tui.chat.tools.records import CallRecord
 from nanochat_tui.request import SamplingParams
 from nanochat_tui.tui.chat.conversation import Conversation, Turn
 from nanochat_tui.tui.chat.draft import Draft
@@ -245,7 +246,7 @@ class ChatSession:
         self._undo.append(self._replaced)
         self.conversation.retry()
         if whole:
-            last.parts, last.tokens, last.thinking = [""], [[]], ""
+            last.parts, last.tokens, last.thinking, last.calls = [""], [[]], "", []
         return True
 
     def write(self, text: str, tokens: tuple[Token, ...], *, thinking: bool) -> None:
@@ -253,6 +254,14 @@ class ChatSession:
         self._replaced = None  # something came
         self.conversation.write(text, tokens, thinking=thinking)
         self.keep_turn()
+
+    def take_call(self, record: CallRecord) -> CallRecord | None:
+        """Keep a call of the reply being written, or its new state; returns it with its place."""
+        self._replaced = None
+        last = self.conversation.last
+        made = None if last is None else last.take_call(record)
+        self.keep_turn()
+        return made
 
     def accept_empty(self) -> None:
         """The reply that is written again may stay empty: it ended in order."""

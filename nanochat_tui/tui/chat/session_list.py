@@ -88,8 +88,8 @@ class SessionList(Vertical):
 
     HELP = """\
 ### Sessions
-Everything that was said is kept. Type to search every prompt, reply and name; parts of words count. **↑ ↓** choose a
-session, **Enter** opens it, **{chat.back|Esc}** closes.
+Everything that was said is kept. Type to search every prompt, reply, call of a tool and name; parts of words count.
+**↑ ↓** choose a session, **Enter** opens it, **{chat.back|Esc}** closes.
 
 **Tab** goes to the list, where letters are commands: **{sessions.rename|r}** renames, **{sessions.delete|d}** deletes
 (**/restore** brings it back), **{sessions.fork|f}** copies into a new session, **{sessions.export|e}** writes to a

@@ -12,6 +12,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
+from nanochat_tui.chat.tools.records import CallRecord
 from nanochat_tui.text import printable
 from nanochat_tui.tui.chat.conversation import Turn
 from nanochat_tui.tui.chat.turns import AnyTurn, CompletionTurn, DialogueTurn, TurnClicked
@@ -51,8 +52,8 @@ one. **{read.down|j} {read.up|k}** scroll by a row, **{read.half_down|Ctrl+D} {r
 On the turn: **{turn.edit|e}** edit and send again, **{turn.again|r}** write again, **{turn.earlier|←} {turn.later|→}**
 earlier and later versions of it, **{turn.delete|d}** delete, **{turn.undo|u}** undo, **{turn.copy|y}** copy,
 **{turn.code|c}** copy a block of code, **{turn.fork|f}** fork the session there, **{turn.lens|p}** token probabilities,
-**{turn.thoughts|t}** unfold what the model thought. What is replaced is kept as a version, what is deleted comes back
-with **{turn.undo|u}**.
+**{turn.thoughts|t}** unfold what the model thought, **{turn.calls|x}** its calls of tools. What is replaced is kept as
+a version, what is deleted comes back with **{turn.undo|u}**.
 
 **{read.write|i}** or **{chat.back|Esc}** goes back to the input. Select text with the mouse and copy it with
 **Ctrl+C**.
@@ -81,6 +82,7 @@ with **{turn.undo|u}**.
         Binding("f", "screen.command('fork')", "Fork", id="turn.fork"),
         Binding("p", "screen.command('lens')", "Probabilities", id="turn.lens"),
         Binding("t", "toggle_thinking", "Thoughts", show=False, id="turn.thoughts"),
+        Binding("x", "toggle_calls", "Tool calls", show=False, id="turn.calls"),
         Binding("i", "screen.command('write')", "Write", id="read.write"),
     ]
 
@@ -237,6 +239,11 @@ with **{turn.undo|u}**.
         if self._view is not None:
             await self._view.write(text, thinking=thinking)
 
+    async def show_call(self, record: CallRecord) -> None:
+        """Show a call of the last reply, or its new state."""
+        if isinstance(self._view, DialogueTurn):
+            await self._view.show_call(record)
+
     async def finish(self) -> None:
         """Show the last reply as finished."""
         if self._view is not None:
@@ -323,4 +330,10 @@ with **{turn.undo|u}**.
         """Fold or unfold what the model thought in the chosen turn, or in the last one."""
         view = self._chosen or self._view
         if view is None or not view.toggle_thinking():
+            self.app.bell()
+
+    def action_toggle_calls(self) -> None:
+        """Fold or unfold the calls of tools in the chosen turn, or in the last one."""
+        view = self._chosen or self._view
+        if not isinstance(view, DialogueTurn) or not view.toggle_calls():
             self.app.bell()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -10,10 +11,13 @@ from textual.content import Content
 from textual.events import Click
 from textual.message import Message
 from textual.selection import Selection
+from textual.widget import Widget
 from textual.widgets import Static
 
 from nanochat_tui.chat.backend import FinishReason
+from nanochat_tui.chat.tools.records import CallRecord
 from nanochat_tui.text import counted, printable
+from nanochat_tui.tui.chat.call_row import CallRow
 from nanochat_tui.tui.chat.conversation import Turn
 from nanochat_tui.tui.chat.language import guess_language
 from nanochat_tui.tui.keys import key_names
@@ -138,7 +142,7 @@ class Thought(SelectingStatic):
 
 
 class DialogueTurn(Vertical):
-    """A message and its answer, which looks the same while it is written and afterwards."""
+    """A message and its answer, which looks the same while it is written and afterwards: text, and calls of tools."""
 
     def __init__(self, turn: Turn, *, finished: bool = False, unfolded: bool = False) -> None:
         super().__init__(classes="turn dialogue")
@@ -146,7 +150,7 @@ class DialogueTurn(Vertical):
         self._finished = finished
         self._unfolded = unfolded
         self._live: MarkdownText | None = None
-        """The answer, while it is written."""
+        """The last text of the answer, while it is written."""
         self._unseen: list[str] = []
         """What came since it was drawn."""
         self._drawn = 0.0
@@ -158,7 +162,16 @@ class DialogueTurn(Vertical):
         if self.turn.thinking:
             yield Thought(self._thought(), classes="thinking", markup=False)
         if self._finished:
-            yield MarkdownText(printable(self.turn.reply), ending=self._ending(), classes="answer")
+            yield from self._settled()
+            text = printable(self.turn.segments[-1].text)
+            yield MarkdownText(text, ending=self._ending(), classes="answer")
+
+    def _settled(self) -> Iterator[Widget]:
+        """Yield the widgets of all of the answer but its last text."""
+        for segment in self.turn.segments[:-1]:
+            if segment.text.strip():
+                yield MarkdownText(printable(segment.text), classes="answer before")
+            yield from (CallRow(call) for call in segment.calls)
 
     def on_click(self, event: Click) -> None:
         """Tell the transcript; a second click selects text."""
@@ -170,12 +183,16 @@ class DialogueTurn(Vertical):
 
     async def restart(self) -> None:
         """The last part of the reply is about to be written, for the first time or again."""
-        await self.query(".answer").remove()
+        await self.query(".answer, .call").remove()
         if not self.turn.thinking:
             await self.query(".thinking").remove()
-        self._unseen.clear()
         self._finished = False
-        self._live = MarkdownText(printable(self.turn.reply), classes="answer")
+        await self.mount_all(self._settled())
+        await self._begin(printable(self.turn.segments[-1].text))
+
+    async def _begin(self, text: str) -> None:
+        self._unseen.clear()
+        self._live = MarkdownText(text, classes="answer")
         await self.mount(self._live)
 
     async def write(self, text: str, *, thinking: bool = False) -> None:
@@ -186,6 +203,30 @@ class DialogueTurn(Vertical):
             self._unseen.append(printable(text))
             if time.perf_counter() - self._drawn >= 7 * self._cost:
                 self._show_unseen(self._live)
+
+    async def show_call(self, record: CallRecord) -> None:
+        """Show a call behind the text so far, or its new state; the turn holds it already."""
+        rows = (row for row in self.query(CallRow) if (row.record.id, row.record.round) == (record.id, record.round))
+        if (row := next(rows, None)) is not None:
+            row.show(record)
+            return
+        segment = next((one for one in self.turn.segments if record in one.calls), None)
+        if self._live is not None:
+            if segment is not None and segment.text.strip() and segment.calls[0] == record:
+                self._live.end(printable(segment.text), None)
+                self._live.add_class("before")
+            else:
+                await self._live.remove()
+        await self.mount(CallRow(record))
+        await self._begin("")
+
+    def toggle_calls(self) -> bool:
+        """Fold or unfold all calls of tools; returns whether there are any."""
+        rows = list(self.query(CallRow))
+        unfold = not any(row.unfolded for row in rows)
+        for row in rows:
+            row.fold(unfolded=unfold)
+        return bool(rows)
 
     def _show_unseen(self, live: MarkdownText) -> None:
         began = time.perf_counter()
@@ -201,12 +242,13 @@ class DialogueTurn(Vertical):
         if self.turn.thinking:
             await self._show_thought()
         live, self._live = self._live, None
-        whole = printable(self.turn.reply)
+        whole = printable(self.turn.segments[-1].text)
         if live is not None and live.is_attached:
             self._show_unseen(live)
             live.end(whole, self._ending())
         else:
-            await self.query(".answer").remove()
+            await self.query(".answer, .call").remove()
+            await self.mount_all(self._settled())
             await self.mount(MarkdownText(whole, ending=self._ending(), classes="answer"))
 
     def toggle_thinking(self) -> bool:
@@ -237,7 +279,7 @@ class DialogueTurn(Vertical):
         """How the reply ended, where that is worth a word, and which version it is."""
         turn = self.turn
         pieces = []
-        if turn.reason is None and (turn.reply or turn.error is None):
+        if turn.reason is None and (turn.reply or turn.calls or turn.error is None):
             pieces.append(f"[{BROKEN}]")
         elif turn.reason in ("length", "cancelled"):
             pieces.append(f"[{REASONS[turn.reason]}]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,8 +10,9 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
+from textual.events import Key
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
@@ -127,6 +129,87 @@ class Confirm(ModalScreen[bool]):
     @on(Button.Pressed)
     def _answered(self, event: Button.Pressed) -> None:
         self.dismiss(event.button.id == "yes")
+
+
+class Decide(ModalScreen[str | None]):
+    """Asks for one of several answers, each with a key of its own: (key, value, label). None if Esc was pressed.
+
+    The question may come while the user types, so that for a moment, and after each key, no key answers it. `details`
+    is shown whole and scrolls.
+    """
+
+    QUIET: ClassVar[float] = 0.6
+    """Seconds without a key before one counts."""
+    DEFAULT_CSS = (
+        _CSS.format(name="Decide", width=96)
+        + """
+    Decide .explanation { max-height: 3; }
+    Decide VerticalScroll { height: auto; max-height: 45vh; margin: 1 0 0 0; }
+    Decide .details { height: auto; }
+    """
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "app.focus_previous", "Other answer", show=False),
+        Binding("right", "app.focus_next", "Other answer", show=False),
+        Binding("up", "scroll(-1)", "Up", show=False),
+        Binding("down", "scroll(1)", "Down", show=False),
+        Binding("pageup", "scroll(-10)", "Page up", show=False),
+        Binding("pagedown", "scroll(10)", "Page down", show=False),
+    ]
+
+    def __init__(
+        self,
+        question: str,
+        answers: Sequence[tuple[str, str, str]],
+        *,
+        explanation: str = "",
+        details: str = "",
+        leave: str = "Not now",
+    ) -> None:
+        super().__init__()
+        self._question, self._answers, self._explanation = question, answers, explanation
+        self._details, self._leave = details, leave
+        self._touched = time.monotonic()
+
+    def compose(self) -> ComposeResult:
+        """Lay out the question, what it is about, and the answers, of which the harmless one has the focus."""
+        with Vertical() as box:
+            keys = " · ".join(f"{key} {label.lower()}" for key, _, label in self._answers)
+            box.border_subtitle = Content(f"{keys} · Esc {self._leave.lower()}")
+            yield _text(self._question, "question")
+            if self._explanation:
+                yield _text(self._explanation, "explanation")
+            with VerticalScroll(can_focus=False):
+                yield _text(self._details, "details")
+            with Horizontal(classes="buttons"):
+                yield Button(self._leave, id="leave", variant="primary")
+                for _, value, label in self._answers:
+                    yield Button(label, name=value)
+
+    def action_scroll(self, rows: int) -> None:
+        """Scroll the details."""
+        self.query_one(VerticalScroll).scroll_relative(y=rows, animate=False)
+
+    def _quiet(self) -> bool:
+        """Whether no key came for a moment; now one did."""
+        before, self._touched = self._touched, time.monotonic()
+        return self._touched - before >= self.QUIET
+
+    def on_key(self, event: Key) -> None:
+        """Take the key of an answer."""
+        found = next((value for key, value, _ in self._answers if key == event.key), None)
+        if found is None and event.key != "escape":
+            if event.is_printable:
+                self._quiet()
+            return
+        event.stop()
+        if self._quiet():
+            self.dismiss(found)
+
+    @on(Button.Pressed)
+    def _answered(self, event: Button.Pressed) -> None:
+        if self._quiet():
+            self.dismiss(event.button.name)
 
 
 class Choose(ModalScreen[int | None]):
