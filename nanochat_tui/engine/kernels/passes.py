@@ -245,11 +245,14 @@ def forward_rows(model, job, layers, thread, count):
 def row_logits(model, job, layers, thread, count, wanted):
     """Compute the logits of those of `count` tokens that want them, and what the sampler needs of them.
 
-    Logits go to the job's buffer, float32 [wanted][vocab padded]. Returns 0 if this thread is late.
+    Logits go to the job's buffer, float32 [wanted][vocab padded]; a job of final states ends before. Returns 0 if this
+    thread is late.
     """
     best = get(thread, s.BEST_NOW)
     if shared_step(model, job, layers, thread, 0, s.HEAD_INPUT_STEP, count, 1) == 0:
         return 0
+    if get(job, s.JOB_STATES) == 1:
+        return 1
     if get(model, s.SCREEN_COLUMNS) > 0 and best > 0:
         for phase in range(3):
             if shared_step(model, job, layers, thread, 0, s.SCREEN_STEP + phase, best, 1) == 0:
