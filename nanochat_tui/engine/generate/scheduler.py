@@ -121,8 +121,8 @@ class Stream(Iterator[Token]):
 class _Request(TokenSequence):
     """A sequence in the queue or, with a cache, in the batch.
 
-    owner: what replies that were asked for together have in common. arrived: when, by `time.perf_counter`. reading: takes
-    what is computed for the prompt's tokens.
+    owner: what replies that were asked for together have in common. arrived: when, by `time.perf_counter`. reading:
+    takes what is computed for the prompt's tokens.
     """
 
     def __init__(
