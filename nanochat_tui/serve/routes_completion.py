@@ -115,6 +115,12 @@ def check_model(service: Service, name: str | None) -> str:
     return name
 
 
+async def lent(models: Models, request: Request, name: str | None) -> tuple[Service, str]:
+    """Return the model that a request names, lent until it is answered, and the id to answer under. Raises ApiError."""
+    service = await models.use(request, name)
+    return service, check_model(service, name)
+
+
 def _spelling(model: Model, wanted: bool, ids: Sequence[int]) -> Spelling | None:
     return Spelling(model.codec, ids) if wanted else None
 
@@ -161,9 +167,8 @@ def completion_router(models: Models) -> APIRouter:
     )
     async def chat(body: ChatBody, request: Request) -> Response:
         arrived = time.monotonic()
-        service = await models.use(request, body.model)
-        model, name = service.model, check_model(service, body.model)
-        n = body.n or 1
+        service, name = await lent(models, request, body.model)
+        model, n = service.model, body.n or 1
         _check_choices(service, n)
         ids, asked, tools = await prepare_chat(service, body, "messages")
         answer = Answer(
@@ -195,8 +200,8 @@ def completion_router(models: Models) -> APIRouter:
     )
     async def complete(body: CompletionBody, request: Request) -> Response:
         arrived = time.monotonic()
-        service = await models.use(request, body.model)
-        model, name, context = service.model, check_model(service, body.model), service.context
+        service, name = await lent(models, request, body.model)
+        model, context = service.model, service.context
         n = body.best_of or body.n or 1
         _check_choices(service, n, len(body.prompts), "best_of" if body.best_of else "n")
         bos = body.add_special_tokens is not False

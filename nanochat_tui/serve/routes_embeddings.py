@@ -21,7 +21,7 @@ from nanochat_tui.serve.generation import Ended, Replies, watch
 from nanochat_tui.serve.models import Models
 from nanochat_tui.serve.prompts import check_length, check_text
 from nanochat_tui.serve.replies import Embedded, EmbeddingList, EmbeddingUsage
-from nanochat_tui.serve.routes_completion import check_model
+from nanochat_tui.serve.routes_completion import lent
 from nanochat_tui.serve.service import Asked, Service
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def embeddings_router(models: Models) -> APIRouter:
     @router.post("/v1/embeddings", response_model=EmbeddingList, summary="Vectors of texts")
     async def embed(body: EmbeddingBody, request: Request) -> Response:
         arrived = time.monotonic()
-        service = await models.use(request, body.model)
-        model, name = service.model, check_model(service, body.model)
+        service, name = await lent(models, request, body.model)
+        model = service.model
         width = model.config.dim
         if body.dimensions is not None and body.dimensions > width:
             raise ApiError(400, f"dimensions is {body.dimensions} and the model has {width}", param="dimensions")

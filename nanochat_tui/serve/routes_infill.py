@@ -17,7 +17,7 @@ from nanochat_tui.serve.errors import ApiError
 from nanochat_tui.serve.following import End, Followed, Piece, follow
 from nanochat_tui.serve.models import Models
 from nanochat_tui.serve.replies import Filled, StopType
-from nanochat_tui.serve.routes_completion import SSE, check_model, generation_request, prepare, salt_of
+from nanochat_tui.serve.routes_completion import SSE, generation_request, lent, prepare, salt_of
 
 if TYPE_CHECKING:
     from nanochat_tui.engine.generate.model import Model
@@ -38,8 +38,8 @@ def infill_router(models: Models) -> APIRouter:
     )
     async def infill(body: InfillBody, request: Request) -> Response:
         arrived = time.monotonic()
-        service = await models.use(request, body.model)
-        model, name = service.model, check_model(service, body.model)
+        service, name = await lent(models, request, body.model)
+        model = service.model
         ids, dropped = await asyncio.to_thread(infill_prompt, model, body, service.context)
         asked = generation_request(body, None)
         if asked.grammar is not None or asked.logit_bias:
