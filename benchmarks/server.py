@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit
 
@@ -141,9 +142,11 @@ def measure(url: str, name: str, clients: int, seconds: float, max_tokens: int, 
     )
 
 
-def start(model: str | None, parallel: int, tree: str | None = None) -> tuple[subprocess.Popen[str], str]:
+def start(
+    model: str | None, parallel: int, tree: str | None = None, *, more: Sequence[str] = ()
+) -> tuple[subprocess.Popen[str], str]:
     module = ["-P", "-m", "nanochat_tui.cli.serve_entry"]
-    command = [sys.executable, *module, "--port", "0", "-q", "--parallel", str(parallel)]
+    command = [sys.executable, *module, "--port", "0", "-q", "--parallel", str(parallel), *more]
     environment = {**os.environ, **({"PYTHONPATH": tree} if tree else {})}
     process = subprocess.Popen(
         [*command, *(["--model", model] if model else [])], stderr=subprocess.PIPE, text=True, env=environment

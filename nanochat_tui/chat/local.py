@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from threading import Event as CancelEvent
 from threading import Lock
@@ -58,6 +59,14 @@ def threads_next_to(others: int) -> int:
 
     usual = default_threads()
     return max(1, usual // 2, usual - others)
+
+
+def _reply_ids(prompt: Sequence[int], whole: Sequence[int]) -> list[int]:
+    """Return the tokens of `whole`, a prompt and its reply, that belong to the reply: those beyond its common beginning
+    with `prompt`, for the prompt's last token may be another one with the reply behind it.
+    """
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
+    return list(whole[common:])
 
 
 class LocalBackend:
@@ -222,8 +231,6 @@ class LocalBackend:
 
         They follow what the model had read when it wrote them, as far as the context holds both.
         """
-        from nanochat_tui.chat.scoring import reply_ids, score
-
         self.load()
         model, _ = self._ready()
         with self._lock:
@@ -231,12 +238,12 @@ class LocalBackend:
             bare = replace(request, prefix="", prefix_ids=())
             # what is the reply is seen in the whole texts: two that were fitted have lost different beginnings
             prompt, whole = (self._fit(model, r, size=_ENDLESS).ids for r in (bare, request))
-            reply = reply_ids(prompt, whole)
+            reply = _reply_ids(prompt, whole)
             before = self._fit(model, bare).ids
             ids = [*before[: len(before) + len(whole) - len(reply) - len(prompt)], *reply]
             if len(ids) > self.context_size:  # a reply that was continued
                 ids = self._fit(model, request, room=0).ids
-            return score(model, ids, max(1, len(ids) - len(reply)), top)
+            return model.score(ids, start=max(1, len(ids) - len(reply)), top=top)
 
     def _fit(self, model: Model, request: Request, *, size: int | None = None, room: int | None = None) -> Fitted:
         size = self.context_size if size is None else size

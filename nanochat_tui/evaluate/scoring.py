@@ -9,10 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat_tui.engine.generate.reading import log_normalisers
 from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate.held_out import Document
-
-_ROWS = 16
 
 
 class LogitsModel(Protocol):
@@ -76,18 +75,8 @@ def token_scores(
 
     Shapes: logits [n, vocab], targets [n].
     """
-    nats, hits = np.zeros(len(targets)), np.zeros(len(targets), bool)
-    # a few rows at a time: memory for all would cost more than the arithmetic
-    powers = np.empty((min(_ROWS, len(targets)), logits.shape[1]), np.float32)
-    for start in range(0, len(targets), _ROWS):
-        part, target = logits[start : start + _ROWS], targets[start : start + _ROWS]
-        largest = part.max(axis=1)
-        own = part[np.arange(len(part)), target].astype(np.float64) - largest
-        shifted = np.subtract(part, largest[:, None], out=powers[: len(part)])
-        norm = np.log(np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64))
-        nats[start : start + len(part)] = norm - own
-        hits[start : start + len(part)] = part.argmax(axis=1) == target
-    return nats, hits
+    own = logits[np.arange(len(targets)), targets].astype(np.float64)
+    return log_normalisers(logits) - own, logits.argmax(axis=1) == targets
 
 
 def score_documents(

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ from nanochat_tui.request import GenerationRequest, Stats, Token
 from nanochat_tui.serve.errors import ApiError
 from nanochat_tui.serve.generation import Ended, Item, Replies, watch
 from nanochat_tui.serve.replies import ChatCompletion, Completion, EndReason, PromptDetails, Timings, Usage
-from nanochat_tui.serve.service import Service
+from nanochat_tui.serve.service import Asked, Service
+from nanochat_tui.serve.spelling import PromptScores
 from nanochat_tui.serve.writers import Writer
 from nanochat_tui.version import __version__
 
@@ -58,12 +59,33 @@ class Answer:
     fingerprint: str
     extras: Extras = Extras()
     distinct_prompts: int = 1
+    scores: Sequence[PromptScores] = ()
+    """Probabilities of the prompt of each reply, if they are wanted; the same of neighbours that share them."""
+    keep: int | None = None
+    """So many replies of each prompt are answered with, the likeliest ones; None: all."""
     id: str = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
     stats: dict[int, Stats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.id = ("chatcmpl-" if self.kind == "chat.completion" else "cmpl-") + uuid.uuid4().hex
+
+    def asked(self) -> list[Asked]:
+        """Return what is to be submitted; scores that replies share are computed with the first of them."""
+        readings = [None if n and s is self.scores[n - 1] else s.reading for n, s in enumerate(self.scores)]
+        each = zip(self.prompts, self.requests, readings or [None] * len(self.prompts), strict=True)
+        return [Asked(ids, request, reading) for ids, request, reading in each]
+
+    def kept(self) -> list[int]:
+        """Return which replies to answer with: of each prompt the `keep` with the highest mean log-probability."""
+        if self.keep is None:
+            return list(range(len(self.writers)))
+        found: list[int] = []
+        each = len(self.writers) // self.distinct_prompts
+        for first in range(0, len(self.writers), each):
+            ranked = sorted(range(first, first + each), key=lambda i: -self.writers[i].mean_logprob)
+            found += ranked[: self.keep]
+        return found
 
     def usage(self) -> Usage:
         """Count the tokens; a prompt with several replies counts once."""
@@ -82,18 +104,7 @@ class Answer:
         """Return the figures of a single reply; several at once have none that mean anything."""
         if len(self.writers) != 1 or 0 not in self.stats:
             return None
-        stats = self.stats[0]
-        return Timings(
-            cache_n=stats.reused_tokens,
-            prompt_n=stats.prompt_tokens,
-            prompt_ms=stats.prompt_seconds * 1e3,
-            prompt_per_second=stats.prompt_tps or 0.0,
-            predicted_n=self.writers[0].tokens,  # the rate leaves out the first, whose time is the prompt's
-            predicted_ms=stats.decode_seconds * 1e3,
-            predicted_per_second=stats.decode_tps or 0.0,
-            draft_n=stats.drafted_tokens,
-            draft_n_accepted=stats.accepted_tokens,
-        )
+        return timings_of(self.stats[0], self.writers[0].tokens)
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         """Return one event of a stream."""
@@ -129,6 +140,21 @@ class Answer:
         return self.chunk([choice], prompt_progress=progress)
 
 
+def timings_of(stats: Stats, tokens: int) -> Timings:
+    """Return the figures of a reply of so many tokens; the rate leaves out the first, whose time is the prompt's."""
+    return Timings(
+        cache_n=stats.reused_tokens,
+        prompt_n=stats.prompt_tokens,
+        prompt_ms=stats.prompt_seconds * 1e3,
+        prompt_per_second=stats.prompt_tps or 0.0,
+        predicted_n=tokens,
+        predicted_ms=stats.decode_seconds * 1e3,
+        predicted_per_second=stats.decode_tps or 0.0,
+        draft_n=stats.drafted_tokens,
+        draft_n_accepted=stats.accepted_tokens,
+    )
+
+
 def fingerprint(kernel: str) -> str:
     """Return what computes: clients compare it to know whether equal seeds give equal replies."""
     return f"nanochat-{__version__}-{kernel}"
@@ -142,7 +168,7 @@ def event(row: dict[str, Any]) -> bytes:
 
 async def respond(request: Request, service: Service, answer: Answer, *, stream: bool, arrived: float) -> Response:
     """Submit and answer. Raises ApiError or UserError before anything is sent."""
-    streams = service.submit_all(list(zip(answer.prompts, answer.requests, strict=True)), answer.salt)
+    streams = service.submit_all(answer.asked(), answer.salt)
     replies = Replies(service, streams, arrived)
     if stream:
         events = _events(answer, replies, service.settings.limits.ping_seconds)
@@ -181,10 +207,18 @@ async def _whole(request: Request, answer: Answer, replies: Replies) -> Response
                 if failure is not None:
                     raise failure
                 answer.stats[index], reasons[index] = item.stats, _reason(item)
+                answer.writers[index].ended(item.end_token)
     finally:
         watcher.cancel()
         replies.cancel()
-    choices = [writer.whole(reasons[index]) for index, writer in enumerate(answer.writers)]
+    if answer.scores:  # of a long prompt they are megabytes
+        return await asyncio.to_thread(_written, answer, reasons)
+    return _written(answer, reasons)
+
+
+def _written(answer: Answer, reasons: Mapping[int, EndReason]) -> Response:
+    found = [answer.writers[index].whole(reasons[index]) for index in answer.kept()]
+    choices = [choice.model_copy(update={"index": index}) for index, choice in enumerate(found)]
     make: type[ChatCompletion] | type[Completion] = ChatCompletion if answer.kind == "chat.completion" else Completion
     body = make(
         id=answer.id,
@@ -214,15 +248,18 @@ async def _events(answer: Answer, replies: Replies, ping: float) -> AsyncIterato
             yield answer.progress(replies)
         for index, item in _lots(items):
             writer = answer.writers[index]
+            failure = replies.failure(item) if isinstance(item, Ended) else None
+            if failure is not None:
+                break
+            if answer.scores:
+                await asyncio.to_thread(answer.scores[index].listed)
             if isinstance(item, list):
                 answer.stats[index] = replies.stats()[index]
                 for choice in writer.add(item):
                     yield answer.piece(choice)
                 continue
-            failure = replies.failure(item)
-            if failure is not None:
-                break
             answer.stats[index] = item.stats
+            writer.ended(item.end_token)
             choices = writer.closing(_reason(item))
             for place, choice in enumerate(choices, 1):
                 yield answer.piece(choice, last=place == len(choices))

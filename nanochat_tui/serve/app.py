@@ -15,6 +15,8 @@ from nanochat_tui.serve.models import Loans, Models, models_of
 from nanochat_tui.serve.page import load_page
 from nanochat_tui.serve.routes_completion import completion_router
 from nanochat_tui.serve.routes_dialects import messages_router, responses_router
+from nanochat_tui.serve.routes_embeddings import embeddings_router
+from nanochat_tui.serve.routes_infill import infill_router
 from nanochat_tui.serve.routes_other import other_router
 from nanochat_tui.serve.service import Service
 from nanochat_tui.version import __version__
@@ -51,6 +53,8 @@ def create_app(served: Service | Models) -> FastAPI:
         completion_router(models),
         messages_router(models),
         responses_router(models),
+        embeddings_router(models),
+        infill_router(models),
         other_router(models, load_page()),
     )
     for router in routers:

@@ -5,6 +5,7 @@ Which fields are done, refused and harmless is in `fields`; those that are done 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, create_model, model_validator
@@ -325,7 +326,7 @@ class CompletionBody(Sampled):
     logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description="Alternatives per token.")
     echo: bool | None = Field(False, description="Begin the reply with the prompt.")
     add_special_tokens: bool | None = Field(True, description="Whether a text begins with the model's own token.")
-    best_of: Whole | None = Field(None, ge=1, le=128)
+    best_of: Whole | None = Field(None, ge=1, le=128, description="Replies written; the n likeliest are answered.")
 
     @model_validator(mode="before")
     @classmethod
@@ -335,14 +336,21 @@ class CompletionBody(Sampled):
 
     @model_validator(mode="after")
     def _check(self) -> CompletionBody:
-        if self.best_of is not None and self.best_of != (self.n or 1):
+        n = self.n or 1
+        if self.best_of is not None and self.best_of < n:
             raise PydanticCustomError(
-                "unsupported_parameter", "best_of other than n is not supported by this server", {"name": "best_of"}
+                "invalid_parameter", "best_of is less than n, the replies to answer with", {"name": "best_of"}
             )
-        if self.echo and self.logprobs is not None:
+        if self.stream and (self.best_of or n) > n:
+            raise PydanticCustomError(
+                "invalid_parameter",
+                "with best_of greater than n the replies are known when all are written; leave out stream",
+                {"name": "best_of"},
+            )
+        if self.echo and self.suffix and self.logprobs is not None:
             raise PydanticCustomError(
                 "unsupported_parameter",
-                "echo together with logprobs is not supported: probabilities are computed for new tokens only",
+                "echo with logprobs and suffix is not supported: the prompt is not read in the order of the text",
                 {"name": "echo"},
             )
         return self
@@ -357,10 +365,15 @@ class CompletionBody(Sampled):
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        ids = [part for part in self.prompt if isinstance(part, int)]
-        return [ids] if ids else [part for part in self.prompt if not isinstance(part, int)]
+        return prompts_of(self.prompt)
+
+
+def prompts_of(given: str | Sequence[int] | Sequence[str] | Sequence[list[int]]) -> list[str | list[int]]:
+    """Return texts, each as text or token ids, from one or several of them."""
+    if isinstance(given, str):
+        return [given]
+    ids = [part for part in given if isinstance(part, int)]
+    return [ids] if ids else [part for part in given if not isinstance(part, int)]
 
 
 ModelName = Field(None, max_length=500, description="Id of the model; left out, the one that is served.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["done", "refused", "harmless"]
-Route = Literal["chat", "completions", "messages", "responses", "tokenize", "detokenize"]
+Route = Literal["chat", "completions", "messages", "responses", "embeddings", "infill", "tokenize", "detokenize"]
 Unused = Callable[[Any, Mapping[str, Any]], bool]
 """Whether a value, in a body, means that the field is not used."""
 
@@ -208,8 +208,8 @@ _COMPLETIONS = [
             "prompt": "a text, a list of texts, token ids, or a list of those",
             "suffix": "the text behind a gap to fill in, with prompts of text; refused by models without marks for it",
             "logprobs": "up to 20; the chosen token is always among them",
-            "echo": "not together with `logprobs`",
-            "best_of": "only as large as `n`",
+            "echo": "with `logprobs` the prompt's tokens have theirs, the first null; so has one that ends the reply",
+            "best_of": "so many replies are written, and counted; the `n` with the highest mean log-probability return",
         },
     ),
     *_done(VLLM, {"add_special_tokens": "false: no begin-of-text token in front of a text"}),
@@ -282,11 +282,43 @@ _RESPONSES = [
     *_harmless(OPENAI, "max_tool_calls", "stream_options"),
 ]
 
+_EMBEDDINGS = [
+    *_done(
+        OPENAI,
+        {
+            "model": "as in completions",
+            "input": "a text, up to 2,048 texts, token ids, or a list of those",
+            "encoding_format": "`float` or `base64`",
+            "dimensions": "so many of the first ones, scaled to length 1 again",
+        },
+    ),
+    *_refused(LLAMA, "2", _only(2), "embd_normalize"),
+    *_refused(VLLM, "true", _only(True), "normalize", "add_special_tokens"),
+    *_refused(VLLM, NO_VALUE, _never, "truncate_prompt_tokens"),
+    *_harmless(OPENAI, "user"),
+    *_harmless(VLLM, "priority", "request_id"),
+]
+_INFILL = [
+    *_done(
+        LLAMA,
+        {
+            "input_prefix": "the text before the gap",
+            "input_suffix": "the text behind it",
+            "input_extra": "other files (`filename`, `text`), written before them with the model's marks for that",
+            "prompt": "a text that follows the prefix",
+        },
+    ),
+    *_harmless(LLAMA, "n_indent", "samplers", "t_max_prompt_ms", "t_max_predict_ms", "response_fields"),
+]
+"""Editors always send the last ones, as hints."""
+
 FIELDS: dict[Route, tuple[Field, ...]] = {
     "chat": (*_COMMON, *_CHAT),
     "completions": (*_COMMON, *_COMPLETIONS),
     "messages": tuple(_MESSAGES),
     "responses": tuple(_RESPONSES),
+    "embeddings": tuple(_EMBEDDINGS),
+    "infill": (*(f for f in _COMMON if f.name not in {g.name for g in _INFILL}), *_INFILL),
     "tokenize": tuple(_TOKENIZE),
     "detokenize": tuple(_DETOKENIZE),
 }
@@ -296,6 +328,8 @@ PATHS: dict[Route, str] = {
     "completions": "/v1/completions",
     "messages": "/v1/messages",
     "responses": "/v1/responses",
+    "embeddings": "/v1/embeddings",
+    "infill": "/infill",
     "tokenize": "/tokenize",
     "detokenize": "/detokenize",
 }
@@ -320,6 +354,8 @@ def markdown() -> str:
         (f"`{PATHS['completions']}` alone", _COMPLETIONS),
         (f"`{PATHS['messages']}`", _MESSAGES),
         (f"`{PATHS['responses']}`", _RESPONSES),
+        (f"`{PATHS['embeddings']}`", _EMBEDDINGS),
+        (f"`{PATHS['infill']}`, besides what both completions have", _INFILL),
         (f"`{PATHS['tokenize']}`", _TOKENIZE),
         (f"`{PATHS['detokenize']}`", _DETOKENIZE),
     ):

@@ -20,7 +20,7 @@ from nanochat_tui.request import GenerationRequest, Stats, Token
 from nanochat_tui.serve.answering import EventStream, event
 from nanochat_tui.serve.errors import ApiError
 from nanochat_tui.serve.generation import Ended, Replies, watch
-from nanochat_tui.serve.service import Service
+from nanochat_tui.serve.service import Asked, Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class End:
     cached_tokens: int
     tokens: int
     thinking_tokens: int
+    stats: Stats
 
 
 class Dialect(Protocol):
@@ -121,6 +122,7 @@ class Followed:
             cached_tokens=stats.reused_tokens,
             tokens=self.tokens,
             thinking_tokens=self.thinking_tokens,
+            stats=stats,
         )
 
 
@@ -135,7 +137,7 @@ def _join(found: list[Piece], part: Piece) -> None:
 
 async def follow(request: Request, service: Service, reply: Followed, *, stream: bool, arrived: float) -> Response:
     """Submit and answer. Raises ApiError or UserError before anything is sent."""
-    streams = service.submit_all([(reply.ids, reply.asked)], reply.salt)
+    streams = service.submit_all([Asked(reply.ids, reply.asked)], reply.salt)
     replies = Replies(service, streams, arrived)
     if stream:
         events = _events(reply, replies, service.settings.limits.ping_seconds)

@@ -30,6 +30,8 @@ class Ended:
     error: BaseException | None = None
     stop: str | None = None
     """The stop string that ended it, if one did."""
+    end_token: Token | None = None
+    """The token that ended it, if it is no part of it."""
 
 
 Item = tuple[int, Token | Ended]
@@ -68,7 +70,8 @@ class Replies:
                 count += 1
                 metrics.generated(1)
                 self._put((index, token))
-            ended = Ended(stream.finish_reason or "cancelled", stream.stats, stop=stream.stop_text)
+            reason = stream.finish_reason or "cancelled"
+            ended = Ended(reason, stream.stats, stop=stream.stop_text, end_token=stream.end_token)
         except BaseException as error:  # handed to the loop
             ended = Ended("cancelled", stream.stats, error)
         self._service.ended(stream)

@@ -33,12 +33,13 @@ class ChatLogprobs(BaseModel):
 class CompletionLogprobs(BaseModel):
     """Probabilities of a text completion, in parallel lists; `text_offset` counts characters of the choice's text.
 
-    `top_logprobs` has the alternatives that were asked for, and the chosen token even if it is none of them.
+    `top_logprobs` has the alternatives that were asked for, and the chosen token even if it is none of them. The first
+    token of a prompt has null: nothing precedes it.
     """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -138,6 +139,51 @@ class Completion(BaseModel):
     choices: list[CompletionChoice]
     usage: Usage
     timings: Timings | None = None
+
+
+class Embedded(BaseModel):
+    """The vector of a text, of length 1: numbers, or base64 of float32, little-endian."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens of all texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    """The answer to `POST /v1/embeddings`."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedded]
+    model: str
+    usage: EmbeddingUsage
+
+
+StopType = Literal["eos", "limit", "word"]
+"""llama-server's words for the end of a reply: by itself, by its length, by a stop string."""
+
+
+class Filled(BaseModel):
+    """The answer to `POST /infill`, in llama-server's words; the last event of a stream has an empty `content`."""
+
+    index: int = 0
+    content: str
+    stop: bool = True
+    model: str
+    stop_type: StopType
+    stopping_word: str
+    tokens_predicted: int
+    tokens_evaluated: int
+    tokens_cached: int
+    truncated: bool
+    """Whether a part of the texts was left out, because it did not fit."""
+    timings: Timings
 
 
 class ModelStatus(BaseModel):

@@ -20,7 +20,7 @@ from nanochat_tui.serve.models import Models
 from nanochat_tui.serve.prompts import chat_ids, check_length, infill_ids, prompt_ids
 from nanochat_tui.serve.replies import ChatCompletion, Completion
 from nanochat_tui.serve.service import Service
-from nanochat_tui.serve.spelling import Spelling
+from nanochat_tui.serve.spelling import PromptScores, Spelling
 from nanochat_tui.serve.tools import Tools, tools_of
 from nanochat_tui.serve.writers import ChatWriter, TextWriter
 
@@ -87,12 +87,12 @@ def _replicate(request: GenerationRequest, n: int) -> list[GenerationRequest]:
     return [request if seed is None else with_settings(request, seed=(seed + i) % SEEDS) for i in range(n)]
 
 
-def _check_choices(service: Service, n: int, prompts: int = 1) -> None:
+def _check_choices(service: Service, n: int, prompts: int = 1, name: str = "n") -> None:
     limit = service.settings.limits.choices
     if prompts > limit:
         raise ApiError(400, f"a request may have {limit} prompts at most, not {prompts}", param="prompt")
     if n * prompts > limit:
-        raise ApiError(400, f"a request may ask for {limit} replies at most, not {n * prompts}", param="n")
+        raise ApiError(400, f"a request may ask for {limit} replies at most, not {n * prompts}", param=name)
 
 
 def check_model(service: Service, name: str | None) -> str:
@@ -113,6 +113,12 @@ def check_model(service: Service, name: str | None) -> str:
             code="model_not_found",
         )
     return name
+
+
+async def lent(models: Models, request: Request, name: str | None) -> tuple[Service, str]:
+    """Return the model that a request names, lent until it is answered, and the id to answer under. Raises ApiError."""
+    service = await models.use(request, name)
+    return service, check_model(service, name)
 
 
 def _spelling(model: Model, wanted: bool, ids: Sequence[int]) -> Spelling | None:
@@ -161,9 +167,8 @@ def completion_router(models: Models) -> APIRouter:
     )
     async def chat(body: ChatBody, request: Request) -> Response:
         arrived = time.monotonic()
-        service = await models.use(request, body.model)
-        model, name = service.model, check_model(service, body.model)
-        n = body.n or 1
+        service, name = await lent(models, request, body.model)
+        model, n = service.model, body.n or 1
         _check_choices(service, n)
         ids, asked, tools = await prepare_chat(service, body, "messages")
         answer = Answer(
@@ -195,10 +200,10 @@ def completion_router(models: Models) -> APIRouter:
     )
     async def complete(body: CompletionBody, request: Request) -> Response:
         arrived = time.monotonic()
-        service = await models.use(request, body.model)
-        model, name, context = service.model, check_model(service, body.model), service.context
-        n = body.n or 1
-        _check_choices(service, n, len(body.prompts))
+        service, name = await lent(models, request, body.model)
+        model, context = service.model, service.context
+        n = body.best_of or body.n or 1
+        _check_choices(service, n, len(body.prompts), "best_of" if body.best_of else "n")
         bos = body.add_special_tokens is not False
         if body.suffix:
             suffix = body.suffix
@@ -206,15 +211,18 @@ def completion_router(models: Models) -> APIRouter:
         else:
             prompts = [await asyncio.to_thread(prompt_ids, model, p, context, bos) for p in body.prompts]
         for ids in prompts:
-            check_length(ids, context, "prompt")
-        asked = generation_request(body, body.logprobs)
+            check_length(ids, context + (body.limit == 0), "prompt")
+        ranked = n > (body.n or 1)
+        asked = with_settings(generation_request(body, body.logprobs), logprobs=ranked or body.logprobs is not None)
         if asked.grammar is not None or asked.logit_bias:
             await asyncio.to_thread(prepare, model, body.constraint[0] if body.constraint else "", asked)
+        scores = await asyncio.to_thread(_prompt_scores, model, body, prompts, n)
         writers = [
             TextWriter(
                 place * n + i,
                 _echo(model, prompt) if body.echo else "",
                 _spelling(model, body.logprobs is not None, ids),
+                scores[place * n + i] if scores else None,
             )
             for place, (prompt, ids) in enumerate(zip(body.prompts, prompts, strict=True))
             for i in range(n)
@@ -229,10 +237,28 @@ def completion_router(models: Models) -> APIRouter:
             fingerprint=fingerprint(model.kernel),
             extras=_extras(body),
             distinct_prompts=len(prompts),
+            scores=scores,
+            keep=(body.n or 1) if ranked else None,
         )
         return await respond(request, service, answer, stream=bool(body.stream), arrived=arrived)
 
     return router
+
+
+def _prompt_scores(model: Model, body: CompletionBody, prompts: Sequence[Sequence[int]], n: int) -> list[PromptScores]:
+    """Return what takes the probabilities of the prompt of each of n replies, if a body wants them.
+
+    In a stream each reply has its own, so that none waits for another one's.
+    """
+    if not body.echo or body.logprobs is None:
+        return []
+    found: list[PromptScores] = []
+    for ids in prompts:
+        # an empty prompt is read as the token that begins a text
+        read = ids or ([] if model.codec.bos is None else [model.codec.bos])
+        one = PromptScores(model.codec, read, body.logprobs)
+        found += [one, *(PromptScores(model.codec, read, body.logprobs) if body.stream else one for _ in range(n - 1))]
+    return found
 
 
 def _echo(model: Model, prompt: str | list[int]) -> str:

@@ -24,7 +24,7 @@ from nanochat_tui.serve.responses import (
     ResponseWriter,
     new_id,
 )
-from nanochat_tui.serve.routes_completion import SSE, chat_prompt, check_model, prepare_chat, salt_of
+from nanochat_tui.serve.routes_completion import SSE, chat_prompt, lent, prepare_chat, salt_of
 from nanochat_tui.serve.service import Service
 from nanochat_tui.serve.stored import Responses
 
@@ -38,6 +38,13 @@ async def _followed(
     ids, asked, tools = await prepare_chat(service, chat, param)
     splitter, calls = service.model.prompts.splitter(ids), None if tools is None else tools.splitter()
     return Followed(ids, asked, salt_of(request, chat), splitter, dialect(len(ids)), calls)
+
+
+async def _tokens(models: Models, request: Request, name: str | None, chat: ChatBody, param: str) -> int:
+    """Return how many tokens the prompt of a conversation has."""
+    service, _ = await lent(models, request, name)
+    ids, _ = await chat_prompt(service, chat, param)
+    return len(ids)
 
 
 def messages_router(models: Models) -> APIRouter:
@@ -54,8 +61,7 @@ def messages_router(models: Models) -> APIRouter:
     async def messages(body: MessagesBody, request: Request) -> Response:
         arrived = time.monotonic()
         chat = body.chat()
-        service = await models.use(request, body.model)
-        name = check_model(service, body.model)
+        service, name = await lent(models, request, body.model)
         reply = await _followed(
             service, request, chat, "messages", lambda tokens: MessageWriter(name, tokens, body.max_tokens)
         )
@@ -64,11 +70,7 @@ def messages_router(models: Models) -> APIRouter:
     @router.post("/messages/count_tokens", include_in_schema=False)
     @router.post("/v1/messages/count_tokens", summary="Count the tokens of a conversation")
     async def count(body: CountBody, request: Request) -> TokenCount:
-        chat = body.chat()
-        service = await models.use(request, body.model)
-        check_model(service, body.model)
-        ids, _ = await chat_prompt(service, chat, "messages")
-        return TokenCount(input_tokens=len(ids))
+        return TokenCount(input_tokens=await _tokens(models, request, body.model, body.chat(), "messages"))
 
     return router
 
@@ -97,8 +99,7 @@ def responses_router(models: Models) -> APIRouter:
         arrived, key = time.monotonic(), key_of(request)
         earlier = before(body, key)
         chat = body.chat(earlier)
-        service = await models.use(request, body.model)
-        name = check_model(service, body.model)
+        service, name = await lent(models, request, body.model)
 
         def keep(whole: dict[str, Any], answer: dict[str, Any]) -> None:
             rows = [{"id": new_id(item.prefix), **item.row()} for item in body.items]
@@ -113,10 +114,7 @@ def responses_router(models: Models) -> APIRouter:
     @router.post("/v1/responses/input_tokens", summary="Count the tokens of an input")
     async def count(body: InputBody, request: Request) -> InputTokens:
         chat = body.chat(before(body, key_of(request)))
-        service = await models.use(request, body.model)
-        check_model(service, body.model)
-        ids, _ = await chat_prompt(service, chat, "input")
-        return InputTokens(input_tokens=len(ids))
+        return InputTokens(input_tokens=await _tokens(models, request, body.model, chat, "input"))
 
     @router.get("/responses/{name}", include_in_schema=False)
     @router.get("/v1/responses/{name}", response_model=ResponseObject, summary="A response that was kept")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
+from nanochat_tui.engine.generate.reading import Reading
 from nanochat_tui.engine.generate.scheduler import Batcher, BatcherStats, QueueFull, Stream
 from nanochat_tui.errors import UserError
 from nanochat_tui.request import GenerationRequest
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 State = Literal["loading", "ok", "failed", "stopping"]
 STICKY_TOKENS = 64
 """Beginning of a prompt that decides between replicas with equal load, so that a conversation finds its cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt and what is wanted of its reply; reading: takes what is computed for the prompt's tokens."""
+
+    ids: Sequence[int]
+    request: GenerationRequest
+    reading: Reading | None = None
 
 
 class Service:
@@ -132,16 +142,16 @@ class Service:
             return None
         return BatcherStats(**{f.name: sum(getattr(part, f.name) for part in parts) for f in fields(BatcherStats)})
 
-    def submit(self, ids: Sequence[int], request: GenerationRequest, salt: str | None, owner: Hashable) -> Stream:
+    def submit(self, asked: Asked, salt: str | None, owner: Hashable) -> Stream:
         """Queue a prompt with the least busy replica. Raises ApiError, UserError or QueueFull."""
         self._demand_ready()
-        batcher = self._batchers[0] if len(self._batchers) == 1 else self._choose(ids)
-        stream = batcher.submit(ids, request, cache_salt=salt, owner=owner)
+        batcher = self._batchers[0] if len(self._batchers) == 1 else self._choose(asked.ids)
+        stream = batcher.submit(asked.ids, asked.request, cache_salt=salt, owner=owner, reading=asked.reading)
         with self._lock:
             self._streams.add(stream)
         return stream
 
-    def submit_all(self, requests: Sequence[tuple[Sequence[int], GenerationRequest]], salt: str | None) -> list[Stream]:
+    def submit_all(self, requests: Sequence[Asked], salt: str | None) -> list[Stream]:
         """Queue several prompts or none: if one is refused, those before it are cancelled. Raises as `submit`.
 
         salt: with whom they share the cache, see `Batcher.submit`.
@@ -149,8 +159,8 @@ class Service:
         streams: list[Stream] = []
         owner = object()
         try:
-            for ids, request in requests:
-                streams.append(self.submit(ids, request, salt, owner))
+            for asked in requests:
+                streams.append(self.submit(asked, salt, owner))
         except BaseException as error:
             for stream in streams:
                 stream.cancel()

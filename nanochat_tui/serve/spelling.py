@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nanochat_tui.engine.generate.reading import Scores
 from nanochat_tui.model.text import TabExpander
 from nanochat_tui.model.tokenizer import TextCodec
 from nanochat_tui.request import Token
-from nanochat_tui.serve.replies import TokenLogprob, TopLogprob
+from nanochat_tui.serve.replies import CompletionLogprobs, TokenLogprob, TopLogprob
 
 LEAST = -9999.0
 """Stands for the logarithm of nothing, which JSON has no number for."""
@@ -90,6 +91,41 @@ class Spelling:
             last.append((held.entry.model_copy(update={"token": cut.token, "bytes": cut.bytes}), held.begin))
         self._held.clear()
         return last
+
+
+class PromptScores:
+    """How likely the tokens of a prompt were, as the older API tells it: in parallel lists, the first without.
+
+    reading: takes the probabilities; complete when `listed` is called. Each token has an entry, a begin-of-text token
+    too, so that entries can be counted against the ids of the prompt.
+    """
+
+    def __init__(self, codec: TextCodec, ids: Sequence[int], top: int) -> None:
+        self.reading = Scores(ids, top=top)
+        self._codec, self._ids = codec, list(ids)
+        self._made: CompletionLogprobs | None = None
+
+    def listed(self) -> CompletionLogprobs:
+        """Return the lists; made once, which takes a while for a long prompt."""
+        if self._made is None:
+            spelling, decoder, decoded = Spelling(self._codec, ()), self._codec.stream(after=[]), 0
+            made = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+            for token in (None, *self.reading.scored):
+                identity = self._ids[0] if token is None else token.id
+                top = () if token is None else tuple((i, "", logprob) for i, logprob in token.top)
+                entry = spelling.spell(Token("", identity, 0.0 if token is None else token.logprob, top))
+                made.tokens.append(legacy_name(entry))
+                made.token_logprobs.append(None if token is None else entry.logprob)
+                made.top_logprobs.append(None if token is None else named_logprobs(entry))
+                made.text_offset.append(decoded)
+                decoded += len(decoder.feed(identity))
+            self._made = made
+        return self._made
+
+
+def named_logprobs(entry: TokenLogprob) -> dict[str, float]:
+    """Return a token's alternatives by name, itself among them."""
+    return {legacy_name(each): each.logprob for each in (*entry.top_logprobs, entry)}
 
 
 def _told(token: Token) -> tuple[int, float]:

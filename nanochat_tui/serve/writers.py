@@ -6,6 +6,7 @@ state becomes the final choice, so that both always say the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -23,13 +24,20 @@ from nanochat_tui.serve.replies import (
     EndReason,
     TokenLogprob,
 )
-from nanochat_tui.serve.spelling import Spelling, legacy_name
+from nanochat_tui.serve.spelling import PromptScores, Spelling, legacy_name, named_logprobs
 
 
 class Writer(Protocol):
     """Writes one reply."""
 
     tokens: int
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of the tokens that were drawn, by which replies are ranked."""
+
+    def ended(self, token: Token | None) -> None:
+        """Learn that no tokens follow, and of the one that ended the reply without being part of it."""
 
     def opening(self) -> dict[str, Any] | None:
         """Return the choice that begins a stream, if there is one."""
@@ -59,6 +67,14 @@ class ChatWriter:
         self._said: list[str] = []
         self._thought: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def mean_logprob(self) -> float:
+        """Replies of conversations are not ranked."""
+        return 0.0
+
+    def ended(self, token: Token | None) -> None:
+        """Nothing is said of a token that is no part of the reply."""
 
     def _choice(self, delta: dict[str, Any], entries: list[TokenLogprob] | None = None) -> dict[str, Any]:
         logprobs = {"content": [e.model_dump() for e in entries]} if entries else None
@@ -140,10 +156,18 @@ class ChatWriter:
 
 
 class TextWriter:
-    """A continuation of a text; `echo` is the prompt when the reply is to begin with it."""
+    """A continuation of a text; `echo` is the prompt when the reply is to begin with it, `scores` its probabilities.
 
-    def __init__(self, index: int, echo: str, spelling: Spelling | None) -> None:
+    With those the token that ended the reply has an entry too, as with OpenAI: programs that score a prompt ask for one
+    token more and drop the last entry.
+    """
+
+    def __init__(self, index: int, echo: str, spelling: Spelling | None, scores: PromptScores | None = None) -> None:
         self.tokens = 0
+        self._scores = scores
+        self._begun = scores is None
+        self._end: Token | None = None
+        self._drawn: list[float] = []
         self._index = index
         self._spelling = spelling
         self._echo = echo
@@ -154,17 +178,36 @@ class TextWriter:
         shown = logprobs.model_dump() if logprobs else None
         return {"index": self._index, "text": text, "logprobs": shown, "finish_reason": None}
 
+    @property
+    def mean_logprob(self) -> float:
+        """See `Writer.mean_logprob`; a reply without tokens is the least likely one."""
+        return sum(self._drawn) / len(self._drawn) if self._drawn else -math.inf
+
+    def ended(self, token: Token | None) -> None:
+        """Learn of the token that ended the reply; see `Writer.ended`."""
+        self._end = token
+        if token is not None and token.logprob is not None:
+            self._drawn.append(token.logprob)
+
     def opening(self) -> dict[str, Any] | None:
-        """Return the prompt when it is to be repeated."""
-        return self._choice(self._echo) if self._echo else None
+        """Return the prompt when it is to be repeated, and its probabilities need not be waited for."""
+        return self._choice(self._echo) if self._echo and self._begun else None
+
+    def _begin(self) -> list[dict[str, Any]]:
+        """Return the choice with the prompt and its probabilities, once they are there."""
+        if self._begun or self._scores is None:
+            return []
+        self._begun = True
+        return [self._choice(self._echo, self._scores.listed())]
 
     def add(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
         """Take tokens; see `Writer.add`."""
         self.tokens += len(tokens)
         text = "".join(token.text for token in tokens)
         self._text.append(text)
+        self._drawn += [token.logprob for token in tokens if token.logprob is not None]
         logprobs = self._listed(self._spelling.take(tokens)) if self._spelling else None
-        return [self._choice(text, logprobs)] if text or logprobs else []
+        return [*self._begin(), *([self._choice(text, logprobs)] if text or logprobs else [])]
 
     def _listed(self, found: Sequence[tuple[TokenLogprob, int]]) -> CompletionLogprobs | None:
         if not found:
@@ -173,25 +216,38 @@ class TextWriter:
         new = CompletionLogprobs(
             tokens=[legacy_name(entry) for entry in entries],
             token_logprobs=[entry.logprob for entry in entries],
-            top_logprobs=[{legacy_name(o): o.logprob for o in (*entry.top_logprobs, entry)} for entry in entries],
+            top_logprobs=[named_logprobs(entry) for entry in entries],
             text_offset=[len(self._echo) + place for _, place in found],
         )
-        whole = self._all
-        whole.tokens += new.tokens
-        whole.token_logprobs += new.token_logprobs
-        whole.text_offset += new.text_offset
-        whole.top_logprobs += new.top_logprobs
+        _append(self._all, new)
         return new
+
+    def _rest(self) -> CompletionLogprobs | None:
+        """Return the last probabilities, if some were held back or the end has one."""
+        if self._spelling is None:
+            return None
+        last = self._spelling.rest()
+        if self._scores is not None and self._end is not None:
+            last.append((self._spelling.spell(self._end), sum(map(len, self._text))))
+        return self._listed(last)
 
     def closing(self, reason: EndReason) -> list[dict[str, Any]]:
         """Return the reason, with the last probabilities if some were held back."""
-        logprobs = self._listed(self._spelling.rest()) if self._spelling else None
-        return [{**self._choice("", logprobs), "finish_reason": reason}]
+        return [*self._begin(), {**self._choice("", self._rest()), "finish_reason": reason}]
 
     def whole(self, reason: EndReason) -> CompletionChoice:
         """Return the whole continuation."""
-        if self._spelling:
-            self._listed(self._spelling.rest())
+        self._rest()
         logprobs = self._all if self._spelling else None
+        if logprobs is not None and self._scores is not None:
+            logprobs = _append(self._scores.listed().model_copy(deep=True), logprobs)
         text = self._echo + "".join(self._text)
         return CompletionChoice(index=self._index, text=text, logprobs=logprobs, finish_reason=reason)
+
+
+def _append(lists: CompletionLogprobs, more: CompletionLogprobs) -> CompletionLogprobs:
+    lists.tokens += more.tokens
+    lists.token_logprobs += more.token_logprobs
+    lists.top_logprobs += more.top_logprobs
+    lists.text_offset += more.text_offset
+    return lists

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import TINY, write_model
 
+LONG = TINY.with_(context_length=4096)
 ROOT = Path(__file__).parents[2]
 
 
@@ -47,3 +49,16 @@ def test_identity_over_threads_and_guesses(tmp_path: Path) -> None:
     assert done.stdout.count(": 600 tokens in ") == 4  # three numbers of threads, and once with guesses
     assert done.stdout.count("the last logits are the same") == 3
     assert "DIFFERENT" not in done.stdout
+
+
+@pytest.mark.slow
+def test_load_with_tools_and_grammars(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.gguf", LONG)
+    done = run("server_tools.py", "--model", model, "--clients", 1, 3, "--seconds", 1, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert [row["clients"] for row in found["rows"]] == [1, 3] and found["notes"] == []
+    for row in found["rows"]:
+        assert (
+            row["lost"] == row["invalid"] == 0 and row["calls"] >= row["clients"] and row["objects"] >= row["clients"]
+        )

@@ -1,4 +1,4 @@
-"""The same numbers in Hugging Face's transformers: float32 twins of tiny models agree within 1e-3.
+"""The same numbers in Hugging Face's transformers: logits and states of float32 twins agree within 1e-3.
 
 Its files hold weights before llama.cpp's converters: rotated rows in halves, Qwen3.5's norms less one and value heads
 grouped by key head. That is undone here, so the comparison covers our reading of the converters too.
@@ -148,6 +148,11 @@ def peer_logits(model: Any) -> np.ndarray:
         return model.float().eval()(torch.tensor([IDS])).logits[0].numpy()
 
 
+def peer_states(model: Any) -> np.ndarray:
+    with torch.no_grad():
+        return model.float().eval().model(torch.tensor([IDS])).last_hidden_state[0].numpy()
+
+
 def compare(
     path: Path, name: str, make: Callable[[], Any], convert: Callable[[str, np.ndarray], np.ndarray] = plain
 ) -> None:
@@ -156,9 +161,15 @@ def compare(
     with read_gguf(path) as file:
         fill(peer, file, convert)
     wanted = peer_logits(peer)
-    ours = load(path, threads=1, activations="float", kv="f32").logits(IDS)
+    ours = load(path, threads=1, activations="float", kv="f32")
     assert wanted.std() > 0.5
-    np.testing.assert_allclose(ours, wanted, atol=1e-3)
+    np.testing.assert_allclose(ours.logits(IDS), wanted, atol=1e-3)
+    states = peer_states(peer)
+    assert states.std() > 0.1
+    np.testing.assert_allclose(ours.embed([IDS], pooling="none", normalize=False)[0], states, atol=1e-3)
+    for pooling, pooled in (("mean", states.mean(axis=0)), ("last", states[-1]), ("cls", states[0])):
+        vectors = ours.embed([IDS[:3], IDS], pooling=pooling)  # type: ignore[arg-type]
+        np.testing.assert_allclose(vectors[1], pooled / np.linalg.norm(pooled), atol=1e-3)
 
 
 def test_llama(tmp_path: Path) -> None:

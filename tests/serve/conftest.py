@@ -22,7 +22,7 @@ def base_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("chat") / "model.gguf", LONG, chat_template=CHAT_TEMPLATE)
+    return write_model(tmp_path_factory.mktemp("chat") / "model.gguf", LONG, chat_template=CHAT_TEMPLATE, infill=True)
 
 
 @pytest.fixture(scope="session")

@@ -46,12 +46,14 @@ def test_openai_for_javascript(chat: Running) -> None:
     assert refused == {
         "tools": ("BadRequestError", 400),
         "schema": ("BadRequestError", 400),
-        "embeddings": ("NotFoundError", 404),
+        "images": ("NotFoundError", 404),
         "responses": ("BadRequestError", 400),
     }
     assert found["failures"]["tools"]["param"] == "tools"
     assert found["failures"]["responses"]["param"] == "tools"
-    assert "/v1/chat/completions" in found["failures"]["embeddings"]["message"]
+    assert "/v1/chat/completions" in found["failures"]["images"]["message"]
+    for vector, text in zip(found["embedded"], ("x", "fn main"), strict=True):
+        assert vector == pytest.approx(chat.service.model.embed(text).tolist(), abs=1e-6)  # type: ignore[union-attr]
 
 
 def test_openai_for_javascript_without_the_prefix(chat: Running) -> None:

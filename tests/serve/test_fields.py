@@ -11,6 +11,8 @@ from pydantic import AliasChoices, BaseModel
 from servers import PROMPT, Running
 
 from nanochat_tui.serve.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from nanochat_tui.serve.bodies_embeddings import EmbeddingBody
+from nanochat_tui.serve.bodies_infill import InfillBody
 from nanochat_tui.serve.bodies_messages import MessagesBody
 from nanochat_tui.serve.bodies_responses import ResponsesBody
 from nanochat_tui.serve.fields import FIELDS, PATHS, Field, Route, markdown
@@ -20,6 +22,8 @@ BODIES: dict[Route, type[BaseModel]] = {
     "completions": CompletionBody,
     "messages": MessagesBody,
     "responses": ResponsesBody,
+    "embeddings": EmbeddingBody,
+    "infill": InfillBody,
     "tokenize": TokenizeBody,
     "detokenize": DetokenizeBody,
 }
@@ -33,6 +37,8 @@ LEAST: dict[Route, dict[str, Any]] = {
         "temperature": 0,
     },
     "responses": {"input": "hello", "max_output_tokens": 2, "temperature": 0},
+    "embeddings": {"input": "hello"},
+    "infill": {"input_prefix": "fn a", "input_suffix": "}", "n_predict": 2, "temperature": 0},
     "tokenize": {"content": "hello"},
     "detokenize": {"tokens": [1, 2]},
 }

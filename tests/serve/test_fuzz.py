@@ -34,6 +34,8 @@ def fuzzed(request: pytest.FixtureRequest) -> Iterator[Running]:
 ROUTES = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/embeddings"),
+    ("POST", "/infill"),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
     ("POST", "/v1/responses"),
@@ -71,7 +73,7 @@ def test_no_request_is_answered_with_a_server_error(
     @given(case=operation.as_strategy(generation_mode=mode))
     def send(case: Case) -> None:
         if isinstance(case.body, dict):
-            for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"):
                 if not isinstance(case.body.get(name), str):
                     case.body[name] = 4  # a reply of thousands of tokens finds no more faults than a short one
         case.call_and_validate(checks=CHECKS, timeout=120)

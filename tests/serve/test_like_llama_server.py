@@ -126,7 +126,7 @@ def test_routes_answer_without_their_prefix(chat: Running) -> None:
 
 def test_an_unknown_route_is_told_which_there_are(base: Running) -> None:
     for method, path in (
-        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/images/generations"),
         ("GET", "/v2"),
         ("POST", "/v1/v1/completions"),
         ("POST", "/api/chat"),

@@ -24,6 +24,7 @@ class Scripted:
     """A stream of the engine's shape that says what it is told, with pauses."""
 
     stop_text: str | None = None
+    end_token: Token | None = None
 
     def __init__(self, pieces: list[str], pause: float = 0.0, error: BaseException | None = None) -> None:
         self.prompt_tokens, self.stats, self.finish_reason = 3, Stats(), None

@@ -19,6 +19,16 @@ from nanochat_tui.engine.compile.choose import choose_kernel
 from nanochat_tui.engine.generate.constraint import Grammars
 from nanochat_tui.engine.generate.conversation import Generation, answering, begin_reply, prompt_ids
 from nanochat_tui.engine.generate.memory_forecast import Forecast, forecast, require_memory
+from nanochat_tui.engine.generate.reading import (
+    Convention,
+    Embedding,
+    Pooling,
+    Scores,
+    checked_pooling,
+    convention_of,
+    one_or_several,
+    run_readings,
+)
 from nanochat_tui.engine.generate.session import Session
 from nanochat_tui.engine.generate.speculation import Mode
 from nanochat_tui.engine.run.crew import Crew
@@ -37,7 +47,7 @@ from nanochat_tui.model.chat.prompt import Message, PromptBuilder
 from nanochat_tui.model.shards import open_model
 from nanochat_tui.model.support import require_runnable
 from nanochat_tui.model.tokenizer import TextCodec, load_tokenizer
-from nanochat_tui.request import GenerationRequest, SamplingParams, shows_settings
+from nanochat_tui.request import GenerationRequest, SamplingParams, Token, shows_settings
 from nanochat_tui.system import default_threads
 from nanochat_tui.text import display_safe
 
@@ -63,6 +73,7 @@ class Model:
         executor: Executor,
         name: str,
         talk: ChatFormat | None,
+        embedding: Convention,
         options: dict[str, Any],
     ) -> None:
         """talk: None for a model that only continues text. options: those of `load` other than `progress`."""
@@ -83,6 +94,8 @@ class Model:
         """The marks around what the model thinks before it answers, if it does."""
         self.context_length = min(options["context"] or config.context_length, config.context_length)
         """Tokens that memory was asked for, prompt and reply together; at most what the model was made for."""
+        self.embedding = embedding
+        """How its file wants texts to be embedded."""
         self._options = options
         self.grammars = Grammars(codec, config.vocab_size)
         """Makes the rules of replies that follow a grammar."""
@@ -134,21 +147,83 @@ class Model:
 
         Raises UserError if the sequence is empty, longer than the context or has an id outside the vocabulary.
         """
-        limit, vocab = self.config.context_length, self.config.vocab_size
-        try:
-            tokens = np.array(token_ids("ids", ids), np.int64)
-        except OverflowError as error:
-            raise UserError(f"a token id is outside the vocabulary of {vocab}") from error
-        if not 0 < len(tokens) <= limit:
-            raise UserError(f"logits are computed for 1 to {limit} tokens, not {len(tokens)}")
-        if tokens.min() < 0 or tokens.max() >= vocab:
-            raise UserError(f"a token id is outside the vocabulary of {vocab}")
+        tokens, vocab = self._known_ids(ids, "logits"), self.config.vocab_size
         cache = KVCache(self.config, len(tokens), self.kv)
         out = np.empty((len(tokens), vocab), np.float32)
         for start in range(0, len(tokens), CHUNK):
             part = tokens[start : start + CHUNK]
             out[start : start + len(part)] = self.executor.logits(cache, part, start)
         return out
+
+    def _known_ids(self, ids: object, what: str) -> NDArray[np.int64]:
+        """Return token ids as int64 [n]. Raises UserError for an empty, too long or unknown sequence."""
+        limit, vocab = self.config.context_length, self.config.vocab_size
+        try:
+            tokens = np.array(token_ids("ids", ids), np.int64)
+        except OverflowError as error:
+            raise UserError(f"a token id is outside the vocabulary of {vocab}") from error
+        if not 0 < len(tokens) <= limit:
+            raise UserError(f"{what} are computed for 1 to {limit} tokens, not {len(tokens)}")
+        if tokens.min() < 0 or tokens.max() >= vocab:
+            raise UserError(f"a token id is outside the vocabulary of {vocab}")
+        return tokens
+
+    def score(self, text: str | Sequence[int], *, start: int = 1, top: int = 0) -> list[Token]:
+        """Return the tokens of a text from place `start` on, each with its natural log-probability after those before.
+
+        text: encoded first, or ids; nothing precedes the first token, so `start` is 1 or more. top: so many of the
+        likeliest tokens come with each as `Token.top`, likeliest first. A part of the logits is in memory at a time.
+        Raises UserError as `logits` does, and for impossible numbers.
+        """
+        whole("start", start)
+        whole("top", top)
+        if start < 1 or top < 0:
+            raise UserError("start is 1 or more: nothing precedes the first token; and top is 0 or more")
+        ids = self._known_ids(self.encode(text) if isinstance(text, str) else text, "probabilities").tolist()
+        scores = Scores(ids, start, top)
+        if start < len(ids):
+            run_readings(self.executor, [(ids, scores)])
+        return scores.tokens(self.codec)
+
+    def embedding_ids(self, text: str | Sequence[int]) -> list[int]:
+        """Return the ids of a text to embed: by the model's conventions, with an end token if its file wants one.
+
+        Ids are taken as they are. Raises UserError if there are none, too many or unknown ones.
+        """
+        ids = text if not isinstance(text, str) else self.encode(text)
+        if (
+            isinstance(text, str)
+            and self.embedding.ends
+            and self.codec.eos is not None
+            and ids[-1:] != [self.codec.eos]
+        ):
+            ids = [*ids, self.codec.eos]
+        return [int(token) for token in self._known_ids(ids, "embeddings")]
+
+    def embed(
+        self,
+        texts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """Return embeddings: of one text (or its ids) float32 [dim], of several float32 [texts, dim], in their order.
+
+        They are made of the states behind the final norm, which the output table reads. pooling: their mean, that of
+        the last token or of the first one ("cls"), or "none": the states of all tokens, float32 [tokens, dim] of a
+        text, a list of these of several. None is what the file's `pooling_type` says, and the mean if it says
+        nothing. normalize: scaled to length 1. Short texts are computed together. Raises UserError for a text that is
+        empty or longer than the context.
+        """
+        wanted = self.embedding.pooling if pooling is None else checked_pooling(pooling)
+        single, found = one_or_several(texts)
+        ids = [self.embedding_ids(each) for each in found]
+        readings = [Embedding(len(each), wanted) for each in ids]
+        run_readings(self.executor, list(zip(ids, readings, strict=True)))
+        vectors = [reading.vector(normalize=normalize) for reading in readings]
+        if single:
+            return vectors[0]
+        return vectors if wanted == "none" else np.array(vectors, np.float32).reshape(len(vectors), self.config.dim)
 
     @shows_settings
     def generate(
@@ -289,6 +364,7 @@ def load(
         )
         name = metadata_string(file.metadata, "general.name", file_path.stem)
         talk = chat_format(file.metadata)
+        embedding = convention_of(file.metadata)
         assumed = talk.note if talk is not None else completes_only(file.metadata)
     for note in (*codec.notes, *([assumed] if assumed else [])):
         if progress:
@@ -310,7 +386,7 @@ def load(
         "i2s_layout": i2s_layout,
         "lora": [LoraFile(Path(each.path).resolve(), each.scale) for each in lora],
     }
-    return Model(file_path, shape, codec, executor, name, talk, options)
+    return Model(file_path, shape, codec, executor, name, talk, embedding, options)
 
 
 def _load_again(path: str, options: dict[str, Any]) -> Model:

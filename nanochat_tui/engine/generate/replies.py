@@ -53,6 +53,8 @@ class Reply:
         self.room = left if request.max_tokens is None else min(request.max_tokens, left)
         self.produced = 0
         self.finish_reason: FinishReason | None = None
+        self.end_token: Token | None = None
+        """The token that ended the reply, if it was not handed out."""
         self.rules: GrammarRules | None = None
         """What the reply has to follow, if anything."""
         if request.grammar is not None:
@@ -79,7 +81,10 @@ class Reply:
         if token in self._ends and not early:
             self.finish_reason = "stop"
             rest = self._text.finish()
-            return self._token(drawn, index, rest) if rest else None
+            if rest:
+                return self._token(drawn, index, rest)
+            self.end_token = self._token(drawn, index, "")
+            return None
         if rules is not None:
             rules.take(token)
         piece = self._text.feed(token, early=early)

@@ -5,7 +5,8 @@ decode, and next to them some tokens of the prompts in prefill, so that a long p
 prompts (see `fairness`). Requests join and leave between steps. Prompts that begin alike share the pages of the KV
 cache. When its pages run out, the youngest request is preempted and later continues where it was (as in vLLM, Kwon et
 al. 2023). The batcher does not know who asked: it takes token ids and settings and hands out tokens; a stream may be
-read, and cancelled, from any thread.
+read, and cancelled, from any thread. A request may also want to know something of its prompt's tokens (see `reading`):
+they are computed in jobs of their own between the steps, as many as a step may take longer for prompts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat_tui.engine.generate.fairness import Budget, Prompt, next_to_run, order, share, to_displace
 from nanochat_tui.engine.generate.memory_forecast import LEAST_CONTEXT, available_memory
+from nanochat_tui.engine.generate.reading import Reading, most_rows
 from nanochat_tui.engine.generate.replies import checked_prompt
 from nanochat_tui.engine.generate.speculation import Costs, Speculator
 from nanochat_tui.engine.generate.step import Pace, Step, TokenSequence, run_step
@@ -84,6 +86,10 @@ class Stream(Iterator[Token]):
         """None while the reply is being generated."""
         self.stop_text: str | None = None
         """The stop string that ended the reply, if one did."""
+        self.end_token: Token | None = None
+        """The token that ended the reply, if it was not handed out."""
+        self.reading: Reading | None = None
+        """What was asked of the prompt; complete before the first token comes and when the reply is over."""
         self._cancel = cancel or threading.Event()
         self._arrived: queue.SimpleQueue[Token | BaseException | None] = queue.SimpleQueue()
         self._over = False
@@ -115,7 +121,8 @@ class Stream(Iterator[Token]):
 class _Request(TokenSequence):
     """A sequence in the queue or, with a cache, in the batch.
 
-    owner: what replies that were asked for together have in common. arrived: when, by `time.perf_counter`.
+    owner: what replies that were asked for together have in common. arrived: when, by `time.perf_counter`. reading:
+    takes what is computed for the prompt's tokens.
     """
 
     def __init__(
@@ -127,13 +134,41 @@ class _Request(TokenSequence):
         cancel: threading.Event | None,
         owner: Hashable,
         salt: str | None,
+        reading: Reading | None,
     ) -> None:
         speculator = Speculator(batcher.model.speculation, batcher.costs)
         super().__init__(batcher.model, prompt, request, batcher.context, BURST, speculator)
         self.stream = Stream(len(prompt), self.stats, cancel)
+        self.stream.reading = self.reading = reading
         self.owner = self.stream if owner is None else owner
-        self.salt = salt
+        self.salt = salt if reading is None else None  # what the cache knows cannot be read
         self.arrived = time.perf_counter()
+
+    @property
+    def to_read(self) -> int:
+        """Tokens that the reading takes next; 0 if it takes none, or none yet."""
+        if self.reading is None or self.resumed or len(self.cache.ids) < self.reading.first:
+            return 0
+        return max(0, self.reading.rows - len(self.cache.ids))
+
+    @property
+    def to_prefill(self) -> int:
+        """Tokens to be run before the next one is sampled, or before the reading takes some."""
+        known = len(self.cache.ids)
+        if self.reading is not None and not self.resumed and known < self.reading.first:
+            return self.reading.first - known
+        return self.to_run
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether the reading takes states, not logits."""
+        return self.reading is not None and self.reading.states
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to be done."""
+        known = len(self.cache.ids)
+        return self.reply.room == 0 and (self.reading is None or known >= self.reading.rows)
 
     @property
     def reserved_pages(self) -> int:
@@ -189,6 +224,7 @@ class Batcher:
         """Of passes with and without draft tokens, of all requests."""
         self._pace = Pace(BURST)
         self._budget = Budget(model.executor.tile)
+        self._reading_budgets = {states: Budget(model.executor.tile) for states in (False, True)}
         self._thread = threading.Thread(target=self._work, name="nanochat-batcher", daemon=True)
         self._thread.start()
 
@@ -206,18 +242,20 @@ class Batcher:
         cancel: threading.Event | None = None,
         cache_salt: str | None = "",
         owner: Hashable = None,
+        reading: Reading | None = None,
         **settings: Any,
     ) -> Stream:
         """Queue a prompt and return the stream of its reply at once. params, settings: as in `Session.generate`.
 
         cache_salt: beginnings of prompts are shared among requests with the same salt; None shares with none.
         owner: the same for replies that were asked for together, which share their places; None for a single one.
+        reading: takes what is computed for the prompt's tokens, of which the cache knows none then.
         Raises UserError for impossible settings, a prompt longer than the context or a closed batcher, and
         QueueFull when no place to wait in is left.
         """
         asked = GenerationRequest.of(params, **settings)
         tokens = checked_prompt(self.model, ids, self.context)
-        request = _Request(self, tokens, asked, cancel=cancel, owner=owner, salt=cache_salt)
+        request = _Request(self, tokens, asked, cancel=cancel, owner=owner, salt=cache_salt, reading=reading)
         with self._changed:
             if self._closed:
                 raise UserError("the model is being closed and takes no more requests")
@@ -310,17 +348,18 @@ class Batcher:
             request.preempt()
             self._waiting.appendleft(request)
 
-    def _schedule(self) -> dict[_Request, int]:
-        """Return how many tokens of each prompt in prefill the next step takes, in the order of their turn.
+    def _schedule(self) -> tuple[dict[_Request, int], dict[_Request, int]]:
+        """Return how many tokens of each prompt in prefill the next step takes, in the order of their turn, and how
+        many tokens of prompts go to their readings next to it.
 
         The youngest requests are preempted until there are pages for that and for the next tokens of the others. The
         oldest alone always has room, so one always makes progress; and what was preempted comes back only when there
         are pages for a while.
         """
         while True:
-            prefilling = [request for request in self._running if request.prefilling]
+            prefilling = [request for request in self._running if request.prefilling and not request.to_read]
             now = time.perf_counter()
-            prompts = [Prompt(request.to_run, now - request.arrived) for request in prefilling]
+            prompts = [Prompt(request.to_prefill, now - request.arrived) for request in prefilling]
             turns: list[int] = []
             leaders: list[_Request] = []
             for number in order(prompts):
@@ -328,24 +367,57 @@ class Batcher:
                 if not any(prefilling[number].waits_for(leader) for leader in leaders):
                     turns.append(number)
                     leaders.append(prefilling[number])
-            decoding = len(self._running) - len(prefilling)
+            decoding = sum(not request.prefilling for request in self._running)
             budget = self._budget.tokens(CHUNK - decoding, decoding)
             shares = share([prompts[number] for number in turns], budget)
             prefill = {leader: tokens for leader, tokens in zip(leaders, shares, strict=True) if tokens}
+            reads = self._share_reading(now, decoding)
             missing = 0
             for request in self._running:
-                tokens = prefill.get(request, 0) if request.prefilling else min(BURST, request.left)
+                planned = prefill.get(request, 0) + reads.get(request, 0)
+                tokens = planned if request.prefilling else min(BURST, request.left)
                 missing += request.cache.missing(len(request.cache.ids) + tokens)
             if missing <= self._pool.available or len(self._running) == 1:
-                return prefill
+                return prefill, reads
             self._preempt(self._running[-1])  # they came in this order, and come back in it
+
+    def _share_reading(self, now: float, decoding: int) -> dict[_Request, int]:
+        """Return how many tokens go to which readings next: those of one kind, logits or states."""
+        readers = [request for request in self._running if request.to_read]
+        if not readers:
+            return {}
+        turns = [readers[i] for i in order([Prompt(r.to_read, now - r.arrived) for r in readers])]
+        states = turns[0].reads_states
+        turns = [request for request in turns if request.reads_states == states]
+        most = most_rows(states, self.model.executor.vocab_padded)
+        budget = self._reading_budgets[states].tokens(most, decoding)
+        shares = share([Prompt(request.to_read, now - request.arrived) for request in turns], budget)
+        return {request: tokens for request, tokens in zip(turns, shares, strict=True) if tokens}
+
+    def _read(self, reads: dict[_Request, int], decoding: int) -> None:
+        """Run tokens of prompts that are read, in a job of their own."""
+        began = time.perf_counter()
+        pieces = [request.reading_piece(tokens) for request, tokens in reads.items()]
+        states = next(iter(reads)).reads_states
+        rows, place = self.model.executor.read(pieces, states=states), 0
+        for (request, tokens), piece in zip(reads.items(), pieces, strict=True):
+            if request.reading is not None:
+                request.reading.take(piece.position, rows[place : place + tokens])
+            place += tokens
+        seconds = time.perf_counter() - began
+        for request, tokens in reads.items():
+            request.prefilled(tokens, seconds)
+        budget = self._reading_budgets[states]
+        budget.learn(budget.plain * (decoding > 0) + seconds, decoding, sum(reads.values()))
+        with self._changed:
+            self._prompt_tokens += sum(reads.values())
 
     def _finish(self, request: _Request, reason: FinishReason, error: BaseException | None = None) -> None:
         with self._changed:
             self._running.remove(request)
             request.release()
             self._changed.notify_all()
-        request.stream.stop_text = request.reply.stop_text
+        request.stream.stop_text, request.stream.end_token = request.reply.stop_text, request.reply.end_token
         request.stream._end(reason, error)
 
     def _step(self) -> None:
@@ -353,13 +425,15 @@ class Batcher:
         for request in list(self._running):
             if request.stream._cancel.is_set():
                 self._finish(request, "cancelled")
-            elif request.reply.room == 0:
+            elif request.over:
                 self._finish(request, "length")
         for request in self._running:
             if request.prefilling:
                 self._match_prefix(request)
-        prefill = self._schedule()
+        prefill, reads = self._schedule()
         decode = [request for request in self._running if not request.prefilling]
+        if reads:
+            self._read(reads, len(decode))
         if not prefill and not decode:
             return
         step = run_step(self.model.executor, prefill, decode, 1 if prefill else self._pace.passes)
@@ -384,6 +458,8 @@ class Batcher:
         tokens = sum(prefill.values())
         self._budget.learn(step.seconds / step.passes, decoding, tokens)
         if not prefill:
+            for each in self._reading_budgets.values():
+                each.learn(step.seconds / step.passes, decoding, 0)
             self._pace.learn(step.seconds / step.passes)
             return
         self._pace.restart()

@@ -170,6 +170,11 @@ class TokenSequence:
         draw = self.reply.draw if begin + len(part) == len(self.ids) else None
         return Piece(self.cache, part, begin, draw, drafter=self._drafter)
 
+    def reading_piece(self, tokens: int) -> Piece:
+        """Return the part of a job of its own that runs the next tokens and samples none."""
+        begin = len(self.cache.ids)
+        return Piece(self.cache, np.array(self.ids[begin : begin + tokens], np.int64), begin)
+
     def decode_piece(self, passes: int, *, draft: bool) -> Piece:
         """Return the job's part that runs the last token and samples in up to `passes` passes; draft: with drafts."""
         drafts = self._speculator.most() if draft else 0

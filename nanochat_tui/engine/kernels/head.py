@@ -18,14 +18,21 @@ from nanochat_tui.engine.simd.library import function_type
 MINUS_INFINITY_BITS = 0xFF800000
 
 
+@compiled("v:MTii")
+def final_state(model, thread, token, place):
+    """Write a token's streams, merged and normalised, into the shared buffer of floats as row `place`."""
+    dim, streams = get(model, s.DIM), get(model, s.STREAMS)
+    row = get(model, s.HEAD_FLOAT) + place * dim * 4
+    mix_read(streams, get(thread, s.STREAMS_NOW) + token * streams * dim * 4, row, get(model, s.FINAL_MIX), dim)
+    rms_norm(row, get(model, s.FINAL_NORM), row, dim, f32_from_bits(get(model, s.EPSILON_BITS)))
+
+
 @compiled("v:MTiii")
 def head_input(model, thread, token, place, count):
     """Write token's input of the head into the shared buffers, as row `place` of `count`."""
     dim, matrix = get(model, s.DIM), get(model, s.HEAD_MATRIX)
-    streams = get(model, s.STREAMS)
+    final_state(model, thread, token, place)
     row = get(model, s.HEAD_FLOAT) + place * dim * 4
-    mix_read(streams, get(thread, s.STREAMS_NOW) + token * streams * dim * 4, row, get(model, s.FINAL_MIX), dim)
-    rms_norm(row, get(model, s.FINAL_NORM), row, dim, f32_from_bits(get(model, s.EPSILON_BITS)))
     rotate_row(model, row, get(model, s.ROTATE_HEAD), dim)
     if takes_floats(matrix) == 0:
         quantise_for(
@@ -38,11 +45,14 @@ def head_input(model, thread, token, place, count):
 
 @compiled("v:MJTiii")
 def head_inputs(model, job, thread, part, parts, count):
-    """Write the inputs of the head of part `part` of those of `count` tokens that want logits."""
+    """Write the inputs of the head, or final states, of part `part` of those of `count` tokens that want them."""
     for token in range(count):
         place = get(row_of(job, token), s.LOGITS_PLACE)
         if place >= 0 and place % parts == part:
-            head_input(model, thread, token, place, get(job, s.WANTED))
+            if get(job, s.JOB_STATES) == 1:
+                final_state(model, thread, token, place)
+            else:
+                head_input(model, thread, token, place, get(job, s.WANTED))
 
 
 @compiled("v:MTiiii")

@@ -245,11 +245,14 @@ def forward_rows(model, job, layers, thread, count):
 def row_logits(model, job, layers, thread, count, wanted):
     """Compute the logits of those of `count` tokens that want them, and what the sampler needs of them.
 
-    Logits go to the job's buffer, float32 [wanted][vocab padded]. Returns 0 if this thread is late.
+    Logits go to the job's buffer, float32 [wanted][vocab padded]; `wanted` below 0 asks for final states only, which
+    are there before. Returns 0 if this thread is late.
     """
     best = get(thread, s.BEST_NOW)
     if shared_step(model, job, layers, thread, 0, s.HEAD_INPUT_STEP, count, 1) == 0:
         return 0
+    if wanted < 0:
+        return 1
     if get(model, s.SCREEN_COLUMNS) > 0 and best > 0:
         for phase in range(3):
             if shared_step(model, job, layers, thread, 0, s.SCREEN_STEP + phase, best, 1) == 0:
@@ -272,7 +275,7 @@ def run_pass(model, job, layers, thread, count, by_rows, wanted, sequences):
         put(thread, s.STREAMS_NOW, get(thread - get(thread, s.NUMBER) * 8 * s.THREAD_SLOTS, s.X))
         if forward_tiles(model, job, layers, thread, count) == 0:
             return 0
-    if wanted > 0 and row_logits(model, job, layers, thread, count, wanted) == 0:
+    if wanted != 0 and row_logits(model, job, layers, thread, count, wanted) == 0:
         return 0
     if sequences > 1:
         return shared_step(model, job, layers, thread, 0, s.ADVANCE_STEP, sequences, 1)

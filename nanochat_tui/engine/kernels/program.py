@@ -34,6 +34,9 @@ def run_job(model, job, layers, thread):
         count, wanted, best = get(job, s.COUNT), get(job, s.WANTED), 0
         if count == 0:
             break
+        if get(job, s.JOB_STATES) == 1:
+            # told with the pass: a thread that is late may not look at the job, which is the next one's by then
+            wanted = -wanted
         # the weights are read once if threads share rows; many tokens rather share the work between the matrices
         by_rows = 1 if crew == 1 or count <= s.HEAD_ROWS or count < crew * get(model, s.TILE) else 0
         if get(model, s.SCREEN_COLUMNS) > 0:

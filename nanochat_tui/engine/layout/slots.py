@@ -135,9 +135,10 @@ SHARE_DONE that of those that are finished."""
 ROWS, COUNT, WANTED, LOGITS_OUT, SEQUENCES, SEQUENCE_COUNT = t.JOB.slots(range(6))
 ROWS.holds, SEQUENCES.holds = t.ROW, t.SEQUENCE
 KV_KIND, VALUE_OFFSET, KEY_SCALE_OFFSET, VALUE_SCALE_OFFSET, HEAD_KV_BYTES, LAYER_KV_BYTES = t.JOB.slots(range(6, 12))
-ONLY_SEQUENCES, JOB_LOGPROBS, JOB_CREW = t.JOB.slots(range(12, 15))
+ONLY_SEQUENCES, JOB_LOGPROBS, JOB_CREW, JOB_STATES = t.JOB.slots(range(12, 16))
 """ONLY_SEQUENCES: 1 if the rows are not given, but are the next pass of every sequence. JOB_LOGPROBS: 1 if
-log-probabilities are wanted of one of the sequences. JOB_CREW: threads that run the job."""
+log-probabilities are wanted of one of the sequences. JOB_CREW: threads that run the job. JOB_STATES: 1 if the job ends
+with the normalised rows in HEAD_FLOAT, before the output table."""
 JOB_SLOTS = t.JOB.width(16)
 
 # ---- ROW: one token of one sequence. LOGITS_PLACE: row of the logits buffer that is to hold its logits, or -1

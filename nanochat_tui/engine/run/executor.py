@@ -142,6 +142,7 @@ class Executor:
         if self.screening is not None and drawn == 1:
             self._screen(self.screening)
         layout_of(pieces[0].cache.pool, job)
+        job[s.JOB_STATES] = 0
         job[s.COUNT], job[s.WANTED], job[s.SEQUENCE_COUNT] = total, drawn, drawn
         job[s.LOGITS_OUT] = self._tables.model[s.LOGITS]
         job[s.ONLY_SEQUENCES] = int(drawn == total)
@@ -217,15 +218,35 @@ class Executor:
 
     def logits(self, cache: KVCache, ids: NDArray[np.int64], position: int) -> NDArray[np.float32]:
         """Run tokens and return all their logits, float32 [n, vocab]."""
-        rows = round_up(len(ids), int(self._tables.model[s.TILE])) if len(ids) > 1 else 1
-        out = aligned((rows, self.vocab_padded), np.float32)
+        return self.read([Piece(cache, ids, position)])
+
+    def read(self, pieces: Sequence[Piece], *, states: bool = False) -> NDArray[np.float32]:
+        """Run pieces without a draw together; return a row for each of their n tokens, one piece after the other.
+
+        Logits float32 [n, vocab], or with `states` what the output table would be multiplied by, float32 [n, dim]:
+        the merged streams behind the final norm, before any rounding and rotation.
+        """
+        count = sum(len(piece.ids) for piece in pieces)
+        if states:
+            out = np.empty((count, self.shape.dim), np.float32)
+        else:
+            rows = round_up(count, int(self._tables.model[s.TILE])) if count > 1 else 1
+            out = aligned((rows, self.vocab_padded), np.float32)
         with self._lock:
-            self._set_pieces([Piece(cache, ids, position)])
-            self._rows[: len(ids), s.LOGITS_PLACE] = np.arange(len(ids))
-            self._job[s.WANTED], self._job[s.LOGITS_OUT] = len(ids), out.ctypes.data
+            self._set_pieces(pieces)
+            self._rows[:count, s.LOGITS_PLACE] = np.arange(count)
+            self._job[s.WANTED] = count
+            if states:
+                self._job[s.JOB_STATES] = 1
+            else:
+                self._job[s.LOGITS_OUT] = out.ctypes.data
             self._run()
-            cache.came_to(position + len(ids))
-        return out[: len(ids), : self.shape.vocab_size]
+            for piece in pieces:
+                piece.cache.came_to(piece.position + len(piece.ids))
+            if states:  # the factor of logits is kept in the norm's weights
+                out[...] = self._tables.states[:count]
+                out /= np.float32(self.shape.logit_scale)
+        return out[:count, : self.shape.dim if states else self.shape.vocab_size]
 
     def generate(self, cache: KVCache, ids: NDArray[np.int64], position: int, draw: Draw, steps: int) -> Drawn:
         """Run tokens, then sample up to `steps` tokens, running each but the last."""

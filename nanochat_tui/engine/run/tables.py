@@ -94,6 +94,11 @@ class Tables:
     def _floats(self, count: int, fill: float | None = None, name: object = None) -> int:
         return self._address(aligned(count + SLACK, np.float32, fill), name)
 
+    @property
+    def states(self) -> NDArray[np.float32]:
+        """What a job of final states leaves: float32 [CHUNK, dim]."""
+        return self.buffers["states"][: CHUNK * self.shape.dim].reshape(CHUNK, self.shape.dim)
+
     def known(self, kv: int) -> frozenset[tuple[str, int]]:
         """Return slots that have one value in all of the model's tables, by name: the program is made for them.
 
@@ -271,7 +276,7 @@ class Tables:
         m[s.HEAD_X8] = self._floats(CHUNK * head // 4, 0.0)
         m[s.HEAD_INIT] = self._floats(CHUNK * (head // k.LEAST_UNIT))
         m[s.HEAD_SCALE] = self._floats(CHUNK * (head // k.LEAST_UNIT), 0.0)
-        m[s.HEAD_FLOAT] = self._floats(CHUNK * a.dim)
+        m[s.HEAD_FLOAT] = self._floats(CHUNK * a.dim, name="states")
         padded = round_up(self.vocab_padded // s.STATISTICS_BLOCK, 16)
         m[s.BLOCKS_PADDED] = padded
         # memory that was never touched costs nothing: most jobs sample from one row

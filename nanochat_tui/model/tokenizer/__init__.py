@@ -28,7 +28,7 @@ from nanochat_tui.model.tokenizer.from_gguf import (
     read_tokenizer,
     to_gguf_metadata,
 )
-from nanochat_tui.model.tokenizer.infill import KEYS, OLD_KEYS, InfillMarks, marks_by_name
+from nanochat_tui.model.tokenizer.infill import KEYS, OLD_KEYS, FileMarks, InfillMarks, marks_by_name
 from nanochat_tui.model.tokenizer.patterns import repaired_names
 from nanochat_tui.text import display_safe
 
@@ -116,6 +116,7 @@ def codec_from_gguf(metadata: Mapping[str, GGUFValue], tokenizer: Tokenizer | No
         ends=frozenset(token for token in ends if token is not None),
         unused=found.unused,
         infill=_infill(token_id, tokenizer),
+        file_marks=None if (file := token_id("fim_sep")) is None else FileMarks(file, token_id("fim_rep")),
         notes=tuple(notes),
     )
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders
 from nanochat_tui.model.text import TabExpander, spaces_to_tabs
 from nanochat_tui.model.tokenizer.errors import TokenizerError
 from nanochat_tui.model.tokenizer.from_gguf import END_NAMES
-from nanochat_tui.model.tokenizer.infill import InfillMarks
+from nanochat_tui.model.tokenizer.infill import FileMarks, InfillMarks
 from nanochat_tui.model.tokenizer.sentencepiece import SPACE
 
 
@@ -77,6 +77,7 @@ class TextCodec:
         ends: frozenset[int] | None = None,
         unused: tuple[int, ...] = (),
         infill: InfillMarks | None = None,
+        file_marks: FileMarks | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
         self._byte_level = _spells_bytes(tokenizer)
@@ -87,6 +88,8 @@ class TextCodec:
         self.indentation = indentation
         self.unused_ids = unused
         """Ids of padding rows, which a model should never write."""
+        self.file_marks = file_marks
+        """Marks in front of other files of the project; None for a model that knows none."""
         self.infill = infill
         """Marks around what stands before and after a gap; None for a model that cannot fill one in."""
         self.notes = notes
@@ -210,6 +213,22 @@ class TextCodec:
                     ids += self._encode_plain(piece.replace(guard, ""))
                 except (UnicodeEncodeError, TypeError) as error:
                     raise TokenizerError("the text is not valid Unicode (half a surrogate pair); remove it") from error
+        return ids
+
+    def encode_files(self, files: Sequence[tuple[str, str]], current: str = "filename") -> list[int]:
+        """Return the ids of other files (name, text) that a model is shown in front of a gap, and of the name of the
+        file with the gap: behind the model's marks for that, or as pieces of text.
+
+        The form is llama.cpp's, which is Qwen's where there are marks. Marks in the texts are text.
+        """
+        if self.file_marks is None:
+            parts = "".join(f"\n\n--- snippet ---\n\n{text}" for _, text in files)
+            return self.encode(parts, bos=False, special=False) if files else []
+        ids: list[int] = []
+        if files and self.file_marks.project is not None:
+            ids += [self.file_marks.project, *self.encode("project\n", bos=False, special=False)]
+        for name, text in [*files, (current, "")] if files else ():
+            ids += [self.file_marks.file, *self.encode(f"{name}\n{text}", bos=False, special=False)]
         return ids
 
     def encode_infill(

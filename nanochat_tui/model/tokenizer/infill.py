@@ -79,6 +79,14 @@ class InfillMarks:
         return ids[len(ids) - reverse.index(self.prefix) : len(ids) - reverse.index(self.suffix) - 1]
 
 
+@dataclass(frozen=True, slots=True)
+class FileMarks:
+    """Ids of the marks in front of a file's name, and of a project's if there is one (`fim_sep`, `fim_rep`)."""
+
+    file: int
+    project: int | None
+
+
 def marks_by_name(ids: Mapping[str, int]) -> InfillMarks | None:
     """Find the marks in a vocabulary of special tokens by the spellings in use."""
     for names in KNOWN_NAMES:

@@ -19,12 +19,14 @@ const failures = {};
 for (const [name, call] of Object.entries({
   tools: () => client.chat.completions.create({ ...settings, tools: [{ type: "function", function: { name: "f" } }] }),
   schema: () => client.chat.completions.create({ ...settings, response_format: { type: "xml" } }),
-  embeddings: () => client.embeddings.create({ model: "any", input: "x" }),
+  images: () => client.images.generate({ model: "any", prompt: "x" }),
   responses: () => client.responses.create({ model: "any", input: "x", tools: [{ type: "function", name: "f" }] }),
 })) {
   try { await call(); failures[name] = null; } catch (error) { failures[name] = { kind: error.constructor.name, status: error.status, param: error.param, message: error.message }; }
 }
+const embedded = (await client.embeddings.create({ model: "any", input: ["x", "fn main"] })).data.map((row) => row.embedding);
 console.log(JSON.stringify({
+  embedded,
   model: whole.model, whole: whole.choices[0].message.content, streamed, usage, helped: helped.choices[0].message.content,
   text: text.choices[0].text, models, failures,
 }));
