@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 SAMPLE_TOKENS = 256
 SETS: tuple[SetName, ...] = ("python", "rust")
-"""Sets of problems besides the small ones, which are a part of `eval rust`."""
+"""Sets of problems other than the small ones, which are a part of `eval rust`."""
 
 
 @dataclass(frozen=True)

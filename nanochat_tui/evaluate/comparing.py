@@ -106,7 +106,7 @@ def sign_test(first: int, second: int) -> float:
 
 
 def open_pair(first: Path, second: Path) -> tuple[list[tuple[dict[str, Any], list[Row]]], list[str]]:
-    """Read two folders of evaluations, and say in words what differs between them besides the model.
+    """Read two folders of evaluations, and say in words what differs between them other than the model.
 
     Raises:
         UserError: a folder holds no evaluation.

@@ -46,7 +46,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to write: what stands before it, what its author wrote, and what that part needs besides."""
+    """One thing to write: what stands before it, what its author wrote, and what else that part needs."""
 
     part: Part
     name: str

@@ -355,7 +355,7 @@ def markdown() -> str:
         (f"`{PATHS['messages']}`", _MESSAGES),
         (f"`{PATHS['responses']}`", _RESPONSES),
         (f"`{PATHS['embeddings']}`", _EMBEDDINGS),
-        (f"`{PATHS['infill']}`, besides what both completions have", _INFILL),
+        (f"`{PATHS['infill']}`, in addition to what both completions have", _INFILL),
         (f"`{PATHS['tokenize']}`", _TOKENIZE),
         (f"`{PATHS['detokenize']}`", _DETOKENIZE),
     ):

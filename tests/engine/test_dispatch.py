@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_fastest_usable_kernel_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has AMX besides is in test_amx."""
+    """What has AMX in addition is in test_amx."""
     monkeypatch.delenv(choose.ENVIRONMENT, raising=False)
     wide = next(kernel for kernel in KERNELS if kernel.name == "avx512-vnni").cpu_features
     for features, wanted in (
