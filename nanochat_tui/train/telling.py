@@ -1,4 +1,4 @@
-"""What a trainer tells in addition to its rows: samples, and what stands in run.json and in a checkpoint's state.json."""
+"""What a trainer tells in addition to its rows: samples, and what is in run.json and in a checkpoint's state.json."""
 
 from __future__ import annotations
 

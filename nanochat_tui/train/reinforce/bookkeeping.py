@@ -1,4 +1,4 @@
-"""What a reinforcement run keeps in addition to weights and moments: its generation batch, and the figures of its next row."""
+"""What a reinforcement run keeps in addition to weights and moments: its generation batch, the next row's figures."""
 
 from __future__ import annotations
 
