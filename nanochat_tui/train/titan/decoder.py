@@ -1,4 +1,4 @@
-"""The decoder: torchtitan's blocks with mHC's residual streams between them, and its configuration from a `ModelConfig`."""
+"""The decoder: torchtitan's blocks with mHC's residual streams between them, configured by a `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -137,17 +137,19 @@ def decoder_config(
     if shape.nextn:
         raise UserError("multi-token prediction is not part of the torchtitan model; use nextn 0")
     normal = {"weight": partial(nn.init.normal_, std=INIT_STD)}
-    rounding = {"group_size": shape.group_size, "least_squares": shape.least_squares, "activations": activations}
-    rounding["dtype"] = dtype
+    rounding: dict[str, Any] = {
+        "group_size": shape.group_size,
+        "least_squares": shape.least_squares,
+        "activations": activations,
+        "dtype": dtype,
+    }
     table = {"weight": skip_param_init} if shape.tied else normal  # a tied one is initialised as the head
 
     def linear(inputs: int, outputs: int) -> TernaryLinear.Config:
         return TernaryLinear.Config(in_features=inputs, out_features=outputs, param_init=normal, **rounding)
 
     def norm() -> RMSNorm.Config:
-        return RMSNorm.Config(
-            normalized_shape=shape.dim, eps=shape.norm_eps, param_init={"weight": nn.init.ones_}
-        )
+        return RMSNorm.Config(normalized_shape=shape.dim, eps=shape.norm_eps, param_init={"weight": nn.init.ones_})
 
     def record(index: int) -> HyperConnection.Config | None:
         if shape.n_streams == 1:
@@ -187,9 +189,7 @@ def decoder_config(
     return NanochatDecoder.Config(
         dim=shape.dim,
         vocab_size=shape.vocab_size,
-        tok_embeddings=Q8Embedding.Config(
-            num_embeddings=shape.vocab_size, embedding_dim=shape.dim, param_init=table
-        ),
+        tok_embeddings=Q8Embedding.Config(num_embeddings=shape.vocab_size, embedding_dim=shape.dim, param_init=table),
         norm=norm(),
         lm_head=Q8Head.Config(
             in_features=shape.dim,

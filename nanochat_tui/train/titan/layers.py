@@ -7,7 +7,7 @@ lie along the inputs of a row, so a weight may be shared out by rows or by exper
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,7 @@ class BalancedRouter(TokenChoiceTopKRouter):
         """As torchtitan's."""
 
         balance_weight: float = 0.0
-        """Of the loss, in the gradient of one rank's micro-batch; gradients are added up over ranks and micro-batches."""
+        """Of the loss, in the gradient of one rank's micro-batch; these are added up over ranks and micro-batches."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -176,7 +176,7 @@ class HyperConnection(Module):
         n_streams: int
         version: int
 
-    def __init__(self, config: Config, **_: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.n_streams, self.version = config.n_streams, config.version
         self.record = nn.Parameter(torch.empty_like(initial_record(config.n_streams, 0)))

@@ -1,0 +1,114 @@
+"""torchtitan: our model in its trainer, in an environment of its own, on gloo and processors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trained import write_data
+
+from nanochat_tui.export.checkpoint import load_checkpoint
+from nanochat_tui.model.config import PRESETS
+from nanochat_tui.train.titan.names import our_names
+
+PYTHON = "NANOCHAT_TORCHTITAN_PYTHON"
+HERE = Path(__file__).parent / "titan"
+SAME = 1e-5
+"""Relative difference of numbers that the order of additions explains."""
+
+
+def python() -> str:
+    found = os.environ.get(PYTHON)
+    if found is None:
+        pytest.skip(f"{PYTHON} names no interpreter that has torchtitan")
+    return found
+
+
+def run(*command: str, **environment: str) -> str:
+    paths = os.pathsep.join([str(HERE.parents[2]), str(HERE)])
+    done = subprocess.run(
+        [python(), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def titan(folder: Path, data: Path, processes: int, config: str, *options: str, batch: int) -> list[dict[str, Any]]:
+    """Train two steps with torchtitan's own command; returns loss and norm of each step."""
+    losses = folder.with_suffix(".jsonl")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    words = ["--module", "titan_runs", "--config", config, "--dump-folder", str(folder), "--training.steps", "2"]
+    words += ["--training.local-batch-size", str(batch), *options]
+    run(*launcher, str(HERE / "on_processors.py"), str(losses), *words, NANOCHAT_DATA=str(data))
+    return [json.loads(line) for line in losses.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("flavor", ["tiny", "25b-moe"])
+def test_every_tensor_of_ours_has_a_name_in_torchtitan(flavor: str) -> None:
+    torch = pytest.importorskip("torch")
+    from nanochat_tui.train.model import NanochatModel
+
+    with torch.device("meta"):
+        ours = NanochatModel(PRESETS[flavor]).state_dict()
+    assert sorted(our_names(PRESETS[flavor]).values()) == sorted(ours)
+
+
+@pytest.mark.clusters
+def test_the_model_is_ours() -> None:
+    found = json.loads(run(str(HERE / "compare.py")).splitlines()[-1])
+    for flavor, counts in found["parameters"].items():
+        assert counts == [PRESETS[flavor].parameters] * 3
+    assert found["records"] and len(found["refused"]) == 3
+    assert set(found["apart"]) >= {"two streams, tied", "experts"}
+    for name, kinds in found["apart"].items():
+        assert max(kinds["float"]) <= SAME, name
+        # a value at the border between two integers may fall to either side
+        near = [one for one in kinds["int8"] if one <= SAME]
+        assert len(near) >= 0.9 * len(kinds["int8"]) and max(kinds["int8"]) < 0.1, name
+
+
+@pytest.mark.clusters
+@pytest.mark.parametrize(
+    ("config", "options"), [("dense", ()), ("experts", ("--parallelism.expert-parallel-degree", "2"))]
+)
+def test_two_ranks_take_the_step_of_one_and_the_checkpoint_is_exported(
+    tmp_path: Path, config: str, options: tuple[str, ...]
+) -> None:
+    """7b and 25b-moe at reduced width: FSDP2, and expert parallelism, through torchtitan's trainer."""
+    data = write_data(tmp_path / "data")
+    one = titan(tmp_path / "one", data, 1, config, batch=4)
+    two = titan(tmp_path / "two", data, 2, config, *options, batch=2)
+    assert [row["step"] for row in two] == [1, 2]
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=SAME)
+    # the balance loss is another one for each part of a batch
+    assert two[0]["norm"] == pytest.approx(one[0]["norm"], rel=1e-4 if config == "dense" else 1e-2)
+    assert 0 < two[1]["loss"] < 10
+    # its checkpoint becomes one of ours
+    saved, target = tmp_path / "two" / "checkpoint" / "step-2", tmp_path / "run" / "step_2"
+    flavor = {"dense": "7b", "experts": "25b-moe"}[config]
+    run(str(HERE / "convert_reduced.py"), str(saved), str(target), flavor, str(data))
+    shape, weights = load_checkpoint(target)
+    assert sum(values.size for values in weights.values()) == shape.parameters
+    program = [sys.executable, "-m", "nanochat_tui.cli.train_entry", "export", "--checkpoint", str(target)]
+    program += ["--gguf", str(tmp_path / "m.gguf")]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.clusters
+def test_the_loader_goes_on_where_it_was_on_another_number_of_ranks(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    found = json.loads(run(str(HERE / "loading.py"), str(data)).splitlines()[-1])
+    # three batches of four by one rank, or one batch of four and then two by two ranks
+    assert found["resumed"] == found["whole"][1:] and len(set(map(tuple, found["whole"][0]))) > 1
+    assert found["vocabulary"] == "refused"
