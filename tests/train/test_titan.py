@@ -43,14 +43,13 @@ def run(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-def titan(folder: Path, data: Path, processes: int, config: str, *options: str, batch: int) -> list[dict[str, Any]]:
-    """Train two steps with torchtitan's own command; returns loss and norm of each step."""
+def titan(folder: Path, data: Path, processes: int, config: str, *options: str) -> list[dict[str, Any]]:
+    """Run torchtitan's own command; returns loss and norm of each step."""
     losses = folder.with_suffix(".jsonl")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    words = ["--module", "titan_runs", "--config", config, "--dump-folder", str(folder), "--training.steps", "2"]
-    words += ["--training.local-batch-size", str(batch), *options]
+    words = ["--module", "titan_runs", "--config", config, "--dump-folder", str(folder), *options]
     run(*launcher, str(HERE / "on_processors.py"), str(losses), *words, NANOCHAT_DATA=str(data))
-    return [json.loads(line) for line in losses.read_text().splitlines()]
+    return [json.loads(line) for line in losses.read_text().splitlines()] if losses.exists() else []
 
 
 @pytest.mark.parametrize("flavor", ["tiny", "25b-moe"])
@@ -86,8 +85,16 @@ def test_two_ranks_take_the_step_of_one_and_the_checkpoint_is_exported(
 ) -> None:
     """7b and 25b-moe at reduced width: FSDP2, and expert parallelism, through torchtitan's trainer."""
     data = write_data(tmp_path / "data")
-    one = titan(tmp_path / "one", data, 1, config, batch=4)
-    two = titan(tmp_path / "two", data, 2, config, *options, batch=2)
+    # weights drawn in shares are others, so both begin with those of a checkpoint
+    titan(tmp_path / "seed", data, 1, config, "--checkpoint.create-seed-checkpoint")
+    start = [
+        "--checkpoint.initial-load-path",
+        str(tmp_path / "seed" / "checkpoint" / "step-0"),
+        "--training.steps",
+        "2",
+    ]
+    one = titan(tmp_path / "one", data, 1, config, *start, "--training.local-batch-size", "4")
+    two = titan(tmp_path / "two", data, 2, config, *start, "--training.local-batch-size", "2", *options)
     assert [row["step"] for row in two] == [1, 2]
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=SAME)
     # the balance loss is another one for each part of a batch
@@ -99,6 +106,8 @@ def test_two_ranks_take_the_step_of_one_and_the_checkpoint_is_exported(
     run(str(HERE / "convert_reduced.py"), str(saved), str(target), flavor, str(data))
     shape, weights = load_checkpoint(target)
     assert sum(values.size for values in weights.values()) == shape.parameters
+    state = json.loads((target / "state.json").read_text())
+    assert (state["step"], state["tokens"]) == (2, 2 * 4 * shape.context_length)
     program = [sys.executable, "-m", "nanochat_tui.cli.train_entry", "export", "--checkpoint", str(target)]
     program += ["--gguf", str(tmp_path / "m.gguf")]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=300)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from nanochat_tui.train.titan.names import our_names
 from nanochat_tui.train.titan.shape import shape_on
 
 _STEP = "train_state.step"
-_TOKENS = "train_state.ntokens_seen"
+_TOKENS = "dataloader.tokens"
 
 
 def read_weights(folder: Path, shape: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -60,7 +61,8 @@ def read_weights(folder: Path, shape: ModelConfig) -> tuple[dict[str, Tensor], d
     training: dict[str, Any] = {name: 0 for name in (_STEP, _TOKENS) if name in stored}
     whole: dict[str, Any] = {**weights, **training}
     try:
-        load(whole, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings(action="ignore"):  # that this is one process
+            load(whole, storage_reader=reader, no_dist=True)
     except (OSError, CheckpointException) as error:
         reason = plain_reason(error) if isinstance(error, OSError) else "a file is missing or damaged"
         raise UserError(f"the checkpoint {shown} cannot be read: {reason}; use another one") from None

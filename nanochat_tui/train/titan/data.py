@@ -65,8 +65,8 @@ class TokenDataLoader(BaseDataLoader):
             yield {"input": inputs}, torch.where(targets == IGNORED, IGNORE_INDEX, targets)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of sequences read, by all ranks."""
-        return {SEQUENCES: self._read}
+        """Return the numbers of sequences and of their tokens that all ranks have read."""
+        return {SEQUENCES: self._read, "tokens": self._read * self._loader.length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind as many sequences as a checkpoint names."""

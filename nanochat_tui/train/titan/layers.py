@@ -127,8 +127,8 @@ class Q8Embedding(Embedding):
         """As torchtitan's."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return float32 [batch, tokens, dim]."""
-        return q8_0_table(super().forward(input))
+        """Return float32 [batch, tokens, dim], a tensor of its own, as FSDP2 wants it."""
+        return q8_0_table(super().forward(input)).clone()
 
 
 class Q8Head(Linear):
