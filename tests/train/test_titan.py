@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trained import write_data
+from trained import VOCABULARY, write_data
 
 from nanochat_tui.export.checkpoint import load_checkpoint
 from nanochat_tui.model.config import PRESETS
@@ -115,9 +115,12 @@ def test_two_ranks_take_the_step_of_one_and_the_checkpoint_is_exported(
 
 
 @pytest.mark.clusters
-def test_the_loader_goes_on_where_it_was_on_another_number_of_ranks(tmp_path: Path) -> None:
+def test_the_loader_goes_on_on_another_number_of_ranks_and_runs_have_names(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     found = json.loads(run(str(HERE / "loading.py"), str(data)).splitlines()[-1])
     # three batches of four by one rank, or one batch of four and then two by two ranks
     assert found["resumed"] == found["whole"][1:] and len(set(map(tuple, found["whole"][0]))) > 1
     assert found["vocabulary"] == "refused"
+    # torchtitan finds the runs by the names of module and configuration; the vocabulary is that of the data
+    flavors = {"nanochat_tiny": "tiny", "nanochat_7b": "7b", "nanochat_25b_moe": "25b-moe"}
+    assert found["named"] == {name: [flavor, VOCABULARY, 7] for name, flavor in flavors.items()}

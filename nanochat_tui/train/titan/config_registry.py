@@ -66,7 +66,7 @@ def trainer_config(
         hf_assets_path=str(data),
         dataloader=TokenDataLoader.Config(dataset="tokens", dataset_path=str(data), vocab_size=shape.vocab_size),
         loss=ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config(global_vocab_size=shape.vocab_size)),
-        optimizer=default_adamw(lr=lr),
+        optimizer=default_adamw(lr=lr, weight_decay=0.0),
         lr_scheduler=LRSchedulersContainer.Config(
             warmup_steps=200, decay_ratio=0.2, decay_type="linear", min_lr_factor=0.0
         ),

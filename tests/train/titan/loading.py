@@ -1,13 +1,15 @@
-"""Prints the first tokens of batches, by one rank and by two that continue it: DATA."""
+"""Prints the first tokens of batches, by one rank and by two that continue it, and the named configurations: DATA."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from typing import Any
 
 import torch
+from torchtitan.config import ConfigManager
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.train.titan.data import TokenDataLoader
@@ -44,4 +46,10 @@ try:
 except UserError:
     vocabulary = "refused"
 resumed = [first + second for first, second in zip(*parts, strict=True)]
-print(json.dumps({"whole": whole, "resumed": resumed, "vocabulary": vocabulary}))
+os.environ["NANOCHAT_DATA"] = DATA
+named = {}
+for name in ("nanochat_tiny", "nanochat_7b", "nanochat_25b_moe"):
+    words = ["--module", "nanochat_tui.train.titan", "--config", name, "--training.steps", "7"]
+    config = ConfigManager().parse_args(words)
+    named[name] = [config.model_spec.flavor, config.model_spec.model.vocab_size, config.training.steps]
+print(json.dumps({"named": named, "whole": whole, "resumed": resumed, "vocabulary": vocabulary}))
