@@ -181,7 +181,7 @@ def decoder_config(
             ffn_norm=norm(),
             attention=attention,
             feed_forward=None if shape.n_experts else dense,
-            moe=_mixture(shape, linear(shape.dim, shape.n_experts), rounding) if shape.n_experts else None,
+            moe=_mixture(shape, rounding) if shape.n_experts else None,
             attn_mhc=record(2 * index),
             ffn_mhc=record(2 * index + 1),
         )
@@ -204,8 +204,14 @@ def decoder_config(
     )
 
 
-def _mixture(shape: ModelConfig, gate: TernaryLinear.Config, rounding: dict[str, Any]) -> MoE.Config:
+def _mixture(shape: ModelConfig, rounding: dict[str, Any]) -> MoE.Config:
     normal = partial(nn.init.normal_, std=INIT_STD)
+    gate = TernaryLinear.Config(
+        in_features=shape.dim,
+        out_features=shape.n_experts,
+        param_init={"weight": normal},
+        **{**rounding, "dtype": "float32"},  # torchtitan takes the softmax in the type it gets
+    )
     return MoE.Config(
         num_experts=shape.n_experts,
         load_balance_coeff=None,
