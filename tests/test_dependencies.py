@@ -35,6 +35,8 @@ ABSENT = {
     "zstandard": "zstandard",
 }
 """Distributions of modules that need not be installed."""
+ELSEWHERE = {"torchtitan", "spmd_types"}
+"""Modules of an environment of its own, whose versions go with none of ours; `.ci/peers` makes it."""
 PRIVATE = {
     "numba": (
         "numba:config.OPT",
@@ -124,12 +126,18 @@ def test_every_import_is_declared() -> None:
     missing = {}
     for path, module, _ in imports():
         top = module.partition(".")[0]
-        if top in sys.stdlib_module_names or top == PACKAGE.name:
+        if top in sys.stdlib_module_names or top == PACKAGE.name or top in ELSEWHERE:
             continue
         found = {normalised(name) for name in known.get(top, [ABSENT.get(top, top)])}
         if not found & declared:
             missing[top] = f"{path.relative_to(ROOT)} imports {top} ({', '.join(found)})"
     assert not missing, f"declare in pyproject.toml, with the reason: {'; '.join(missing.values())}"
+
+
+def test_what_lives_elsewhere_is_imported_in_one_place() -> None:
+    found = {path.parent for path, module, _ in imports() if module.partition(".")[0] in ELSEWHERE}
+    assert found == {PACKAGE / "train" / "titan"}
+    assert "torchtitan==" in (ROOT / ".ci" / "peers").read_text()
 
 
 def test_every_dependency_is_imported() -> None:

@@ -198,11 +198,16 @@ def mix_coefficients(records: Tensor, n_streams: int, version: int) -> tuple[Ten
     return torch.sigmoid(pre + pre_bias), matrices, gain * torch.sigmoid(post + post_bias)
 
 
+def rope_angles(head_dim: int, theta: float, length: int) -> Tensor:
+    """Angles of every position, float64 [length, head width / 2]."""
+    half = head_dim // 2
+    frequency = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    return torch.outer(torch.arange(length, dtype=torch.float64), frequency)
+
+
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position, float32 [context, head width / 2]."""
-    half = config.head_dim // 2
-    frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
-    angle = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequency)
+    angle = rope_angles(config.head_dim, config.rope_theta, config.context_length)
     return angle.cos().float(), angle.sin().float()
 
 
@@ -235,6 +240,19 @@ def weighted(weights: Tensor, streams: list[Tensor]) -> Tensor:
     for i in range(1, len(streams)):
         total = total + weights[i] * streams[i]
     return total
+
+
+def write_streams(
+    streams: list[Tensor], y: Tensor, matrix: Tensor, write: Tensor, *, mix_first: bool = False
+) -> list[Tensor]:
+    """The streams after a sub-layer with output `y`: coefficients matrix [n, n] and write [n] of its record.
+
+    `mix_first` mixes before `y` is added, as version 1 of four streams does.
+    """
+    n = range(len(streams))
+    source = streams if mix_first else [streams[i] + write[i] * y for i in n]
+    mixed = [weighted(matrix[i], source) for i in n]
+    return [mixed[i] + write[i] * y for i in n] if mix_first else mixed
 
 
 class NanochatModel(nn.Module):
@@ -403,11 +421,8 @@ class NanochatModel(nn.Module):
 
     def write_streams(self, streams: list[Tensor], y: Tensor, matrix: Tensor, write: Tensor) -> list[Tensor]:
         """The streams after a sub-layer with output `y`: coefficients matrix [n, n] and write [n] of its record."""
-        n = range(len(streams))
-        before = self.config.n_streams == 4 and self.config.mhc_version == 1
-        source = streams if before else [streams[i] + write[i] * y for i in n]
-        mixed = [weighted(matrix[i], source) for i in n]
-        return [mixed[i] + write[i] * y for i in n] if before else mixed
+        mix_first = self.config.n_streams == 4 and self.config.mhc_version == 1
+        return write_streams(streams, y, matrix, write, mix_first=mix_first)
 
     def round_input(self, x: Tensor) -> Tensor:
         """What a linear reads of `x`: rounded to int8 with one scale per token, or as it is."""
