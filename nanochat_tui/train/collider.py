@@ -27,9 +27,10 @@ from nanochat_tui.export.checkpoint import TERNARY
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.text import display_safe
 from nanochat_tui.train.checkpoint import load_checkpoint
-from nanochat_tui.train.model import Block, BlockWeights, NanochatModel, rms_norm, rope, weighted
+from nanochat_tui.train.model import Block, BlockWeights, NanochatModel, rms_norm, rope
 from nanochat_tui.train.mtp import Head, TokensAhead
 from nanochat_tui.train.quantise import q8_0_table
+from nanochat_tui.train.streams import weighted
 
 KEPT_LOGITS = 1 << 30
 """Bytes of probabilities of a micro-batch that are kept for the backward pass; more are computed again there."""

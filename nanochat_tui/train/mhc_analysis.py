@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nanochat_tui.model.config import MHC_RECORD_FLOATS
 from nanochat_tui.model.mhc_verify import verify
-from nanochat_tui.train.model import NanochatModel, mix_coefficients
+from nanochat_tui.train.model import NanochatModel
+from nanochat_tui.train.streams import mix_coefficients
 
 Records = list[dict[str, Any]]
 

@@ -32,7 +32,8 @@ from torch.utils.checkpoint import checkpoint
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.config import ModelConfig
 from nanochat_tui.train.checkpoint import SaveError, save_checkpoint
-from nanochat_tui.train.model import Block, BlockWeights, Joined, NanochatModel, NextBlock, records_of, rope_tables
+from nanochat_tui.train.model import Block, BlockWeights, Joined, NanochatModel, NextBlock, rope_tables
+from nanochat_tui.train.streams import records_of
 from nanochat_tui.train.world import World
 
 Mix = tuple[Tensor, Tensor, Tensor] | None

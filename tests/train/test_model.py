@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from nanochat_tui.model.config import PRESETS, ModelConfig
-from nanochat_tui.train.model import NanochatModel, initial_record, mix_coefficients
+from nanochat_tui.train.model import NanochatModel
+from nanochat_tui.train.streams import initial_record, mix_coefficients
 
 SMALL = ModelConfig(
     dim=128, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=256, vocab_size=300, context_length=64, n_streams=2

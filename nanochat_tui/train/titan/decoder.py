@@ -24,7 +24,7 @@ from torchtitan.protocols.sharding import ShardingConfig
 
 from nanochat_tui.errors import UserError
 from nanochat_tui.model.config import PRESETS, ModelConfig
-from nanochat_tui.train.model import weighted, write_streams
+from nanochat_tui.train.streams import weighted, write_streams
 from nanochat_tui.train.titan.layers import (
     Activations,
     BalancedRouter,

@@ -21,8 +21,9 @@ from torchtitan.models.common.rope import CosSinRoPE
 from torchtitan.protocols.module import Module
 
 from nanochat_tui.train.experts import balance_loss, grouped, with_loss
-from nanochat_tui.train.model import initial_record, mix_coefficients, rope_angles
+from nanochat_tui.train.model import rope_angles
 from nanochat_tui.train.quantise import int8_activation, int8_head_input, q8_0_table, ternary_weight
+from nanochat_tui.train.streams import initial_record, mix_coefficients
 
 Dtype = Literal["bfloat16", "float32"]
 Activations = Literal["int8", "float"]
