@@ -69,7 +69,7 @@ def test_float_activations_reach_the_engine(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match="noted"):
         load_one(ModelFiles(path, activations="float"), str)
     assert asked == ["float"] * 3
-    with pytest.raises(UserError, match="--activations are for files"):
+    with pytest.raises(UserError, match="--activations and --lora are for files"):
         dispatch(["chat", "--attach", "http://127.0.0.1:9", "--activations", "float", "-p", "hi"])
 
 

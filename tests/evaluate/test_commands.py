@@ -15,7 +15,7 @@ from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate.measured import BEGIN, END
 from nanochat_tui.model.shipped import shipped_model, shipped_tokenizer
 from nanochat_tui.train.data_preparation import PrepareOptions, prepare_data
-from tests.support import write_model
+from support import write_model
 
 CODE = """pub fn {name}(values: &[u64]) -> u64 {{
     let mut total = 0;

@@ -18,7 +18,7 @@ from nanochat_tui.evaluate.kept import LAUNCH, LOG, Kept, Shelf, find_kept, read
 from nanochat_tui.evaluate.sandbox.isolation import isolation
 from nanochat_tui.evaluate.solving import ROWS, Evaluation, Row
 from nanochat_tui.evaluate.summary import wilson
-from tests.support import write_model
+from support import write_model
 
 ABOUT = {"set": "three", "model": "tiny", "problems": 3, "samples": 1}
 

@@ -26,7 +26,7 @@ from nanochat_tui.evaluate.sandbox.limits import Limits
 from nanochat_tui.evaluate.solving import Evaluation, Row, Task, work
 from nanochat_tui.evaluate.summary import wilson
 from nanochat_tui.request import SamplingParams, Token
-from tests.support import write_model
+from support import write_model
 
 needs_rustc = pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed")
 ALL: tuple[Part, ...] = tuple(PARTS)

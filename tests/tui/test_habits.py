@@ -314,7 +314,7 @@ def test_keys_of_every_mode_can_be_changed_and_none_has_the_name_of_another() ->
 
 
 async def test_keys_of_the_other_modes_are_remapped(tmp_path: Path) -> None:
-    preferences = Preferences(keys={"inspect.right": "f7", "train.new": "f6"})
+    preferences = Preferences(keys={"inspect.right": "f7", "train.new": "f10"})
     app = NanochatApp(ScriptedBackend("x"), preferences=preferences, runs=tmp_path)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: state(app) == "ready")
@@ -328,7 +328,7 @@ async def test_keys_of_the_other_modes_are_remapped(tmp_path: Path) -> None:
         await until(pilot, lambda: isinstance(app.screen, TrainScreen))
         train = app.screen
         assert isinstance(train, TrainScreen)
-        await pilot.press("n", "f6")
+        await pilot.press("n", "f10")
         await until(pilot, lambda: train.tabs.active == "new")
 
 
