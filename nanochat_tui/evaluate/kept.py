@@ -5,6 +5,7 @@ An evaluation is a process of its own, `nanochat-tui eval …`, which works on a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -31,6 +32,8 @@ from nanochat_tui.text import display_safe
 
 LAUNCH, LOG = "launch.json", "log.txt"
 """What `start` notes of the process, and what that one says."""
+STOP_SECONDS = 10.0
+"""An interrupted process has so long to end by itself."""
 State = Literal["starting", "running", "finished", "stopped", "failed"]
 DEPTH = 2
 """Folders below the root in which evaluations are looked for: those of a card lie one deeper."""
@@ -280,7 +283,10 @@ def start(arguments: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
 
 
 def stop(folder: Path) -> bool:
-    """Interrupt the process that works on a folder, as Ctrl+C does; return whether there is one."""
+    """Interrupt the process that works on a folder, as Ctrl+C does; return whether there is one.
+
+    One that has not ended after `STOP_SECONDS` is terminated: what it has judged is in its file, line by line.
+    """
     for name in (COMMAND, LAUNCH):
         note = _object(folder / name) or {}
         if process_runs(note.get("pid"), note.get("started")):
@@ -288,8 +294,20 @@ def stop(folder: Path) -> bool:
                 os.kill(int(note["pid"]), signal.SIGINT)
             except (OSError, ValueError):
                 continue
+            threading.Thread(target=_make_sure, args=(note,), name="evaluation-stop", daemon=True).start()
             return True
     return False
+
+
+def _make_sure(note: dict[str, Any]) -> None:
+    """Terminate a process that an interrupt does not end: Python loses one that comes in a callback from C."""
+    end = time.monotonic() + STOP_SECONDS
+    while process_runs(note.get("pid"), note.get("started")):
+        if time.monotonic() > end:
+            with contextlib.suppress(OSError):
+                os.kill(int(note["pid"]), signal.SIGTERM)
+            return
+        time.sleep(0.1)
 
 
 def resume(kept: Kept) -> subprocess.Popen[bytes]:

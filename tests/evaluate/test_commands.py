@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import write_model
 
 import nanochat_tui as nc
 from nanochat_tui.cli.app import dispatch
@@ -15,7 +16,6 @@ from nanochat_tui.errors import UserError
 from nanochat_tui.evaluate.measured import BEGIN, END
 from nanochat_tui.model.shipped import shipped_model, shipped_tokenizer
 from nanochat_tui.train.data_preparation import PrepareOptions, prepare_data
-from support import write_model
 
 CODE = """pub fn {name}(values: &[u64]) -> u64 {{
     let mut total = 0;

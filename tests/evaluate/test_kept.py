@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from support import write_model
 
 from nanochat_tui.cli.app import dispatch
 from nanochat_tui.errors import UserError
@@ -18,7 +21,6 @@ from nanochat_tui.evaluate.kept import LAUNCH, LOG, Kept, Shelf, find_kept, read
 from nanochat_tui.evaluate.sandbox.isolation import isolation
 from nanochat_tui.evaluate.solving import ROWS, Evaluation, Row
 from nanochat_tui.evaluate.summary import wilson
-from support import write_model
 
 ABOUT = {"set": "three", "model": "tiny", "problems": 3, "samples": 1}
 
@@ -158,3 +160,15 @@ def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not say how"):
         resume(Kept(folder, "run", {}, (), 0, "stopped", "", 0.0))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_process_that_misses_the_interrupt_is_terminated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanochat_tui.evaluate.kept.STOP_SECONDS", 0.2)
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        started = psutil.Process(process.pid).create_time()
+        (tmp_path / LAUNCH).write_text(json.dumps({"arguments": [], "pid": process.pid, "started": started}))
+        assert stop(tmp_path)
+        assert process.wait(120) == -signal.SIGTERM

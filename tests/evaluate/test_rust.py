@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support import write_model
 
 from nanochat_tui.chat.backend import CancelEvent, Event, Finished, Request, Started
 from nanochat_tui.cli.app import dispatch
@@ -26,7 +27,6 @@ from nanochat_tui.evaluate.sandbox.limits import Limits
 from nanochat_tui.evaluate.solving import Evaluation, Row, Task, work
 from nanochat_tui.evaluate.summary import wilson
 from nanochat_tui.request import SamplingParams, Token
-from support import write_model
 
 needs_rustc = pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed")
 ALL: tuple[Part, ...] = tuple(PARTS)
