@@ -118,7 +118,7 @@ def check(
 def use_session(
     soak: Soak, pair: Engines, rng: random.Random, session: Session, prompts: list[list[int]], what: str
 ) -> tuple[Engines, Session]:
-    """Do one of USES with a session of a pair; return the pair and the session to go on with."""
+    """Do one of USES with a session of a pair; return the pair and the session to continue."""
     text = rng.choice(prompts)
     prompt = text[: rng.randint(1, len(text) - 10)]
     if what == "edit":

@@ -1,12 +1,13 @@
 """Take the screenshots of the README from the real application on a real model.
 
     cd ~/models && python scripts/screenshots.py [MODEL] [--only chat,inspect] [--other FILE] [--runs DIR]
-        [--server URL]
+        [--server URL] [--evaluations DIR]
 
 Writes SVG, and PNG next to it where a Chromium is installed. What the model says is not picked: seed and prompts are
 fixed below, and the pictures show whatever comes. `--other` is a second file of the same model, such as an earlier
 checkpoint, for the pictures of a comparison; `--runs` is a folder of training runs, the first of which is opened (it is
-only read); `--server` is a server of the same model, for the parity mode. Without them those pictures are not taken.
+only read); `--server` is a server of the same model, for the parity mode; `--evaluations` is a folder named `evaluations`
+with two or more of the same problems. Without them those pictures are not taken.
 Paths show in pictures, so run it from a neutral folder.
 """
 
@@ -32,6 +33,7 @@ from nanochat_tui.errors import UserError
 from nanochat_tui.model.shipped import shipped_model
 from nanochat_tui.tui.app import NanochatApp
 from nanochat_tui.tui.chat.parity_screen import ParityScreen
+from nanochat_tui.tui.evaluate.screen import EvaluateScreen
 from nanochat_tui.tui.inspect.compare import ComparePane
 from nanochat_tui.tui.inspect.screen import InspectScreen
 from nanochat_tui.tui.train.checkpoints_view import CheckpointsView
@@ -197,6 +199,23 @@ async def scrubbing(pilot: Pilot[None], app: NanochatApp) -> None:
     await wait(pilot, app, lambda: len(view.done) + len(view.errors) == len(view.checkpoints))
 
 
+def evaluating(tab: str) -> Callable[[Pilot[None], NanochatApp], Awaitable[None]]:
+    async def play(pilot: Pilot[None], app: NanochatApp) -> None:
+        await pilot.press("f6")
+        await wait(pilot, app, lambda: isinstance(app.screen, EvaluateScreen) and len(app.screen.list.kept) > 1)
+        screen = app.screen
+        assert isinstance(screen, EvaluateScreen)
+        if tab == "samples":
+            await pilot.press("enter")
+            await wait(pilot, app, lambda: screen.samples.count > 0)
+        elif tab == "compare":
+            await pilot.press("space", "down", "space")
+        screen.tabs.active = tab
+        await pilot.pause(3.0)
+
+    return play
+
+
 @dataclass(frozen=True)
 class Shot:
     name: str
@@ -234,12 +253,18 @@ TRAIN = (
     Shot("train-new", (110, 40), launching),
 )
 """The train mode; needs runs to look at."""
+EVALUATE = (
+    Shot("evaluate", (110, 20), evaluating("kept")),
+    Shot("evaluate-samples", (110, 34), evaluating("samples")),
+    Shot("evaluate-compare", (110, 24), evaluating("compare")),
+)
+"""The evaluate mode; needs evaluations to look at."""
 
 
 async def take(shot: Shot, model: Path, out: Path, runs: Path | None) -> Path:
     app = NanochatApp(LocalBackend(model), runs=runs)
     async with app.run_test(size=shot.size, notifications=True) as pilot:
-        if not shot.name.startswith(("inspect", "train")):
+        if not shot.name.startswith(("inspect", "train", "evaluate")):
             await wait(pilot, app, lambda: app.chat.model.ready)
             app.chat.session.sampling = replace(app.chat.session.sampling, seed=SEED)
         await shot.play(pilot, app)
@@ -271,6 +296,7 @@ def main() -> int:
     parser.add_argument("--other", type=Path, help="a second file of the same model, to compare with")
     parser.add_argument("--runs", type=Path, help="a folder of training runs")
     parser.add_argument("--server", help="address of a server of the same model, to compare replies with")
+    parser.add_argument("--evaluations", type=Path, help="a folder of evaluations of the same problems")
     arguments = parser.parse_args()
     model = arguments.model or shipped_model()
     if model is None or not model.is_file():
@@ -284,6 +310,9 @@ def main() -> int:
         shots.append(Shot("chat-parity", (110, 30), parity(arguments.server)))
     if arguments.runs is not None:
         shots.extend(TRAIN)
+    if arguments.evaluations is not None:
+        os.environ["NANOCHAT_DATA_DIR"] = str(arguments.evaluations.parent)
+        shots.extend(EVALUATE)
     wanted = tuple(filter(None, arguments.only.split(",")))
     for shot in shots:
         if wanted and not shot.name.startswith(wanted):

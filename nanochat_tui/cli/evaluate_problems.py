@@ -57,7 +57,7 @@ class Asked:
     threads: int | None
 
     def arguments(self, folder: Path) -> list[str]:
-        """Return the arguments of `nanochat-tui` that go on with it."""
+        """Return the arguments of `nanochat-tui` that continue it."""
         options = absolute(
             {
                 "--attach": self.attach,

@@ -53,7 +53,7 @@ class RustAsked:
     threads: int | None
 
     def arguments(self, folder: Path) -> list[str]:
-        """Return the arguments of `nanochat-tui` that go on with it."""
+        """Return the arguments of `nanochat-tui` that continue it."""
         data = [str(self.data.absolute())] if self.data is not None else []
         options = absolute(
             {

@@ -70,7 +70,7 @@ class Environment:
         trace = trace_of(task, text)
         try:
             await task.score(trace)
-        except Exception:  # a reward of other people's code; the reply is left out, and the others go on
+        except Exception:  # a reward of other people's code; the reply is left out, and the others continue
             return Judged(float("nan"), False)
         parts = {name: float(reward.value) for name, reward in trace.rewards.items() if reward is not None}
         value = float(trace.reward) if parts else float("nan")

@@ -31,7 +31,7 @@ class EvaluationFolder:
     """A folder with its settings in evaluation.json, and files of JSON lines."""
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Begin a folder, or go on with one of the same settings.
+        """Begin a folder, or continue one of the same settings.
 
         Raises:
             UserError: the folder holds an evaluation with other settings, or is damaged.
@@ -53,7 +53,7 @@ class EvaluationFolder:
         if different:
             raise UserError(
                 f"{shown} holds another evaluation (its {', '.join(map(display_safe, different))} differ); "
-                "name another folder with --out, or give the same options to go on with it"
+                "name another folder with --out, or give the same options to continue it"
             )
 
     @contextlib.contextmanager

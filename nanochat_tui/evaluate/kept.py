@@ -1,4 +1,4 @@
-"""Evaluations that are kept: which there are, how far each is, and starting, stopping and going on with one.
+"""Evaluations that are kept: which there are, how far each is, and starting, stopping and continuing one.
 
 An evaluation is a process of its own, `nanochat-tui eval …`, which works on a folder: whoever watches reads the folder.
 """
@@ -57,7 +57,7 @@ class Kept:
     changed: float
     """Seconds since 1970."""
     arguments: tuple[str, ...] = ()
-    """Of `nanochat-tui`, to go on with it; none where the folder does not say."""
+    """Of `nanochat-tui`, to continue it; none where the folder does not say."""
     seconds_left: float | None = None
 
     @property
@@ -123,7 +123,7 @@ class Shelf:
         failure = ""
         state: State
         if total and len(rows) >= total:
-            state, running = "finished", False  # a process that goes on is at work on another one
+            state, running = "finished", False  # a process that still runs is at work on another one
         elif running:
             state = "running" if rows or command else "starting"
         else:
@@ -311,7 +311,7 @@ def _make_sure(note: dict[str, Any]) -> None:
 
 
 def resume(kept: Kept) -> subprocess.Popen[bytes]:
-    """Go on with an evaluation. Raises UserError where its folder does not say how, and as `start` does."""
+    """Continue an evaluation. Raises UserError where its folder does not say how, and as `start` does."""
     if not kept.arguments:
         raise UserError(f"{display_safe(kept.name)} does not say how it was started; give the same command again")
     if kept.arguments[:1] != ("eval",):

@@ -15,7 +15,7 @@ from nanochat_tui.evaluate.solving import Report
 from nanochat_tui.evaluate.summary import Figure, Summary, plain
 
 BEGIN, END = "<!-- begin: nanochat-tui eval card -->", "<!-- end: nanochat-tui eval card -->"
-"""Marks in a card around what the command makes anew; text outside them is people's."""
+"""Marks in a card around what the command replaces; text outside them is people's."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 
 def replace_section(text: str, section: Sequence[str]) -> str | None:
-    """Return a card with what stands between the marks made anew; None if it has no marks.
+    """Return a card with new text between the marks; None if it has no marks.
 
     Raises UserError if the marks are not one pair.
     """

@@ -85,7 +85,7 @@ class Evaluation:
     """The folder of an evaluation and its rows."""
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        """Begin an evaluation, or go on with one of the same settings. Raises UserError and WriteError as
+        """Begin an evaluation, or continue one of the same settings. Raises UserError and WriteError as
         `EvaluationFolder` does.
         """
         self.folder = EvaluationFolder(folder, about)

@@ -86,7 +86,7 @@ def load_per_node(files: ModelFiles, log: Log, root: Path = SYSTEM) -> list[Batc
     """
     nodes = find_nodes(root, usable_cpus())
     if len(nodes) < 2:
-        log("--numa has nothing to do here: this process sees one memory node; going on with one replica")
+        log("--numa has nothing to do here: this process sees one memory node; continuing with one replica")
         return [load_one(files, log)]
 
     def on(node: Node) -> Batcher:

@@ -179,7 +179,7 @@ def test_a_batch_reads_next_to_replies(model: Model, kv_tokens: int | None) -> N
 
 
 def test_a_reading_leaves_room_for_replies(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two parts of a long text that is read, a reply goes on."""
+    """Between two parts of a long text that is read, a reply continues."""
     order: list[str] = []
     read, execute = model.executor.read, model.executor.execute
 

@@ -162,7 +162,7 @@ def test_a_card_is_made_of_real_figures(data: Path, tmp_path: Path, capsys: pyte
     assert "| MIT | 1 | 3 |" in text  # one crate of three files was trained on
 
 
-def test_a_card_without_a_corpus_is_made_anew_between_its_marks(
+def test_a_card_without_a_corpus_is_replaced_between_its_marks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (write_model(tmp_path / f"{name}.gguf", seed=seed) for seed, name in enumerate(("one", "two")))

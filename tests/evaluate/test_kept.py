@@ -1,4 +1,4 @@
-"""Kept evaluations: what a folder says of them while they run and afterwards; starting, stopping, going on."""
+"""Kept evaluations: what a folder says of them while they run and afterwards; starting, stopping, continuing."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_the_list_in_words_and_for_scripts(
     assert "| pass@1 | 0.0% | 0.0% |" in capsys.readouterr().out
 
 
-def test_one_is_started_stopped_and_gone_on_with(tmp_path: Path) -> None:
+def test_one_is_started_stopped_and_continued(tmp_path: Path) -> None:
     try:
         isolation()
     except UserError as error:

@@ -227,7 +227,7 @@ def test_the_command_on_a_model_without_marks_and_on_one_that_has_them(
     command = json.loads((out / "command.json").read_text())
     assert command["total"] == 24
     capsys.readouterr()
-    assert dispatch(command["arguments"]) == 0, "its own arguments go on with it"
+    assert dispatch(command["arguments"]) == 0, "its own arguments continue it"
     said = capsys.readouterr().out
     assert "infill: left out, the file has no FIM tokens" in said and "(at most" in said
     assert len((out / "samples.jsonl").read_text().splitlines()) == 24, "nothing is done twice"

@@ -212,7 +212,7 @@ def test_a_base_model_continues_a_text_and_a_full_context_is_cut(pages: Pages, t
             t.text for t in running.service.model.generate("fn main() {\n", max_tokens=16, temperature=0)
         )
         assert page.evaluate("talk().messages[1].content") == expected
-        page.press("#text", "Enter")  # nothing to add: the model goes on with its own text
+        page.press("#text", "Enter")  # nothing to add: the model continues its own text
         finished(page)
         more = page.evaluate("talk().messages.map((m) => m.role)")
         assert more == ["user", "assistant", "assistant"]

@@ -380,7 +380,7 @@ async def test_chat_model_streams_markdown_into_one_widget_that_stays() -> None:
         await until(pilot, lambda: "again" in shown(app) and state(app) == "ready")
         assert "Some bold" not in shown(app)
         assert [m.role for m in backend.requests[1].messages] == ["user"]
-        await say(pilot, app, "")  # an empty message lets a chat model go on with its answer
+        await say(pilot, app, "")  # an empty message lets a chat model continue its answer
         assert (backend.requests[2].prefix, len(backend.requests[2].messages)) == ("again", 1)
 
 

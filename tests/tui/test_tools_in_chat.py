@@ -49,7 +49,7 @@ def slot(tmp_path: Path, **servers: Any) -> Iterator[ToolSlot]:
     servers = servers or {"t": entry(env={"MARKS": str(tmp_path / "marks")})}
     entries = read_servers(write_config(tmp_path / "mcp.json", **servers))
     made = Toolbox(entries, Approvals(tmp_path / "tools.json"), Limits())
-    for server in made.servers.all:  # so that a busy machine does not make a reply go on without them
+    for server in made.servers.all:  # so that a busy machine does not make a reply continue without them
         made.servers.start(server)
     made.servers.wait(120, threading.Event())
     try:

@@ -10,7 +10,7 @@ from nanochat_tui.chat.backend import Backend, Event, Finished, Message, Request
 from nanochat_tui.chat.tools.records import CallRecord
 from nanochat_tui.chat.tools.toolbox import STOPPED, Asker, Toolbox, record_of
 
-BOUND = "Not made: the model has called tools {rounds} times in this reply; it goes on when the user continues."
+BOUND = "Not made: the model has called tools {rounds} times in this reply; it continues when the user does."
 
 
 def answer(
@@ -19,7 +19,7 @@ def answer(
     """Answer a request whose model may use tools; `Finished` comes once, at the end of all rounds.
 
     Records of calls come with each change of their state. Figures are those of all rounds together. first: the number
-    of the first round, for a reply that goes on. Raises `UserError` as `Backend.chat` does.
+    of the first round, for a reply that is continued. Raises `UserError` as `Backend.chat` does.
     """
     limits = toolbox.limits
     size = backend.context_size

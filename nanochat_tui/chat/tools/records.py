@@ -121,7 +121,7 @@ def messages_of(reply: Sequence[Segment], *, whole: bool) -> list[Message]:
     """Return a reply as messages: what the model said with its calls, and what the tools answered.
 
     With `whole`, calls without any text behind them are left out: templates want an answer before the next message.
-    Otherwise the text of the last segment is: there the reply goes on.
+    Otherwise the text of the last segment is: there the reply continues.
     """
     kept = list(reply)
     while whole and len(kept) > 1 and not kept[-1].text.strip():

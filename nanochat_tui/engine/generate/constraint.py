@@ -167,7 +167,7 @@ def _refusal(reason: str) -> str:
 
 
 class GrammarRules:
-    """The rules of one reply, see `run.draw.Rules`: a matcher that goes on with every token that was accepted."""
+    """The rules of one reply, see `run.draw.Rules`: a matcher that follows every accepted token."""
 
     def __init__(
         self, matcher: LLMatcher, vocabulary: Vocabulary, prompt: list[int], *, min_tokens: int, never_ends: bool

@@ -229,7 +229,7 @@ class Screening:
         if self._maker is None and self.passes >= BEGIN_AFTER:
             # during the replies, which are the same with and without
             maker = threading.Thread(target=self.make, name="screen", daemon=True)
-            with contextlib.suppress(RuntimeError):  # no thread can be started, and the reply goes on without
+            with contextlib.suppress(RuntimeError):  # no thread can be started, and the reply continues without
                 maker.start()
                 self._maker = maker
         use = self._uses.setdefault(wanted, _Use())

@@ -3,7 +3,7 @@
 Names and defaults are those of the authors' reference (youtu-agent, `utu/practice`). The folder of a practice holds
 `practice.json` (its settings), `replies.jsonl` (each reply of model and critic under a key), `experiences.json` (the
 library) and `history.jsonl` (rewards and library after each batch). Given the replies the loop is deterministic: a
-practice that was stopped reads them back and goes on with the first one that is missing.
+practice that was stopped reads them back and continues with the first one that is missing.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Journal:
             if self._budget is not None and self.tokens >= self._budget:
                 raise BudgetError(
                     f"the token budget is used up ({self.tokens:,} of {self._budget:,}); what was learned is kept: "
-                    "go on with a larger --token-budget"
+                    "continue with a larger --token-budget"
                 )
             text, tokens = ask()
             self._folder.append(REPLIES, {"key": key, "reply": text, "tokens": tokens})
@@ -231,7 +231,7 @@ def mean_reward(learner: Learner, place: str, questions: Sequence[Question], tem
 
 
 def about(practice: Practice, named: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides a practice's replies; more epochs or tokens go on with the same one."""
+    """Return what decides a practice's replies; more epochs or tokens continue it."""
     settings = dict(vars(practice))
     settings.pop("epochs")
     settings.pop("token_budget")

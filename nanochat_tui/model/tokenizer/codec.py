@@ -293,7 +293,7 @@ class TextCodec:
         return StreamDecoder(self, self._in_indentation(after), special, strip_space=begins and self.has_space_prefix)
 
     def _in_indentation(self, ids: Sequence[int]) -> bool:
-        """Whether text that follows `ids` begins a line, or goes on with its indentation."""
+        """Whether text that follows `ids` begins a line, or continues its indentation."""
         if self.infill is not None:
             ids = self.infill.before_gap(ids)
         for token in reversed(ids):
@@ -328,7 +328,7 @@ class StreamDecoder:
 
     @property
     def at_line_start(self) -> bool:
-        """Whether what comes next begins a line, or goes on with its indentation."""
+        """Whether what comes next begins a line, or continues its indentation."""
         return self._tabs.at_line_start
 
     @property

@@ -22,7 +22,7 @@ SEQUENCES = "sequences"
 class TokenDataLoader(BaseDataLoader):
     """This rank's part of each micro-batch; what a run sees is a function of the seed and the sequences read so far.
 
-    So a run that continues on another number of ranks goes on where it was.
+    So a run that continues on another number of ranks continues where it was.
     """
 
     @dataclass(kw_only=True, slots=True)

@@ -43,7 +43,7 @@ def completed(text: str) -> tuple[str, list[str]]:
 
 
 def completed_path(text: str) -> tuple[str, list[str]]:
-    """Return a path as far as it is certain, and the names it may go on with when there are several."""
+    """Return a path as far as it is certain, and the names it may continue when there are several."""
     if text == "~":
         return "~/", []
     folder, _, start = text.rpartition("/")

@@ -135,7 +135,7 @@ class Loader:
 class Generation:
     """Writes one reply in the background, with the tools of a toolbox if one is given.
 
-    first_round: the number of the first round of calls, for a reply that goes on.
+    first_round: the number of the first round of calls, for a reply that is continued.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ HINTS = {
     "max_tokens": "Longest completion.",
     "threads": "Empty: one per physical core.",
     "unsafe": "yes: run the model's programs even where no isolation works.",
-    "name": "Of the folder; empty: after set and model. One that was stopped is gone on with.",
+    "name": "Of the folder; empty: after set and model. One that was stopped continues.",
 }
 
 

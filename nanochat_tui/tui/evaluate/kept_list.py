@@ -37,7 +37,7 @@ class KeptList(Widget):
     HELP = """\
 ## Evaluations
 What is kept, the newest first. **Enter** reads the samples of one, **{evaluate.mark|Space}** marks two for the Compare
-tab, **{evaluate.stop|s}** stops one that runs, **{evaluate.resume|R}** goes on with one that was stopped,
+tab, **{evaluate.stop|s}** stops one that runs, **{evaluate.resume|R}** continues one that was stopped,
 **{evaluate.new|n}** starts one. *passed* is the share of completions so far with its 95 % interval; of none, how large
 the share may be at most.
 """

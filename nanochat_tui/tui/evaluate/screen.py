@@ -95,7 +95,7 @@ evaluation is a process of its own: it continues when this application ends.
         self.look()
 
     def on_unmount(self) -> None:
-        """Hear no more of what is looked for; evaluations go on."""
+        """Hear no more of what is looked for; evaluations continue."""
         for job in (self._looking, self._comparing):
             if job is not None:
                 job.stop()
@@ -259,7 +259,7 @@ evaluation is a process of its own: it continues when this application ends.
         text = key_names(self)("mark two evaluations of the same problems with {evaluate.mark|Space} in the list")
         return Content.styled(text, "$text 60%")
 
-    # starting, stopping, going on
+    # starting, stopping, continuing
 
     @on(StartForm.Wanted)
     def _start(self, event: StartForm.Wanted) -> None:
@@ -308,12 +308,12 @@ evaluation is a process of its own: it continues when this application ends.
         one = self._chosen()
         if one is not None and shelf.stop(one.path):
             self.notify(
-                display_safe(one.name) + key_names(self)(" ends; {evaluate.resume|R} goes on with it."), markup=False
+                display_safe(one.name) + key_names(self)(" ends; {evaluate.resume|R} continues it."), markup=False
             )
         self.look()
 
     def action_resume(self) -> None:
-        """Go on with the chosen evaluation."""
+        """Continue the chosen evaluation."""
         one = self._chosen()
         if one is not None:
             self._launched(one.path, lambda: shelf.resume(one))
@@ -326,7 +326,7 @@ evaluation is a process of its own: it continues when this application ends.
         """What makes sense now, for the palette."""
         for action, title, text in (
             ("stop", "Stop the evaluation", "What is judged is kept"),
-            ("resume", "Go on with the evaluation", "From where it was stopped"),
+            ("resume", "Continue the evaluation", "From where it was stopped"),
         ):
             if self.check_action(action, ()):
                 yield title, text, getattr(self, f"action_{action}")

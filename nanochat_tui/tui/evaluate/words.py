@@ -23,7 +23,7 @@ COLOURS: dict[State, str] = {
     "failed": "text-error",
 }
 PROMPT_LINES = 8
-"""Lines of a prompt that are shown at first: the end is what the model goes on from."""
+"""Lines of a prompt that are shown at first: the end is what the model continues."""
 LONGEST = 20_000
 """Characters of one text that are shown."""
 DIM, HEADING = "$text 60%", "bold $text-primary"

@@ -1,4 +1,4 @@
-"""The evaluate mode starts an evaluation of a tiny model, watches, stops and goes on with it; reads and compares."""
+"""The evaluate mode starts an evaluation of a tiny model, watches, stops and continues it; reads and compares."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ async def test_a_real_run_from_the_form_to_its_samples(tmp_path: Path, size: tup
                 assert widget.region.right <= size[0] and widget.region.bottom <= size[1], widget
 
 
-async def test_it_is_stopped_and_gone_on_with(tmp_path: Path) -> None:
+async def test_it_is_stopped_and_continued(tmp_path: Path) -> None:
     try:
         isolation()
     except UserError as error:
