@@ -6,7 +6,7 @@
 Writes SVG, and PNG next to it where a Chromium is installed. What the model says is not picked: seed and prompts are
 fixed below, and the pictures show whatever comes. `--other` is a second file of the same model, such as an earlier
 checkpoint, for the pictures of a comparison; `--runs` is a folder of training runs, the first of which is opened (it is
-only read); `--server` is a server of the same model, for the parity mode; `--evaluations` is a folder named `evaluations`
+only read); `--server` is a server of the same model, for the parity mode; `--evaluations` is a folder of that name
 with two or more of the same problems. Without them those pictures are not taken.
 Paths show in pictures, so run it from a neutral folder.
 """
