@@ -18,7 +18,7 @@ from nanochat_tui.tui.widgets.highlighting import highlight_code
 COLOURS: dict[State, str] = {
     "starting": "text-accent",
     "running": "text-success",
-    "finished": "text",
+    "finished": "foreground",
     "stopped": "text-warning",
     "failed": "text-error",
 }
@@ -26,7 +26,7 @@ PROMPT_LINES = 8
 """Lines of a prompt that are shown at first: the end is what the model continues."""
 LONGEST = 20_000
 """Characters of one text that are shown."""
-DIM, HEADING = "$text 60%", "bold $text-primary"
+DIM, HEADING = "$foreground 60%", "bold $text-primary"
 
 
 def rate_text(kept: Kept) -> str:
@@ -53,14 +53,14 @@ def progress_content(kept: Kept | None, width: int) -> Content:
     first = Content.assemble(
         (kept.state, f"bold ${COLOURS[kept.state]}"),
         ("  ", ""),
-        (display_safe(kept.title), "$text"),
+        (display_safe(kept.title), "$foreground"),
         (f"  {display_safe(kept.model)}" if kept.model else "", DIM),
     )
     cells = max(8, min(30, width // 4))
     share = kept.done / kept.total if kept.total else 0.0
     parts = [Content.styled(meter(share, cells), "$text-success on $surface-lighten-2"), Content(f" {done_text(kept)}")]
     if kept.rate() is not None:
-        parts.append(Content.assemble(("  passed ", DIM), (rate_text(kept), "bold $text")))
+        parts.append(Content.assemble(("  passed ", DIM), (rate_text(kept), "bold $foreground")))
     if kept.seconds_left is not None:
         parts.append(Content.assemble(("  ", ""), (f"{numbers.duration(kept.seconds_left)} left", DIM)))
     last = Content("")
@@ -77,7 +77,7 @@ def progress_content(kept: Kept | None, width: int) -> Content:
 def _part(kept: Kept, part: str) -> Content:
     rows = [row for row in kept.rows if row.problem.startswith(f"{part}/")]
     return Content.assemble(
-        (f"{display_safe(part)} ", DIM), (f"{sum(row.verdict == 'passed' for row in rows)}/{len(rows)}", "$text")
+        (f"{display_safe(part)} ", DIM), (f"{sum(row.verdict == 'passed' for row in rows)}/{len(rows)}", "$foreground")
     )
 
 
@@ -88,7 +88,7 @@ def sample_name(row: Row, *, short: bool = False) -> Content:
         more += f" @{row.temperature:g}"
     parts = row.problem.split("/")
     name = f"{parts[0]} {parts[-1]}" if short and len(parts) > 2 else row.problem
-    return Content.assemble((display_safe(name), "$text"), (more, DIM))
+    return Content.assemble((display_safe(name), "$foreground"), (more, DIM))
 
 
 def verdict(row: Row) -> Content:
@@ -163,13 +163,13 @@ def comparison_content(
     lines = [Content.styled(f"{found.problems} problems that both were given", HEADING), Content("")]
     for name, rate, better in zip(names, found.rates, found.better, strict=True):
         more = f"  passed {rate:.1%}   more often right on {better}"
-        lines.append(Content.assemble((display_safe(name), "bold $text"), more))
+        lines.append(Content.assemble((display_safe(name), "bold $foreground"), more))
     lines += [
         Content(""),
         Content.assemble(
             ("difference ", DIM),
-            (f"{found.difference:+.1%}", "bold $text"),
-            (f"   95 % interval {found.low:+.1%} to {found.high:+.1%}   sign test p = {found.sign_test:.2g}", "$text"),
+            (f"{found.difference:+.1%}", "bold $foreground"),
+            (f"   95 % interval {found.low:+.1%} to {found.high:+.1%}   sign test p = {found.sign_test:.2g}", "$foreground"),
         ),
         Content.styled(said, "$text-success" if found.is_significant else "$text-warning"),
     ]

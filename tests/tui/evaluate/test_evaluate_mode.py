@@ -19,6 +19,7 @@ from nanochat_tui.evaluate.folder import COMMAND
 from nanochat_tui.evaluate.kept import LAUNCH, LOG, Kept, stop
 from nanochat_tui.evaluate.sandbox.isolation import isolation
 from nanochat_tui.evaluate.solving import Evaluation, Row
+from nanochat_tui.tui.evaluate import words
 from nanochat_tui.tui.evaluate.screen import EvaluateScreen
 from nanochat_tui.tui.evaluate.starting import DEFAULTS, start_of
 from nanochat_tui.tui.evaluate.words import comparison_content, different_verdicts, progress_content, sample_content
@@ -309,3 +310,10 @@ def test_a_comparison_in_words() -> None:
         and "also different: seed" in text
     )
     assert "the difference may be chance" in text and "p0  failed  →  passed" in text
+
+
+def test_cells_of_tables_have_colours_that_a_table_resolves() -> None:
+    """A table draws `$text`, whose colour depends on what is below it, in black."""
+    name = words.sample_name(Row("small/add", 1, "", "passed", ""))
+    styles = {f"${colour}" for colour in words.COLOURS.values()} | {str(span.style) for span in name.spans}
+    assert len(styles) > 3 and not any(style.split()[0] == "$text" for style in styles)
