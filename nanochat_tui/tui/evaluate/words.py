@@ -169,7 +169,8 @@ def comparison_content(
         Content.assemble(
             ("difference ", DIM),
             (f"{found.difference:+.1%}", "bold $foreground"),
-            (f"   95 % interval {found.low:+.1%} to {found.high:+.1%}   sign test p = {found.sign_test:.2g}", "$foreground"),
+            (f"   95 % interval {found.low:+.1%} to {found.high:+.1%}", "$foreground"),
+            (f"   sign test p = {found.sign_test:.2g}", "$foreground"),
         ),
         Content.styled(said, "$text-success" if found.is_significant else "$text-warning"),
     ]
